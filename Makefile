@@ -1,0 +1,45 @@
+# Every target makes .venv and installs what it needs when that is missing.
+PYTHON ?= python3.11
+EXTRA ?= cpu
+TORCH ?= torch==2.13.0
+# The CPU build of torch has its own index; tried briefly, so that a machine that has the wheel already goes on.
+TORCH_INDEX ?= $(if $(filter cpu,$(EXTRA)),--extra-index-url https://download.pytorch.org/whl/cpu)
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: help setup quickstart test unit lint bench clean
+
+help:            ## show the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
+
+setup: $(VENV)/.ready  ## make .venv and install everything (EXTRA=cpu, the default, or EXTRA=gpu)
+
+# torch first and alone, deepspeed last and without build isolation: it imports torch while it builds.
+$(VENV)/.ready: requirements/$(EXTRA).lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --retries 1 --timeout 20 $(TORCH_INDEX) $(TORCH) setuptools==80.9.0 wheel
+	$(PIP) install --quiet --no-deps -r requirements/$(EXTRA).lock
+	DS_BUILD_OPS=0 $(PIP) install --quiet --no-deps --no-build-isolation deepspeed==0.19.8
+	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+quickstart: $(VENV)/.ready  ## the main job: warm a small model up, train it with GRPO, show the difference
+	$(BIN)/rlpost train configs/quickstart.yaml
+
+test: lint $(VENV)/.ready  ## all tests: unit, integration and faults
+	$(BIN)/python -m pytest
+
+unit: $(VENV)/.ready  ## the unit tests alone (seconds)
+	$(BIN)/python -m pytest tests/unit
+
+lint: $(VENV)/.ready  ## ruff format and check, mypy
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.ready  ## seconds per step against TRL and the floor
+	$(BIN)/python benchmarks/step.py
+
+clean:           ## remove .venv and caches, not the runs
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build *.egg-info

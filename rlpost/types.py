@@ -1,0 +1,116 @@
+"""The three records that travel: `Prompt`, `Rollout`, `Verdict`.
+
+All are immutable; arrays are numpy so that they move through Ray's object store without a copy.
+Importable without torch, ray or vllm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+
+Status = Literal["correct", "wrong", "partial", "unverified"]
+FinishReason = Literal["stop", "length", "abort"]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One task.
+
+    Attributes:
+        id: stable across runs, restarts and order; derived from the content when the data has none.
+        text: what the model reads, after the template.
+        token_ids: int32 (P,), `text` tokenized.
+        reference: what the verifier compares with; never shown to the model.
+        completion: a worked example, for supervised warm-up only.
+        metadata: other columns of the row, injected into verifiers by name. Plain JSON data.
+    """
+
+    id: str
+    text: str
+    token_ids: np.ndarray
+    reference: Any = None
+    completion: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one verifier says of one rollout.
+
+    `score` is None exactly when `status` is "unverified": what the completion can cause is "wrong"; only what it
+    cannot cause (a lost worker, a broken verifier, a bad reference) is "unverified", and never a reward of zero.
+    """
+
+    status: Status
+    score: float | None
+    reason: str = ""
+    extracted: str | None = None
+    components: Mapping[str, float] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+    attempts: int = 1
+    cached: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.score is None) != (self.status == "unverified"):
+            raise ValueError(f"a verdict has score None exactly when unverified, got {self.status} with {self.score}")
+        if self.score is not None and not np.isfinite(self.score):
+            raise ValueError(f"a verdict's score must be finite, got {self.score}")
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One sampled response with everything that must stay aligned to its tokens.
+
+    Attributes:
+        prompt_id: `Prompt.id`.
+        group: which submission of the prompt this belongs to; all samples of a group share it, no other does.
+        sample: 0 .. samples_per_prompt - 1 within the group.
+        prompt_ids: int32 (P,).
+        response_ids: int32 (R,), including the end-of-sequence token when one was sampled.
+        logprobs: float32 (R,), log-probability under the distribution really sampled from (after temperature).
+        versions: int32 (R,), the weight version that sampled each token.
+        finish_reason: "stop", "length" (hit max_tokens) or "abort" (the engine gave it up: not to be learned from).
+        text: the response decoded, without special tokens.
+        seed: the sampling seed, a pure function of (run seed, step, prompt, sample).
+        verdicts: by verifier name; empty until scored.
+        reward: weighted sum of the verdicts' scores; None when not scored or any weighted verdict is unverified.
+    """
+
+    prompt_id: str
+    group: int
+    sample: int
+    prompt_ids: np.ndarray
+    response_ids: np.ndarray
+    logprobs: np.ndarray
+    versions: np.ndarray
+    finish_reason: FinishReason
+    text: str
+    seed: int
+    verdicts: Mapping[str, Verdict] = field(default_factory=dict)
+    reward: float | None = None
+
+    def __post_init__(self) -> None:
+        n = len(self.response_ids)
+        if len(self.logprobs) != n or len(self.versions) != n:
+            raise ValueError(
+                f"rollout {self.prompt_id}#{self.sample}: {n} response tokens but {len(self.logprobs)} log-probs "
+                f"and {len(self.versions)} weight versions"
+            )
+
+    @property
+    def usable(self) -> bool:
+        """Whether this sample may enter a group's statistics and the loss."""
+        return self.finish_reason != "abort" and self.reward is not None and len(self.response_ids) > 0
+
+    def scored(self, verdicts: Mapping[str, Verdict], weights: Mapping[str, float]) -> Rollout:
+        """This rollout with its verdicts and the reward they give."""
+        weighted = [(verdicts[name].score, weight) for name, weight in weights.items() if weight != 0]
+        reward = (
+            None if any(score is None for score, _ in weighted) else sum(s * w for s, w in weighted if s is not None)
+        )
+        return replace(self, verdicts=dict(verdicts), reward=reward)
