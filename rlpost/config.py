@@ -175,6 +175,8 @@ class Template(Section):
     def _has_prompt(self) -> Template:
         if "{prompt}" not in self.prompt:
             raise ValueError("template.prompt must contain {prompt}")
+        if self.system is not None and self.kind == "plain":
+            raise ValueError("template.system needs template.kind: chat; write it into template.prompt otherwise")
         return self
 
 
@@ -372,7 +374,7 @@ class Observe(Section):
 
 
 class Alarms(Section):
-    """What stops a run that is wrong but would stay green. Exit code 4, after a checkpoint."""
+    """What stops a run that is wrong but would stay green. Exit code 4; the newest checkpoint stays as it was."""
 
     mismatch_logp_abs_max: float | None = Field(
         None, gt=0, description="engine against learner on the same weights; 1e-3 in float32, else off by default"
@@ -585,6 +587,8 @@ class _UniqueKeys(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
             key = self.construct_object(key_node, deep=True)
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)

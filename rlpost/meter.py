@@ -15,40 +15,46 @@ class Meter:
     """Named metrics held as (kind, total, weight)."""
 
     def __init__(self) -> None:
-        self._entries: dict[str, tuple[Kind, float, float]] = {}
+        self.entries: dict[str, tuple[Kind, float, float]] = {}
 
     def mean(self, name: str, total: float, weight: float) -> None:
         """Add `total` (a sum over `weight` items) to a mean; nothing is added when `weight` is 0."""
         if weight:
-            self._add(name, "mean", float(total), float(weight))
+            self.add(name, "mean", float(total), float(weight))
+
+    def renamed(self, names: dict[str, str]) -> Meter:
+        """Only the metrics in `names`, under their new names."""
+        chosen = Meter()
+        chosen.entries = {new: self.entries[old] for old, new in names.items() if old in self.entries}
+        return chosen
 
     def sum(self, name: str, value: float) -> None:
-        self._add(name, "sum", float(value), 1.0)
+        self.add(name, "sum", float(value), 1.0)
 
     def max(self, name: str, value: float) -> None:
-        self._add(name, "max", float(value), 1.0)
+        self.add(name, "max", float(value), 1.0)
 
     def min(self, name: str, value: float) -> None:
-        self._add(name, "min", float(value), 1.0)
+        self.add(name, "min", float(value), 1.0)
 
-    def _add(self, name: str, kind: Kind, total: float, weight: float) -> None:
-        if name not in self._entries:
-            self._entries[name] = (kind, total, weight)
+    def add(self, name: str, kind: Kind, total: float, weight: float) -> None:
+        if name not in self.entries:
+            self.entries[name] = (kind, total, weight)
             return
-        known, old, old_weight = self._entries[name]
+        known, old, old_weight = self.entries[name]
         if known != kind:
             raise ValueError(f"metric {name!r} was a {known} and is now added as a {kind}")
         if kind == "max":
-            self._entries[name] = (kind, max(old, total), 1.0)
+            self.entries[name] = (kind, max(old, total), 1.0)
         elif kind == "min":
-            self._entries[name] = (kind, min(old, total), 1.0)
+            self.entries[name] = (kind, min(old, total), 1.0)
         else:
-            self._entries[name] = (kind, old + total, old_weight + weight)
+            self.entries[name] = (kind, old + total, old_weight + weight)
 
     def update(self, other: Meter) -> Meter:
         """Fold `other` into this meter."""
-        for name, (kind, total, weight) in other._entries.items():
-            self._add(name, kind, total, weight)
+        for name, (kind, total, weight) in other.entries.items():
+            self.add(name, kind, total, weight)
         return self
 
     @classmethod
@@ -61,5 +67,5 @@ class Meter:
     def values(self) -> dict[str, float]:
         """The final numbers, by name."""
         return {
-            name: total / weight if kind == "mean" else total for name, (kind, total, weight) in self._entries.items()
+            name: total / weight if kind == "mean" else total for name, (kind, total, weight) in self.entries.items()
         }

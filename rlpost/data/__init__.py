@@ -1,0 +1,27 @@
+"""Where prompts come from, which come next, and which groups of samples are learned from.
+
+Importable without torch, ray or vllm; transformers, datasets, pyarrow and reasoning-gym load when first needed.
+"""
+
+from rlpost.data.errors import DataError
+from rlpost.data.order import PromptOrder, judge_group
+from rlpost.data.prompts import PromptSets, load_examples, load_prompts
+from rlpost.data.report import DataReport, SourceReport
+from rlpost.data.sources import Row, read_rows
+from rlpost.data.tokenizer import encode_completion, load_tokenizer, make_tokenizer
+
+__all__ = [
+    "DataError",
+    "DataReport",
+    "PromptOrder",
+    "PromptSets",
+    "Row",
+    "SourceReport",
+    "encode_completion",
+    "judge_group",
+    "load_examples",
+    "load_prompts",
+    "load_tokenizer",
+    "make_tokenizer",
+    "read_rows",
+]

@@ -1,0 +1,40 @@
+"""Rows of a reasoning_gym source, scored by the scorer of their task.
+
+Some of reasoning-gym's scorers (countdown, puzzle24, simple_integration and others) hand the answer to sympy's
+`parse_expr`, which evaluates it as Python. For the countdown task use the `countdown` verifier, which does not.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import reasoning_gym
+
+ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+
+
+def verify(response: str, task: str, entry: Mapping[str, Any], answer_tag: bool = True) -> dict[str, Any]:
+    """The task's own score, usually 1.0 when right and little or nothing when wrong.
+
+    Args:
+        task: reasoning-gym's name of the task; the source gives it.
+        entry: the row as reasoning-gym made it; the source gives it.
+        answer_tag: take the text in the last `<answer>...</answer>` when there is one.
+    """
+    score = _scorer(task)
+    tagged = ANSWER.findall(response) if answer_tag else []
+    answer = (tagged[-1] if tagged else response).strip()
+    try:
+        return {"score": float(score(answer=answer, entry=entry)), "extracted": answer}
+    # The scorers raise whatever they like. One that works on the row's own answer was broken by the response.
+    except Exception as error:  # noqa: BLE001
+        score(answer=entry["answer"], entry=entry)
+        return {"score": 0.0, "reason": "scorer_failed", "extracted": answer, "details": {"error": repr(error)}}
+
+
+@functools.cache
+def _scorer(task: str) -> Callable[..., float]:
+    return reasoning_gym.get_score_answer_fn(task)

@@ -1,0 +1,250 @@
+"""The `rlpost` command. Nothing heavy is imported until a verb needs it: a bad file is refused within two seconds."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rlpost import __version__
+from rlpost.config import Config, ConfigError, load
+
+# Exit codes, the same for every verb.
+DONE, BAD_USAGE, NOTHING_TO_DO, ALARM, FAULT, PREEMPTED = 0, 2, 3, 4, 5, 6
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="RL post-training for reasoning models with verifiable rewards, on Ray, vLLM and DeepSpeed.",
+    epilog="Exit codes: 0 done, 2 bad configuration or usage, 3 nothing to do, 4 stopped by an alarm, 5 fault, "
+    "6 stopped on request after a checkpoint.",
+)
+
+Arguments = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="CONFIG [key=value ...]",
+        help="YAML file(s), later over earlier, then overrides such as learner.lr=1e-6 or rollout.engines=2.",
+        show_default=False,
+    ),
+]
+RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A run's folder, such as runs/quickstart.")]
+
+
+@app.command()
+def train(arguments: Arguments) -> None:
+    """Train: one file, one command. With `warmup`, a supervised start first."""
+    config = _load(arguments)
+    from rlpost.commands.train import start
+
+    raise typer.Exit(start(config, _command()))
+
+
+@app.command()
+def resume(
+    run: RunDir,
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]", show_default=False)] = None,
+) -> None:
+    """Continue a run from its newest checkpoint that can be believed."""
+    from rlpost.commands.train import proceed
+
+    raise typer.Exit(proceed(run, overrides or []))
+
+
+@app.command()
+def sft(arguments: Arguments) -> None:
+    """Only the supervised warm-up of a configuration; the model goes to RUN/model."""
+    config = _load(arguments)
+    from rlpost.commands.train import warm_up
+
+    raise typer.Exit(warm_up(config, _command()))
+
+
+@app.command()
+def eval(
+    target: Annotated[str, typer.Argument(metavar="RUN_DIR|MODEL", help="A run's folder, or a model's folder or id.")],
+    k: Annotated[str, typer.Option(help="Values of k for pass@k, separated by commas.")] = "1",
+    data: Annotated[
+        Path | None, typer.Option(help="JSONL or Parquet file of problems; by default the run's held-out prompts.")
+    ] = None,
+    prompt: Annotated[str, typer.Option(help="Column or template of the prompt, with --data.")] = "prompt",
+    reference: Annotated[str, typer.Option(help="Column or template of the reference, with --data.")] = "reference",
+    verifier: Annotated[str | None, typer.Option(help="Verifier: a name or file.py:function.")] = None,
+    config: Annotated[Path | None, typer.Option(help="Configuration to take data, template and verifier from.")] = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="Samples a prompt; the largest k by default.")] = None,
+    seeds: Annotated[str, typer.Option(help="Sampling seeds, separated by commas.")] = "0",
+    temperature: Annotated[float, typer.Option(min=0)] = 1.0,
+    top_p: Annotated[float, typer.Option(min=0.01, max=1)] = 1.0,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest response.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most this many prompts.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where to write the results as JSON.")] = None,
+) -> None:
+    """pass@k with bootstrap intervals over prompts, several seeds, decoding settings recorded."""
+    from rlpost.commands.evaluate import Request, run
+
+    request = Request(
+        target=target,
+        k=_integers("--k", k),
+        data=data,
+        prompt=prompt,
+        reference=reference,
+        verifier=verifier,
+        config=config,
+        samples=samples,
+        seeds=_integers("--seeds", seeds),
+        temperature=temperature,
+        top_p=top_p,
+        max_tokens=max_tokens,
+        limit=limit,
+        out=out,
+    )
+    raise typer.Exit(run(request))
+
+
+@app.command()
+def export(
+    run: RunDir,
+    to: Annotated[Path, typer.Option(help="New folder for the model.")],
+    step: Annotated[int | None, typer.Option(help="Which checkpoint; the newest by default.")] = None,
+    check: Annotated[str, typer.Option(help="What reloads and compares it: transformers, vllm or both.")] = "both",
+) -> None:
+    """Write a checkpoint's weights in the Hugging Face format, reloaded and compared before it is called done."""
+    from rlpost.commands.export import run as run_export
+
+    raise typer.Exit(run_export(run, to, step, check))
+
+
+@app.command()
+def submit(
+    arguments: Arguments,
+    address: Annotated[str, typer.Option(help="The cluster's dashboard, such as http://127.0.0.1:8265.")],
+    working_dir: Annotated[
+        Path, typer.Option(help="Folder that travels with the job: your verifiers, small data.")
+    ] = Path(),
+    detach: Annotated[bool, typer.Option(help="Do not wait and stream the log.")] = False,
+    deadline: Annotated[float, typer.Option(min=1, help="Seconds the cluster may take to accept the job.")] = 120.0,
+) -> None:
+    """Run a configuration as a job of an existing Ray cluster. Tokens: RAY_AUTH_MODE=token, as for `ray job submit`."""
+    config = _load(arguments)
+    from rlpost.commands.submit import run
+
+    raise typer.Exit(run(config, arguments, address, working_dir, detach, deadline))
+
+
+@app.command()
+def plan(arguments: Arguments) -> None:
+    """What a configuration asks for: batch arithmetic, placement, memory. Starts nothing."""
+    config = _load(arguments)
+    from rlpost.commands.plan import show
+
+    raise typer.Exit(show(config))
+
+
+@app.command()
+def doctor() -> None:
+    """Installed versions against the tested ones, and what this machine can do."""
+    from rlpost.commands.doctor import show
+
+    raise typer.Exit(show())
+
+
+@app.command(name="list")
+def list_(what: Annotated[str, typer.Argument(metavar="methods|verifiers|tasks")]) -> None:
+    """Names that a configuration may use."""
+    from rlpost.commands.listing import show
+
+    raise typer.Exit(show(what))
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"rlpost {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Options before the verb."""
+
+
+def split(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Configuration files and overrides of a command line: an override has an `=` and names no file."""
+    files = [a for a in arguments if "=" not in a or Path(a).is_file()]
+    return files, [a for a in arguments if a not in files]
+
+
+def _load(arguments: list[str]) -> Config:
+    files, overrides = split(arguments)
+    if not files:
+        raise ConfigError(
+            "no configuration file given, only overrides; for example: rlpost train configs/quickstart.yaml"
+        )
+    return load(files, overrides)
+
+
+def _integers(option: str, text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"{option} {text!r} must be whole numbers separated by commas, such as 1,8,64") from None
+
+
+def _command() -> list[str]:
+    return ["rlpost", *sys.argv[1:]]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command and turn what went wrong into a message and an exit code."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """The command's exit code."""
+    try:
+        result: Any = app(args=arguments, standalone_mode=False, prog_name="rlpost")
+        return int(result or 0)
+    except typer.Exit as done:
+        return done.exit_code
+    except Exception as error:  # noqa: BLE001 - the last place that can name it; unknown ones keep their traceback
+        return _explain(error)
+    except KeyboardInterrupt:
+        print("rlpost: stopped at once; the newest checkpoint is what is left", file=sys.stderr)
+        return 130
+
+
+def _explain(error: Exception) -> int:
+    """Print an error for a person; exit code by what it is."""
+    import click
+
+    if isinstance(error, click.ClickException):
+        error.show()
+        return BAD_USAGE
+    code = getattr(error, "exit_code", BAD_USAGE if isinstance(error, ConfigError) else None)
+    if code is None and _is_user_error(error):
+        code = BAD_USAGE
+    if code is None:
+        import traceback
+
+        traceback.print_exception(error)
+        code = FAULT
+    print(f"rlpost: {error}", file=sys.stderr)
+    return int(code)
+
+
+def _is_user_error(error: Exception) -> bool:
+    """Errors of data and verifiers are the user's to mend; their modules are loaded by whoever raised them."""
+    names = {("rlpost.data.errors", "DataError"), ("rlpost.verify.protocol", "VerifierError")}
+    return any(
+        module in sys.modules and isinstance(error, getattr(sys.modules[module], name)) for module, name in names
+    )
+
+
+if __name__ == "__main__":
+    main()

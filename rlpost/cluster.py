@@ -1,0 +1,122 @@
+"""Ray: joined or started, and where each actor goes."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from rlpost.config import Config
+
+
+class PlacementError(RuntimeError):
+    """The cluster cannot hold what the configuration asks for."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A slot for each engine and each learner rank: (placement group, bundle), or None for anywhere on CPU."""
+
+    engines: list[tuple[Any, int] | None]
+    ranks: list[tuple[Any, int] | None]
+    engine_gpus: float
+    rank_gpus: float
+    group: Any
+
+    def release(self) -> None:
+        """Give the room back; whoever still is in it is killed."""
+        import ray
+
+        ray.util.remove_placement_group(self.group)
+
+
+def placement_plan(config: Config) -> dict[str, Any]:
+    """The bundles that will be asked of Ray, as plain data. Needs no cluster."""
+    cl, ro, le = config.cluster, config.rollout, config.learner
+    cpus = {"engine": cl.cpus_per_engine, "rank": cl.cpus_per_rank}
+    if not config.on_gpu:
+        bundles = [{"for": f"engine {i}", "CPU": cpus["engine"]} for i in range(ro.engines)]
+        bundles += [{"for": f"rank {i}", "CPU": cpus["rank"]} for i in range(le.ranks)]
+        return {"strategy": "PACK", "bundles": bundles}
+    if cl.colocate:
+        both = cpus["engine"] + cpus["rank"]
+        return {
+            "strategy": "PACK",
+            "bundles": [{"for": f"engine {i} and rank {i}", "GPU": 1, "CPU": both} for i in range(le.ranks)],
+        }
+    bundles = [{"for": f"engine {i}", "GPU": ro.tensor_parallel, "CPU": cpus["engine"]} for i in range(ro.engines)]
+    bundles += [{"for": f"rank {i}", "GPU": 1, "CPU": cpus["rank"]} for i in range(le.ranks)]
+    return {"strategy": "PACK", "bundles": bundles}
+
+
+@contextmanager
+def connected(config: Config) -> Iterator[None]:
+    """Join the cluster at `cluster.address`, or the one this job runs in, or start a private one; leave it after."""
+    import ray
+
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    address = config.cluster.address or os.environ.get("RAY_ADDRESS")
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if address:
+        ray.init(address=address, **options)
+    else:
+        plan = placement_plan(config)
+        ray.init(
+            address="local",
+            num_cpus=max(os.cpu_count() or 1, int(sum(b["CPU"] for b in plan["bundles"]) + 0.999)),
+            object_store_memory=int(config.cluster.object_store_gb * 2**30),
+            include_dashboard=False,
+            **options,
+        )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def place(config: Config) -> Placement:
+    """Reserve room for all actors.
+
+    Raises:
+        PlacementError: with what was asked for and what the cluster has, when it does not come within a deadline.
+    """
+    import ray
+
+    plan = placement_plan(config)
+    bundles = [{k: v for k, v in b.items() if k != "for"} for b in plan["bundles"]]
+    group = ray.util.placement_group(bundles, strategy=plan["strategy"])
+    deadline = min(60.0, config.cluster.start_deadline)
+    started = time.monotonic()
+    ready, _ = ray.wait([group.ready()], timeout=deadline)
+    if not ready:
+        have, free = ray.cluster_resources(), ray.available_resources()
+        asked = {k: sum(b.get(k, 0) for b in bundles) for k in ("GPU", "CPU")}
+        ray.util.remove_placement_group(group)
+        raise PlacementError(
+            f"waited {time.monotonic() - started:.0f} s for room on the cluster. "
+            + "; ".join(f"{k}: asked {asked[k]:g}, have {have.get(k, 0):g}, free {free.get(k, 0):g}" for k in asked)
+            + f". Bundles: {plan['bundles']}. Lower rollout.engines or learner.ranks, or add nodes."
+        )
+    ro, ranks = config.rollout, config.learner.ranks
+    if config.cluster.colocate:
+        slots: list[tuple[Any, int] | None] = [(group, i) for i in range(ranks)]
+        return Placement(slots, slots, engine_gpus=0.5, rank_gpus=0.5, group=group)
+    return Placement(
+        engines=[(group, i) for i in range(ro.engines)],
+        ranks=[(group, ro.engines + i) for i in range(ranks)],
+        engine_gpus=ro.tensor_parallel if config.on_gpu else 0,
+        rank_gpus=1 if config.on_gpu else 0,
+        group=group,
+    )
+
+
+def threads(config: Config) -> tuple[int, int]:
+    """CPU threads of an engine and of a rank. In turns they share all cores; overlapping, half each."""
+    cores = os.cpu_count() or 1
+    share = cores if config.rollout.max_staleness == 0 else max(1, cores // 2)
+    engine = config.rollout.threads or max(1, share // config.rollout.engines)
+    rank = config.learner.threads or max(1, share // config.learner.ranks)
+    return engine, rank

@@ -1,0 +1,149 @@
+"""`rlpost eval`."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlpost import checkpoint, cluster
+from rlpost.cli import DONE
+from rlpost.config import Config, ConfigError, load, parse
+from rlpost.data import load_prompts, load_tokenizer
+from rlpost.evaluation import evaluate
+from rlpost.observe import RunFolder, summarize
+from rlpost.observe.atomic import write_json
+from rlpost.observe.console import Console
+from rlpost.rollout.request import Sampling
+from rlpost.rollout.sampler import GroupSampler
+from rlpost.verify import VerifierPool
+
+
+@dataclass(frozen=True)
+class Request:
+    """The command line of `rlpost eval`."""
+
+    target: str
+    k: list[int]
+    data: Path | None
+    prompt: str
+    reference: str
+    verifier: str | None
+    config: Path | None
+    samples: int | None
+    seeds: list[int]
+    temperature: float
+    top_p: float
+    max_tokens: int | None
+    limit: int | None
+    out: Path | None
+
+
+def run(request: Request) -> int:
+    """Evaluate, print a table, write JSON."""
+    samples = request.samples or max(request.k)
+    if samples < max(request.k) or min(request.k) < 1:
+        raise ConfigError(f"--samples {samples} must be at least the largest --k {max(request.k)}, and k at least 1")
+    model, config, run_folder = _resolve(request)
+    sampling = Sampling(request.temperature, config.rollout.max_tokens, request.top_p, tuple(config.rollout.stop))
+    console = Console("plain", 0)
+    started = time.monotonic()
+    tokenizer = load_tokenizer(model, config.model.trust_remote_code)
+    sets = load_prompts(config.data, tokenizer, config.seed)
+    prompts = (sets.test or sets.train)[: request.limit]
+    console.info(f"{model}: {len(prompts)} prompts x {samples} samples x {len(request.seeds)} seed(s)")
+
+    from rlpost.run import start_fleet
+
+    per_seed: dict[int, dict[str, Any]] = {}
+    correct: list[list[bool]] = [[] for _ in prompts]
+    unverified = 0
+    with cluster.connected(config), VerifierPool(config.verifiers, config.verifier_pool) as pool:
+        fleet = start_fleet(config, model, cluster.place(config))
+        fleet.ready()
+        sampler = GroupSampler(fleet, pool, config.seed, config.rollout.deadline)
+        for seed in request.seeds:
+            found = evaluate(sampler, prompts, samples, request.k, sampling, seed, config.verifiers[0].name)
+            per_seed[seed] = {name: list(value) for name, value in found.intervals.items()}
+            correct = [a + b for a, b in zip(correct, found.correct, strict=True)]
+            unverified += found.unverified
+            console.evaluation(f"seed {seed}", found.intervals)
+        fleet.shutdown()
+    pooled = summarize(correct, request.k)
+    if len(request.seeds) > 1:
+        console.evaluation("all seeds", pooled)
+        for name in pooled:
+            values = [v[name][0] for v in per_seed.values()]
+            console.info(f"{name}: spread over seeds {np.std(values, ddof=1):.4f} (standard deviation)")
+    written = {
+        "model": model,
+        "pass": {name: list(value) for name, value in pooled.items()},
+        "seeds": {str(seed): value for seed, value in per_seed.items()},
+        "prompts": len(prompts),
+        "samples_per_prompt": samples,
+        "unverified": unverified,
+        "verifier": config.verifiers[0].name,
+        "decoding": {
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "max_tokens": sampling.max_tokens,
+            "stop": list(sampling.stop),
+            "dtype": config.rollout_dtype,
+        },
+        "seconds": time.monotonic() - started,
+    }
+    out = request.out or (run_folder.path / f"eval-{time.strftime('%Y%m%d-%H%M%S')}.json" if run_folder else None)
+    if out is not None:
+        write_json(out, written)
+        console.info(f"results  {out}")
+    else:
+        print(json.dumps(written))
+    return DONE
+
+
+def _resolve(request: Request) -> tuple[str, Config, RunFolder | None]:
+    """The model to load, the configuration that says on what and how, and the run it belongs to."""
+    folder = None
+    if (Path(request.target) / "manifest.json").is_file():
+        folder = RunFolder.open(request.target)
+        saved, rejected = checkpoint.newest(folder.checkpoints)
+        if saved is None:
+            raise ConfigError(f"{folder.path} has no checkpoint to evaluate {rejected or ''}".rstrip())
+        model, config = str(saved.model), load([request.config or folder.config])
+    elif request.config is not None:
+        model, config = request.target, load([request.config])
+    elif request.data is not None and request.verifier is not None:
+        model, config = request.target, None
+    else:
+        raise ConfigError(
+            f"{request.target} is not a run: say on what to evaluate it, by --config FILE, or by --data FILE with "
+            f"--prompt, --reference and --verifier"
+        )
+    values: dict[str, Any] = config.model_dump(mode="json") if config else {"model": {}, "learner": {}, "rollout": {}}
+    if config is None:
+        values["model"] = {"dtype": "float32" if not _cuda() else "bfloat16"}
+        values["cluster"] = {"gpus_per_node": 2 if _cuda() else 0}
+    values["model"] |= {"path": model, "create": None}
+    values["warmup"] = None
+    if request.data is not None:
+        kind = "parquet" if request.data.suffix == ".parquet" else "jsonl"
+        source = {"source": kind, "path": str(request.data), "prompt": request.prompt, "reference": request.reference}
+        values["data"] = {**values.get("data", {}), "train": source, "test": None, "holdout": None}
+        values["evaluation"] = {"before": False, "after": False}
+    if request.verifier is not None:
+        values["verifiers"] = [request.verifier]
+    if request.max_tokens is not None:
+        values["rollout"]["max_tokens"] = request.max_tokens
+        needed = values.get("data", {}).get("max_prompt_tokens", 512) + request.max_tokens
+        values["learner"] |= {"tokens_per_micro_batch": max(8192, needed), "row_tokens": None}
+    return model, parse(values, origin="rlpost eval"), folder
+
+
+def _cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()

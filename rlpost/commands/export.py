@@ -1,0 +1,118 @@
+"""`rlpost export`: a checkpoint's weights as a Hugging Face model, compared before it is called done."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlpost import checkpoint
+from rlpost.cli import DONE, FAULT
+from rlpost.config import ConfigError, load
+from rlpost.observe import RunFolder
+from rlpost.observe.console import Console
+
+# Largest difference of a log-prob between the learner that saved and the model that was loaded.
+TOLERANCE = {"float32": 1e-4, "bfloat16": 0.15}
+
+
+def run(path: Path, to: Path, step: int | None, check: str) -> int:
+    """Export and compare. The folder appears only when every comparison holds."""
+    if check not in ("transformers", "vllm", "both"):
+        raise ConfigError(f"--check {check!r} must be transformers, vllm or both")
+    if to.exists():
+        raise ConfigError(f"--to {to} is there already: name a new folder")
+    folder = RunFolder.open(path)
+    saved = _choose(folder, step)
+    config = load([folder.config])
+    console = Console("plain", 0)
+    probe = json.loads((saved.path / "probe.json").read_text())
+    draft = to.with_name(f".{to.name}-{uuid.uuid4().hex[:8]}")
+    try:
+        shutil.copytree(saved.model, draft)
+        (draft / "README.md").write_text(
+            f"Exported by rlpost from run {folder.read_manifest()['run_id']}, step {saved.step}.\n"
+        )
+        for name, scorer in (("transformers", transformers_logp), ("vllm", vllm_logp)):
+            if check not in (name, "both"):
+                continue
+            difference = largest_difference(probe, scorer(draft, probe, config.model.dtype))
+            console.info(f"{name}: largest log-prob difference from the learner {difference:.2e}")
+            if not difference <= TOLERANCE[config.model.dtype]:
+                print(
+                    f"rlpost: {name} loads another model than was saved: log-probs differ by {difference:.3g}, more "
+                    f"than {TOLERANCE[config.model.dtype]:g}; nothing was written to {to}",
+                    flush=True,
+                )
+                return FAULT
+        draft.rename(to)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    console.info(f"exported step {saved.step} to {to}")
+    return DONE
+
+
+def _choose(folder: RunFolder, step: int | None) -> checkpoint.Checkpoint:
+    if step is None:
+        saved, rejected = checkpoint.newest(folder.checkpoints)
+        if saved is None:
+            raise ConfigError(f"{folder.path} has no checkpoint to export {rejected or ''}".rstrip())
+        return saved
+    saved = checkpoint.Checkpoint(folder.checkpoints / f"step_{step:06d}")
+    if not saved.path.is_dir():
+        there = sorted(p.name for p in folder.checkpoints.glob("step_*"))
+        raise ConfigError(f"--step {step}: {folder.path} has no such checkpoint; it has {there}")
+    if problems := saved.problems():
+        raise ConfigError(f"{saved.path} cannot be believed: {'; '.join(problems)}")
+    return saved
+
+
+def largest_difference(probe: dict[str, Any], found: list[np.ndarray]) -> float:
+    """Largest absolute difference of a log-prob, over all tokens of the probe."""
+    return max(
+        float(np.abs(np.array(s["logp"]) - logp).max()) for s, logp in zip(probe["sequences"], found, strict=True)
+    )
+
+
+def transformers_logp(model: Path, probe: dict[str, Any], dtype: str) -> list[np.ndarray]:
+    """Log-probs of the probe's responses by plain transformers, one sequence at a time."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype)).eval()
+    found = []
+    with torch.no_grad():
+        for s in probe["sequences"]:
+            tokens = torch.tensor([s["prompt"] + s["response"]])
+            logits = loaded(tokens).logits[0].float() / probe["temperature"]
+            logp = torch.log_softmax(logits[:-1], -1).gather(-1, tokens[0, 1:, None])[:, 0]
+            found.append(logp[len(s["prompt"]) - 1 :].numpy())
+    return found
+
+
+def vllm_logp(model: Path, probe: dict[str, Any], dtype: str) -> list[np.ndarray]:
+    """The same by vLLM, as log-probs of a prompt: without a temperature, so only for a probe taken at 1."""
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    from vllm import LLM, SamplingParams
+
+    longest = max(len(s["prompt"]) + len(s["response"]) for s in probe["sequences"])
+    engine = LLM(model=str(model), dtype=dtype, enforce_eager=True, max_model_len=longest + 1, skip_tokenizer_init=True)
+    outputs = engine.generate(
+        [{"prompt_token_ids": s["prompt"] + s["response"]} for s in probe["sequences"]],
+        SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False),
+        use_tqdm=False,
+    )
+    found = []
+    for s, output in zip(probe["sequences"], outputs, strict=True):
+        start = len(s["prompt"])
+        tokens = s["response"]
+        entries = output.prompt_logprobs[start:]
+        found.append(np.array([entry[t].logprob for entry, t in zip(entries, tokens, strict=True)]))
+    return found

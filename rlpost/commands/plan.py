@@ -1,0 +1,87 @@
+"""`rlpost plan`: what a configuration asks for, without starting anything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from rlpost.cli import DONE
+from rlpost.cluster import placement_plan
+from rlpost.config import Config
+
+BYTES = {"float32": 4, "bfloat16": 2}
+
+
+def show(config: Config) -> int:
+    """Print the plan."""
+    facts = batch_arithmetic(config)
+    out = Console(soft_wrap=True)
+    table = Table("batch", "", box=None)
+    for name, value in facts.items():
+        table.add_row(name, f"{value:,}")
+    out.print(table)
+    placed = placement_plan(config)
+    table = Table(f"placement ({placed['strategy']})", "GPU", "CPU", box=None)
+    for bundle in placed["bundles"]:
+        table.add_row(bundle["for"], f"{bundle.get('GPU', 0):g}", f"{bundle['CPU']:g}")
+    out.print(table)
+    memory = memory_plan(config)
+    if memory is None:
+        out.print("memory: unknown; set model.parameters (a count), or give model.path as a folder with safetensors")
+    else:
+        table = Table("memory, GiB at least", "", box=None)
+        for name, value in memory.items():
+            table.add_row(name, f"{value / 2**30:.2f}")
+        out.print(table)
+        out.print("activations and the engines' cache come on top")
+    out.print(f"weights travel by {config.weight_transfer}")
+    return DONE
+
+
+def batch_arithmetic(config: Config) -> dict[str, int]:
+    """How many samples, tokens and optimizer steps a step and the run have."""
+    le, ro = config.learner, config.rollout
+    samples = le.prompts_per_step * ro.samples_per_prompt
+    return {
+        "prompts a step": le.prompts_per_step,
+        "samples a step": samples,
+        "samples an optimizer step": samples // le.optimizer_steps_per_batch,
+        "samples a rank and optimizer step": -(-samples // le.optimizer_steps_per_batch // le.ranks),
+        "tokens a step, at most": samples * config.max_sequence_tokens,
+        "tokens a micro-batch, at most": le.tokens_per_micro_batch,
+        "optimizer steps of the run": config.steps * le.optimizer_steps_per_batch,
+        "samples in flight, at most": samples * (1 + ro.max_staleness),
+    }
+
+
+def memory_plan(config: Config) -> dict[str, float] | None:
+    """Bytes by holder that do not depend on the data; None when the size of the model is not known."""
+    count: float | None = config.model.parameters or _count_on_disk(config)
+    if count is None:
+        return None
+    le, width = config.learner, BYTES[config.model.dtype]
+    shard = {0: (1, 1, 1), 1: (1, 1, le.ranks), 2: (1, le.ranks, le.ranks), 3: (le.ranks,) * 3}[le.zero_stage]
+    trained: float = 0.02 * count if config.model.lora else count
+    # AdamW's two moments in float32, and a float32 master copy beside bfloat16 weights.
+    optimizer = trained * (8 + (4 if width == 2 else 0))
+    plan: dict[str, float] = {
+        "weights, a rank": count * width / shard[0],
+        "gradients, a rank": trained * width / shard[1],
+        "optimizer, a rank" + (" (on CPU)" if le.offload_optimizer else ""): optimizer / shard[2],
+        "weights, an engine's GPU": count * BYTES[config.rollout_dtype] / config.rollout.tensor_parallel,
+        "a checkpoint": count * width + optimizer,
+    }
+    if any(r.anchor == "frozen" for r in config.objective.regularizers):
+        plan["reference, a rank"] = count * width / shard[0]
+    return plan
+
+
+def _count_on_disk(config: Config) -> Any:
+    if config.model.path is None or not Path(config.model.path).is_dir():
+        return None
+    from rlpost.learner.model import parameter_count
+
+    return parameter_count(Path(config.model.path))

@@ -1,0 +1,110 @@
+"""Which prompt comes next, and which groups of samples are learned from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from rlpost.config import Groups
+from rlpost.data.errors import DataError
+from rlpost.types import Prompt
+
+
+class PromptOrder:
+    """Prompts one after the other, without end; every epoch holds each exactly once.
+
+    With `shuffle`, the order of an epoch is a function of (seed, epoch) alone, so a position can be resumed without
+    replaying what came before.
+
+    Raises:
+        DataError: there are no prompts.
+    """
+
+    def __init__(self, prompts: Sequence[Prompt], seed: int, shuffle: bool) -> None:
+        if not prompts:
+            raise DataError("no prompts to put in order")
+        self._prompts = list(prompts)
+        self._seed = seed
+        self._shuffle = shuffle
+        self._fingerprint = _fingerprint(self._prompts)
+        self._start(epoch=0, position=0)
+
+    def next(self) -> Prompt:
+        """The next prompt; after the last of an epoch, the first of the next."""
+        if self._position == len(self._prompts):
+            self._start(self._epoch + 1, position=0)
+        prompt = self._prompts[self._permutation[self._position]]
+        self._position += 1
+        return prompt
+
+    @property
+    def consumed(self) -> int:
+        """How many prompts `next` has given since the first epoch began, resumed ones included."""
+        return self._epoch * len(self._prompts) + self._position
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the order stands, as plain JSON data."""
+        return {"epoch": self._epoch, "position": self._position, **self._identity()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where `state` was taken.
+
+        Raises:
+            DataError: the state was taken with other prompts, another seed or another `shuffle`: continuing would
+                repeat some prompts of the epoch and miss others.
+        """
+        for name, ours in self._identity().items():
+            if state.get(name) != ours:
+                raise DataError(
+                    f"the saved order of prompts has {name} {state.get(name)!r} and this run has {ours!r}; "
+                    "resume with the data and seed of the run that saved it"
+                )
+        if not 0 <= state["position"] <= len(self._prompts) or state["epoch"] < 0:
+            raise DataError(f"the saved order of prompts is damaged: {dict(state)} for {len(self._prompts)} prompts")
+        self._start(state["epoch"], state["position"])
+
+    def _identity(self) -> dict[str, Any]:
+        return {"fingerprint": self._fingerprint, "seed": self._seed, "shuffle": self._shuffle}
+
+    def _start(self, epoch: int, position: int) -> None:
+        self._epoch, self._position = epoch, position
+        self._permutation = np.arange(len(self._prompts))
+        if self._shuffle:
+            entropy = np.random.SeedSequence([self._seed % 2**64, epoch])
+            np.random.Generator(np.random.Philox(entropy)).shuffle(self._permutation)
+
+
+def _fingerprint(prompts: Sequence[Prompt]) -> str:
+    """16 hex digits of the prompts' ids in their order: the permutation points into that order."""
+    return hashlib.sha256(json.dumps([prompt.id for prompt in prompts]).encode()).hexdigest()[:16]
+
+
+def judge_group(rewards: Sequence[float | None], groups: Groups) -> Literal["keep", "no_signal", "incomplete"]:
+    """Whether the samples of one prompt are learned from, or why not.
+
+    Args:
+        rewards: one for each sample asked for; None where a sample is not usable.
+        groups: the policy; `no_signal: keep` keeps groups whose rewards are all equal.
+
+    Returns:
+        "incomplete": fewer than two usable rewards (fewer than one where one sample was asked for).
+        "no_signal": two or more usable rewards, all equal, and the policy does not keep such groups. What is to
+            be done with either is the policy's field of that name.
+        "keep": anything else.
+
+    Raises:
+        ValueError: a reward is NaN or infinite.
+    """
+    usable = [reward for reward in rewards if reward is not None]
+    if not all(math.isfinite(reward) for reward in usable):
+        raise ValueError(f"rewards must be finite, got {list(rewards)}")
+    if len(usable) < (1 if len(rewards) == 1 else 2):
+        return "incomplete"
+    if len(usable) >= 2 and min(usable) == max(usable) and groups.no_signal != "keep":
+        return "no_signal"
+    return "keep"

@@ -1,0 +1,250 @@
+"""Rows become prompts: read, identified, put into the template, tokenized, and kept apart from the test."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rlpost.config import Data, Source, Template
+from rlpost.data.columns import Column, find
+from rlpost.data.errors import DataError, RowError
+from rlpost.data.report import DataReport, SourceReport, bad_lines
+from rlpost.data.sources import Row, describe, plain, read_rows
+from rlpost.data.tokenizer import unknown_characters
+from rlpost.types import Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class PromptSets:
+    """Prompts to learn from, prompts to be judged by (may be empty), and what became of every row."""
+
+    train: list[Prompt]
+    test: list[Prompt]
+    report: DataReport
+
+
+def load_prompts(data: Data, tokenizer: PreTrainedTokenizerBase, seed: int) -> PromptSets:
+    """The train and test prompts of a run; no prompt is in both, by id or by content.
+
+    `data.holdout` chooses by a hash of (seed, prompt id), so the choice does not depend on the order of the rows;
+    `test` then comes in the order of that hash, and any first part of it is a fair sample. Ids are the configured
+    column, or 16 hex digits of the SHA-256 of (prompt before the template, reference).
+
+    Raises:
+        DataError: a source cannot be read, has more bad rows than the configuration allows or too long prompts where
+            those are errors; or nothing is left to train on or, where a test is asked for, to test on.
+    """
+    train, train_report = _load("data.train", data.train, data, tokenizer, with_completion=False)
+    test: list[_Item] = []
+    reports = [train_report]
+    if data.test is not None:
+        test, test_report = _load("data.test", data.test, data, tokenizer, with_completion=False)
+        reports.append(test_report)
+        if not test:
+            raise DataError("\n".join(["data.test leaves no prompt to be judged by:", *test_report.lines()]))
+    elif data.holdout is not None:
+        train, test = _hold_out(train, data.holdout, seed)
+        train_report.held_out = len(test)
+    train = _without_leaks(train, test, train_report)
+    if not train:
+        lines = DataReport(tuple(reports)).lines()
+        raise DataError("\n".join(["data.train leaves no prompt to train on:", *lines]))
+    return PromptSets([item.prompt for item in train], [item.prompt for item in test], DataReport(tuple(reports)))
+
+
+def load_examples(source: Source, data: Data, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Prompt], DataReport]:
+    """Worked examples for supervised warm-up: prompts with `completion`, by the template and policies of `data`.
+
+    Here the completion is part of the content: one prompt with two completions is two examples, with two ids.
+
+    Raises:
+        DataError: as `load_prompts`; or the source names no completion.
+    """
+    if source.completion is None:
+        raise DataError("warmup.train.completion: missing; name the column or template of the worked example")
+    items, report = _load("warmup.train", source, data, tokenizer, with_completion=True)
+    if not items:
+        raise DataError("\n".join(["warmup.train leaves no example:", *report.lines()]))
+    return [item.prompt for item in items], DataReport((report,))
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """A row that could be read, before the template and the tokenizer; `content` is a digest of what it asks."""
+
+    number: int
+    id: str
+    content: str
+    text: str
+    reference: Any
+    completion: str | None
+    metadata: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Item:
+    prompt: Prompt
+    content: str
+
+
+def _load(
+    place: str, source: Source, data: Data, tokenizer: PreTrainedTokenizerBase, *, with_completion: bool
+) -> tuple[list[_Item], SourceReport]:
+    rows = read_rows(source)
+    report = SourceReport(place, describe(source), rows=len(rows))
+    drafts = _distinct(rows, _reader(place, source, with_completion), report)
+    render = _renderer(data.template, tokenizer)
+    texts = [render(draft.text) for draft in drafts]
+    items: list[_Item] = []
+    too_long: list[tuple[int, str]] = []
+    for draft, text, ids in zip(drafts, texts, _encode(texts, data.template, tokenizer), strict=True):
+        if unknown := unknown_characters(text, ids, tokenizer):
+            report.bad.append((draft.number, f"the tokenizer has no token for {unknown} of the prompt"))
+        elif len(ids) > data.max_prompt_tokens:
+            too_long.append((draft.number, f"{len(ids)} tokens"))
+        else:
+            token_ids = np.array(ids, dtype=np.int32)
+            prompt = Prompt(draft.id, text, token_ids, draft.reference, draft.completion, draft.metadata)
+            items.append(_Item(prompt, draft.content))
+    report.bad.sort()
+    report.too_long, report.kept = len(too_long), len(items)
+    _enforce(report, too_long, data)
+    return items, report
+
+
+def _reader(place: str, source: Source, with_completion: bool) -> Callable[[Row], _Draft]:
+    def column(role: str, spec: str | None) -> Column | None:
+        return Column(f"{place}.{role}", spec) if spec is not None else None
+
+    prompt = Column(f"{place}.prompt", str(source.prompt))
+    reference = column("reference", source.reference)
+    completion = column("completion", source.completion) if with_completion else None
+    identity = column("id", source.id)
+    procedural = source.source == "reasoning_gym"
+
+    def read(row: Row) -> _Draft:
+        if row.error is not None:
+            raise RowError(row.error)
+        values = row.values
+        text = prompt.text_of(values)
+        # Tasks with many right answers (graph_color, rush_hour) have no answer to show; their scorer reads the entry.
+        open_ended = procedural and source.reference == "answer" and values["answer"] is None
+        answer = plain(reference.of(values)) if reference and not open_ended else None
+        example = completion.text_of(values) if completion else None
+        metadata = {name: plain(find(values, name)) for name in source.metadata}
+        if procedural:
+            metadata |= {"entry": values, "task": source.task}
+        content = _digest([text, answer] if example is None else [text, answer, example])
+        name = content if identity is None else _configured_id(identity, row)
+        return _Draft(row.number, name, content, text, answer, example, metadata)
+
+    return read
+
+
+def _configured_id(column: Column, row: Row) -> str:
+    value = column.of(row.values)
+    if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
+        raise RowError(f"{column.role} {column.spec!r} must be text or a whole number, got {value!r}")
+    return str(value)
+
+
+def _digest(content: list[Any]) -> str:
+    canonical = json.dumps(content, sort_keys=True, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def _distinct(rows: list[Row], read: Callable[[Row], _Draft], report: SourceReport) -> list[_Draft]:
+    """The readable rows, the first of each id; the others are counted in `report`."""
+    drafts: dict[str, _Draft] = {}
+    for row in rows:
+        try:
+            draft = read(row)
+        except RowError as error:
+            report.bad.append((row.number, str(error)))
+            continue
+        first = drafts.setdefault(draft.id, draft)
+        if first is draft:
+            continue
+        if first.content == draft.content:
+            report.duplicates += 1
+        else:
+            report.bad.append((row.number, f"id {draft.id!r} is also row {first.number}'s, with other content"))
+    return list(drafts.values())
+
+
+def _renderer(template: Template, tokenizer: PreTrainedTokenizerBase) -> Callable[[str], str]:
+    # Replaced, not formatted: braces in the prompt, and in a template that asks for \boxed{}, are only braces.
+    if template.kind == "plain":
+        if template.system is not None:
+            raise DataError("data.template.system needs kind: chat; with kind: plain write it into template.prompt")
+        return lambda text: template.prompt.replace("{prompt}", text)
+    if tokenizer.chat_template is None:
+        raise DataError(
+            "data.template.kind is chat and this model's tokenizer has no chat template; "
+            "use kind: plain, or a model whose tokenizer_config.json has one"
+        )
+    from jinja2 import TemplateError
+
+    def chat(text: str) -> str:
+        system = [{"role": "system", "content": template.system}] if template.system is not None else []
+        messages = [*system, {"role": "user", "content": template.prompt.replace("{prompt}", text)}]
+        try:
+            return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        except TemplateError as error:
+            raise DataError(f"data.template: the tokenizer's chat template refuses {messages}: {error}") from error
+
+    return chat
+
+
+def _encode(texts: list[str], template: Template, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Token ids by text. A chat template writes its own special tokens; else the tokenizer's defaults, less an EOS."""
+    if not texts:
+        return []
+    encoded = tokenizer(texts, add_special_tokens=template.kind == "plain", verbose=False)["input_ids"]
+    if template.kind == "chat":
+        return encoded
+    return [ids[:-1] if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id else ids for ids in encoded]
+
+
+def _enforce(report: SourceReport, too_long: list[tuple[int, str]], data: Data) -> None:
+    """Raise where the configuration allows fewer bad rows or long prompts than there are."""
+    allowed = data.bad_rows_budget if data.bad_rows == "skip" else 0
+    if len(report.bad) > allowed:
+        fix = (
+            f"data.bad_rows_budget is {allowed}"
+            if data.bad_rows == "skip"
+            else "mend them, or set data.bad_rows: skip with a data.bad_rows_budget"
+        )
+        title = f"{report.place} ({report.origin}): {len(report.bad)} of {report.rows} rows are bad ({fix}):"
+        raise DataError("\n".join([title, *bad_lines(report.bad)]))
+    if too_long and data.too_long == "error":
+        title = (
+            f"{report.place} ({report.origin}): {len(too_long)} prompts are longer than data.max_prompt_tokens "
+            f"{data.max_prompt_tokens} (raise it, or set data.too_long: drop):"
+        )
+        raise DataError("\n".join([title, *bad_lines(too_long)]))
+
+
+def _hold_out(items: list[_Item], holdout: int | float, seed: int) -> tuple[list[_Item], list[_Item]]:
+    """(rest in its order, held out in the order of their hashes)."""
+    count = holdout if isinstance(holdout, int) else max(1, round(holdout * len(items)))
+    if count >= len(items):
+        raise DataError(f"data.holdout {holdout} takes {count} of {len(items)} prompts and leaves none to train on")
+    held = sorted(items, key=lambda item: hashlib.sha256(f"{seed}/{item.prompt.id}".encode()).digest())[:count]
+    ids = {item.prompt.id for item in held}
+    return [item for item in items if item.prompt.id not in ids], held
+
+
+def _without_leaks(train: list[_Item], test: Collection[_Item], report: SourceReport) -> list[_Item]:
+    ids, contents = {item.prompt.id for item in test}, {item.content for item in test}
+    clean = [item for item in train if item.prompt.id not in ids and item.content not in contents]
+    report.leaked, report.kept = len(train) - len(clean), len(clean)
+    return clean

@@ -1,0 +1,116 @@
+"""Small tokenizers made on the spot, tokenizers loaded from disk, and text turned into token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rlpost.data.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>")
+
+_ROLES_CHAT = (
+    "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
+# The characters of a character tokenizer need not spell a role, so its chat has only what was said.
+_BARE_CHAT = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+
+
+def make_tokenizer(spec: str) -> PreTrainedTokenizerFast:
+    """A tokenizer without training: `bytes` for one token a byte, else the characters that are one token each.
+
+    Ids 0 to 3 are `<pad> <bos> <eos> <unk>`, then the bytes or characters in order. A call puts `<bos>` first and
+    appends nothing. Text that spells a special token is text: only the tokenizer itself writes specials. Decoding
+    with `skip_special_tokens=True` gives the text back: any text for `bytes`, text of its characters for the other.
+
+    Raises:
+        DataError: `spec` is empty or repeats a character.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    of_bytes = spec == "bytes"
+    symbols = sorted(pre_tokenizers.ByteLevel.alphabet()) if of_bytes else list(spec)
+    if not symbols or len(set(symbols)) < len(symbols):
+        repeated = sorted({symbol for symbol in symbols if symbols.count(symbol) > 1})
+        raise DataError(f"tokenizer {spec!r}: give 'bytes' or distinct characters (repeated: {repeated})")
+
+    # BPE without merges cuts text into its symbols, and only into them.
+    vocabulary = {symbol: i for i, symbol in enumerate([*SPECIALS, *symbols])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>", fuse_unk=False))
+    tokenizer.decoder = decoders.Fuse()
+    if of_bytes:
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", pair="<bos> $A $B", special_tokens=[("<bos>", SPECIALS.index("<bos>"))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        chat_template=_ROLES_CHAT if of_bytes else _BARE_CHAT,
+        clean_up_tokenization_spaces=False,
+        split_special_tokens=True,
+    )
+
+
+def load_tokenizer(path: str | Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or a Hugging Face id; one without a padding token pads with its end of sequence.
+
+    Raises:
+        DataError: the folder does not exist, nothing can be loaded from it, or there is nothing to pad with.
+    """
+    from transformers import AutoTokenizer
+
+    local = Path(path).expanduser()
+    # A Hugging Face id is `name` or `owner/name`; anything else is meant as a path, and the network is not asked.
+    if not local.exists() and (str(path).startswith(("/", ".", "~")) or str(path).count("/") > 1):
+        raise DataError(f"tokenizer {str(path)!r}: no such folder (relative paths start at the current directory)")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(local) if local.exists() else str(path), trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        kind = "this folder" if local.exists() else "no folder of that name, and as a Hugging Face id it"
+        raise DataError(f"tokenizer {str(path)!r}: {kind} cannot be loaded: {error}") from error
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise DataError(f"tokenizer {str(path)!r} has neither a pad token nor an eos token; set one in its config")
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def encode_completion(text: str, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+    """A worked example as the model should write it: int32 (R,), the tokens of `text`, then end-of-sequence.
+
+    Raises:
+        DataError: the tokenizer has no eos token, or no token for a character of the text.
+    """
+    if tokenizer.eos_token_id is None:
+        raise DataError("a completion must end, and the tokenizer has no eos token; set eos_token in its config")
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if unknown := unknown_characters(text, ids, tokenizer):
+        raise DataError(f"completion {text[:60]!r}: the tokenizer has no token for {unknown}")
+    return np.array([*ids, tokenizer.eos_token_id], dtype=np.int32)
+
+
+def unknown_characters(text: str, ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    """The characters of `text` that `ids` holds as the unknown token only, quoted; empty when there are none."""
+    unknown = tokenizer.unk_token_id
+    # Some tokenizers name an ordinary special token as the unknown one and never produce it for text.
+    if unknown is None or unknown in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id):
+        return ""
+    if unknown not in ids:
+        return ""
+    alone = [c for c in dict.fromkeys(text) if unknown in tokenizer(c, add_special_tokens=False)["input_ids"]]
+    return ", ".join(repr(c) for c in alone) or "some of its characters"

@@ -1,0 +1,180 @@
+"""Hugging Face models for the learner: made, loaded, adapted, and turned back into checkpoint tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from rlpost.config import CreateModel, Lora, Model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def create_model(spec: CreateModel, folder: Path) -> None:
+    """Write a small model with random weights, and its tokenizer, to `folder`."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from rlpost.data import make_tokenizer
+
+    tokenizer = make_tokenizer(spec.tokenizer)
+    values = dict(spec.config)
+    if "model_type" not in values:
+        raise ValueError("model.create.config needs model_type, for example qwen2")
+    config = AutoConfig.for_model(
+        values.pop("model_type"),
+        **{
+            "vocab_size": len(tokenizer),
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+            **values,
+        },
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(spec.seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def load_model(path: str, model: Model, trainable: bool) -> PreTrainedModel:
+    """A causal language model in `model.dtype`, in training mode with adapters when asked for.
+
+    Under ZeRO-3 an `HfDeepSpeedConfig` must be alive, so that parameters are sharded as they are made.
+    """
+    from transformers import AutoModelForCausalLM
+
+    loaded = AutoModelForCausalLM.from_pretrained(
+        path,
+        dtype=DTYPES[model.dtype],
+        attn_implementation=model.attention,
+        trust_remote_code=model.trust_remote_code,
+    )
+    if not trainable:
+        return loaded.eval().requires_grad_(False)
+    if model.lora is not None:
+        add_lora(loaded, model.lora)
+    return loaded.train()
+
+
+def add_lora(model: PreTrainedModel, lora: Lora) -> None:
+    """Put adapters in; only they stay trainable."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    model.requires_grad_(False)
+    targets: Any = lora.target_modules
+    if targets == "all-linear":
+        head = model.get_output_embeddings()
+        targets = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head]
+    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets)
+    inject_adapter_in_model(config, model)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError(
+            f"model.lora.target_modules {lora.target_modules!r} matched no layer of {type(model).__name__}"
+        )
+
+
+def checkpoint_tensors(model: PreTrainedModel, keep: bool, device: str | None = "cpu") -> dict[str, torch.Tensor]:
+    """All weights under the names and shapes of the Hugging Face checkpoint format.
+
+    Adapters are merged, tied weights come once, stacked experts are taken apart again. Under ZeRO-3 every rank must
+    call this, in step: each tensor is gathered from all.
+
+    Args:
+        keep: whether this rank wants the result; the others get an empty dict.
+        device: where copies are put; None leaves them where they are.
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    adapters = dict(_lora_layers(model))
+    tensors: dict[str, torch.Tensor] = {}
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            continue
+        layer = adapters.get(name.removesuffix(".base_layer.weight")) if name.endswith(".base_layer.weight") else None
+        needed = [parameter] + (list(_lora_parameters(layer)) if layer is not None else [])
+        with _gathered(needed), torch.no_grad():
+            if keep:
+                value = parameter.detach()
+                if layer is not None:
+                    value = value + layer.get_delta_weight("default").to(value.dtype)
+                tensors[name.replace(".base_layer.", ".")] = value.to(device, copy=True) if device else value.clone()
+    return revert_weight_conversion(model, tensors) if keep else {}
+
+
+def _lora_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    for name, module in model.named_modules():
+        if hasattr(module, "get_delta_weight") and hasattr(module, "lora_A"):
+            yield name, module
+
+
+def _lora_parameters(layer: Any) -> Iterator[nn.Parameter]:
+    for name, parameter in layer.named_parameters():
+        if "lora_" in name:
+            yield parameter
+
+
+@contextmanager
+def _gathered(parameters: list[nn.Parameter]) -> Iterator[None]:
+    """Whole parameters, where ZeRO-3 holds only this rank's shards of them."""
+    sharded = [p for p in parameters if hasattr(p, "ds_id")]
+    if not sharded:
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(sharded):
+        yield
+
+
+def save_pretrained(folder: Path, source: str, tensors: dict[str, torch.Tensor], dtype: torch.dtype) -> None:
+    """Write weights in the Hugging Face format beside the configuration and tokenizer of `source`."""
+    from huggingface_hub import save_torch_state_dict
+    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+
+    folder.mkdir(parents=True, exist_ok=True)
+    save_torch_state_dict({n: t.to(dtype).contiguous() for n, t in tensors.items()}, folder)
+    config = AutoConfig.from_pretrained(source)
+    config.dtype = dtype
+    config.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+    if (Path(source) / "generation_config.json").is_file():
+        GenerationConfig.from_pretrained(source).save_pretrained(folder)
+
+
+def eos_token_ids(folder: str) -> list[int]:
+    """The token ids that end a response: of the tokenizer, the model and its generation configuration."""
+    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+
+    found = [AutoTokenizer.from_pretrained(folder).eos_token_id, AutoConfig.from_pretrained(folder).eos_token_id]
+    if (Path(folder) / "generation_config.json").is_file():
+        found.append(GenerationConfig.from_pretrained(folder).eos_token_id)
+    ids: set[int] = set()
+    for item in found:
+        ids.update(item if isinstance(item, list) else [item] if item is not None else [])
+    if not ids:
+        raise ValueError(
+            f"{folder}: neither tokenizer nor model names an end-of-sequence token; a response could not end"
+        )
+    return sorted(ids)
+
+
+def parameter_count(folder: Path) -> int | None:
+    """Parameters of a checkpoint on disk, from its safetensors headers; None when there are none."""
+    import safetensors
+
+    total = 0
+    for file in sorted(folder.glob("*.safetensors")):
+        with safetensors.safe_open(file, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - safe_open is not a mapping
+                total += int(torch.tensor(tensors.get_slice(name).get_shape()).prod())
+    return total or None

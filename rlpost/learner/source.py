@@ -1,0 +1,49 @@
+"""The learner's weights as vLLM's trainer-side transfer engines want them. Used with GPUs only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
+
+from rlpost.config import DType
+from rlpost.learner.model import DTYPES, checkpoint_tensors
+from rlpost.rollout.weights import make_probes, to_numpy
+
+if TYPE_CHECKING:
+    from rlpost.rollout.request import Probe
+
+
+class LearnerWeights(WeightSource):
+    """All weights by checkpoint name. Every rank iterates: under ZeRO-3 each tensor is gathered from all.
+
+    The whole model is gathered on each rank for the time of a transfer; per-layer gathering is future work.
+    """
+
+    def __init__(self, model: Any, dtype: DType) -> None:
+        self._model = model
+        self._dtype = dtype
+        self._tensors: dict[str, torch.Tensor] = {}
+        self.probes: dict[str, Probe] = {}
+
+    def begin(self, dtype: DType, readable: dict[str, tuple[int, ...]], version: int) -> None:
+        """Gather this round's weights and make its probes."""
+        self._dtype = dtype
+        self._gather()
+        names = [n for n in readable if n in self._tensors]
+        self.probes = make_probes({n: to_numpy(self._tensors[n].cpu()) for n in names}, readable, version)
+
+    def _gather(self) -> None:
+        tensors = checkpoint_tensors(self._model, keep=True, device=None)
+        self._tensors = {name: tensor.to(DTYPES[self._dtype]) for name, tensor in tensors.items()}
+
+    def metadata(self) -> list[ParamMeta]:
+        if not self._tensors:
+            self._gather()
+        return [ParamMeta(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in self._tensors.items()]
+
+    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        yield from self._tensors.items()
+        self._tensors = {}

@@ -1,0 +1,148 @@
+"""The algorithm.
+
+Sample groups of responses, score them, credit them, learn from them, give the engines the new weights; again.
+
+There is one loop. With `rollout.max_staleness: 0` a step's prompts are sampled after the update before it. With s >= 1
+the prompts of the next s steps are already being sampled while the learner learns: the same code, submitted earlier.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rlpost.faults import failpoint
+from rlpost.learner.batch import Batch
+from rlpost.rollout.sampler import Group
+from rlpost.types import Rollout
+
+if TYPE_CHECKING:
+    from rlpost.run import Run
+
+
+def train(run: Run) -> None:
+    """Train until `steps`, or until `run.stop_requested`. A finished step k leaves weights of version k everywhere."""
+    config, last = run.config, run.config.steps
+    while run.step < last and not run.stop_requested:
+        step, clock = run.step + 1, Clock()
+
+        run.say("sampling")
+        for ahead in range(step, min(step + config.rollout.max_staleness, last) + 1):
+            submit(run, ahead)
+        groups = collect(run, step)
+        clock.lap("generate", until=max((g.sampled_at for g in groups), default=None))
+        clock.lap("verify")
+
+        run.say("learning")
+        kept = [g for g in groups if run.judge(g) == "keep"]
+        rollouts, advantages = credit(run, kept)
+        check_staleness(rollouts, run.version, config.rollout.max_staleness)
+        metrics = learn(run, rollouts, advantages)
+        clock.lap("learn")
+
+        run.say("syncing weights")
+        run.version = step
+        run.fleet.sync(run.learner, run.version, config.rollout_dtype)
+        clock.lap("sync")
+
+        settle(run, groups, kept)
+        run.step = step
+        run.report(groups, rollouts, advantages, metrics, clock.seconds())
+        if failpoint("driver.kill", step):
+            run.kill()
+        if config.evaluation.every and step % config.evaluation.every == 0 and step < last:
+            run.evaluate(f"step {step}")
+        if config.checkpoint.every and step % config.checkpoint.every == 0:
+            run.save()
+
+
+def submit(run: Run, step: int) -> None:
+    """Start sampling the prompts of a step, unless they already are."""
+    if step <= run.submitted:
+        return
+    run.order_before[step] = run.order.state_dict()
+    for _ in range(run.config.learner.prompts_per_step):
+        run.sampler.submit(run.order.next(), step, run.config.rollout.samples_per_prompt, run.sampling)
+    run.submitted = step
+
+
+def collect(run: Run, step: int) -> list[Group]:
+    """All groups of a step, those that will be dropped included; refilled round by round where the policy says so."""
+    policy, wanted = run.config.data.groups, run.config.learner.prompts_per_step
+    groups: list[Group] = []
+    missing = wanted
+    for round_ in range(policy.max_rounds + 1):
+        groups += run.sampler.collect(step, missing)
+        refill = {v for v in ("no_signal", "incomplete") if getattr(policy, v) == "refill"}
+        missing = sum(run.judge(g) in refill for g in groups[-missing:])
+        if not missing or round_ == policy.max_rounds:
+            break
+        for _ in range(missing):
+            run.sampler.submit(run.order.next(), step, run.config.rollout.samples_per_prompt, run.sampling)
+    run.sampler.forget(step)
+    return groups
+
+
+def credit(run: Run, groups: Sequence[Group]) -> tuple[list[Rollout], list[float]]:
+    """The usable rollouts of the groups that are kept, and the advantage of each."""
+    import torch
+
+    rollouts = [r for g in groups for r in g.rollouts]
+    usable = torch.tensor([r.usable for r in rollouts], dtype=torch.bool)
+    rewards = torch.tensor(
+        [r.reward if r.usable and r.reward is not None else 0.0 for r in rollouts], dtype=torch.float64
+    )
+    group = torch.tensor([r.group for r in rollouts], dtype=torch.int64)
+    if not usable.any():
+        return [], []
+    advantages = run.objective.advantages(rewards, group, usable)
+    learned = [i for i, r in enumerate(rollouts) if r.usable]
+    return [rollouts[i] for i in learned], [float(advantages[i]) for i in learned]
+
+
+def check_staleness(rollouts: Sequence[Rollout], version: int, bound: int) -> None:
+    """No consumed token may be more than `bound` weight versions old. The order of submission promises it."""
+    oldest = min((int(r.versions.min()) for r in rollouts), default=version)
+    if version - oldest > bound:
+        raise RuntimeError(
+            f"a token sampled with weights of version {oldest} reached the learner at version {version}: "
+            f"staleness {version - oldest} is more than rollout.max_staleness {bound}"
+        )
+
+
+def learn(run: Run, rollouts: Sequence[Rollout], advantages: Sequence[float]) -> dict[str, float]:
+    """One batch, `optimizer_steps_per_batch` optimizer steps. Without a usable sample the weights stay as they are."""
+    if not rollouts:
+        run.recorder.console.warn(f"step {run.step + 1}: no sample to learn from; the weights stay as they are")
+        return {}
+    batch = Batch.from_rollouts(rollouts, advantages, learn=[True] * len(rollouts))
+    return run.learner.update(batch, run.version).values()
+
+
+def settle(run: Run, groups: Sequence[Group], kept: Sequence[Group]) -> None:
+    """Every sample of the step was learned from or dropped; nothing is unaccounted for."""
+    account, kept_ids = run.sampler.account, {g.id for g in kept}
+    for g in groups:
+        used = sum(r.usable for r in g.rollouts) if g.id in kept_ids else 0
+        account.consumed += used
+        account.dropped += len(g.rollouts) - used
+    account.check()
+
+
+class Clock:
+    """Seconds by phase of a step."""
+
+    def __init__(self) -> None:
+        self._started = self._lap = time.monotonic()
+        self._phases: dict[str, float] = {}
+
+    def lap(self, phase: str, until: float | None = None) -> None:
+        """What passed since the last lap, up to `until` (time.monotonic()) or now, was `phase`."""
+        at = max(self._lap, until if until is not None else time.monotonic())
+        self._phases[phase] = at - self._lap
+        self._lap = at
+
+    def seconds(self) -> dict[str, float]:
+        phases = {f"time/{name}": value for name, value in self._phases.items()}
+        return {**phases, "time/total": time.monotonic() - self._started}

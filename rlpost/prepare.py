@@ -1,0 +1,134 @@
+"""The weights a run starts from: given, made on the spot, or warmed up on worked examples first."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import uuid
+from pathlib import Path
+
+from rlpost import cluster
+from rlpost.config import Component, Config, ConfigError, Learner, Objective, Optimizer, Sft
+from rlpost.data import PromptOrder, encode_completion, load_examples, load_tokenizer
+from rlpost.learner.batch import Batch
+from rlpost.learner.group import LearnerGroup
+from rlpost.learner.rank import LearnerSpec
+from rlpost.observe import Recorder
+
+
+def base_model(config: Config, recorder: Recorder) -> str:
+    """Folder or id of the weights reinforcement learning starts from.
+
+    What is made (a created model, a warm-up) is kept in `<runs_dir>/.models` under a digest of everything it depends
+    on, and found there by the next run that asks for the same. Needs Ray for a warm-up.
+    """
+    start = config.model.path or str(_created(config, recorder))
+    if config.warmup is None:
+        return start
+    made_from = config.model_dump(
+        mode="json", include={"model": True, "warmup": True, "seed": True, "data": {"template", "max_prompt_tokens"}}
+    )
+    folder = _cache(config) / f"warm-{_digest(made_from)}"
+    if (folder / "config.json").is_file():
+        recorder.console.info(f"warm-up: found in {folder}")
+        return str(folder)
+    draft = folder.with_name(f"tmp-{uuid.uuid4().hex}")
+    supervise(config, config.warmup, start, draft, recorder)
+    draft.rename(folder)
+    return str(folder)
+
+
+def supervise(config: Config, sft: Sft, start: str, into: Path, recorder: Recorder) -> None:
+    """Train `start` on worked examples and write the model to `into`: the learner of the run, another objective."""
+    console = recorder.console
+    tokenizer = load_tokenizer(start, config.model.trust_remote_code)
+    examples, report = load_examples(sft.train, config.data, tokenizer)
+    for line in report.lines():
+        console.info(line)
+    completions = {p.id: encode_completion(p.completion or "", tokenizer) for p in examples}
+    longest = max(len(p.token_ids) + len(completions[p.id]) for p in examples)
+    if longest > config.learner.tokens_per_micro_batch:
+        raise ConfigError(
+            f"the longest worked example has {longest} tokens, more than learner.tokens_per_micro_batch "
+            f"{config.learner.tokens_per_micro_batch}: raise it"
+        )
+    schedule = {name: getattr(sft, name) for name in Optimizer.model_fields}
+    row_tokens = config.learner.row_tokens
+    learner = config.learner.model_copy(
+        update={
+            **schedule,
+            "optimizer_steps_per_batch": 1,
+            "row_tokens": max(row_tokens, longest) if row_tokens else None,
+        }
+    )
+    placement = cluster.place(config)
+    group = LearnerGroup(
+        _spec(config, learner, start, sft.steps, tokenizer.pad_token_id),
+        placement.ranks,
+        cpus=config.cluster.cpus_per_rank,
+        gpus=placement.rank_gpus,
+        start_deadline=config.cluster.start_deadline,
+    )
+    try:
+        console.phase("warm-up: starting the learner")
+        group.ready()
+        order = PromptOrder(examples, config.seed, shuffle=True)
+        for step in range(1, sft.steps + 1):
+            chosen = [order.next() for _ in range(sft.prompts_per_step)]
+            batch = Batch.from_examples([p.token_ids for p in chosen], [completions[p.id] for p in chosen])
+            metrics = group.update(batch, version=0).values()
+            if step % max(1, sft.steps // 20) == 0 or step == sft.steps:
+                console.info(
+                    f"warm-up step {step}/{sft.steps}  loss {metrics['loss']:.4f}  lr {metrics['lr']:.2e}  "
+                    f"epoch {order.consumed / len(examples):.2f}"
+                )
+        group.save_model(into)
+    finally:
+        group.shutdown()
+        placement.release()
+
+
+def _spec(config: Config, learner: Learner, path: str, steps: int, pad_id: int) -> LearnerSpec:
+    return LearnerSpec(
+        path=path,
+        reference_path=None,
+        model=config.model,
+        learner=learner,
+        objective=Objective(policy_loss=Component(name="sft"), aggregation="token_mean"),
+        total_steps=steps,
+        temperature=1.0,
+        response_limit=config.rollout.max_tokens,
+        pad_id=pad_id,
+        seed=config.seed,
+        on_gpu=config.on_gpu,
+        threads=cluster.threads(config)[1],
+    )
+
+
+def _created(config: Config, recorder: Recorder) -> Path:
+    from rlpost.learner.model import create_model
+
+    assert config.model.create is not None
+    spec = config.model.create.model_copy(update={"seed": config.model.create.seed + config.seed})
+    folder = _cache(config) / f"new-{_digest(spec.model_dump(mode='json'))}"
+    if not (folder / "config.json").is_file():
+        recorder.console.phase("making a small model with random weights")
+        draft = folder.with_name(f"tmp-{uuid.uuid4().hex}")
+        try:
+            create_model(spec, draft)
+            draft.rename(folder)
+        except BaseException:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise
+    return folder
+
+
+def _cache(config: Config) -> Path:
+    folder = Path(config.runs_dir).expanduser().resolve() / ".models"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,309 @@
+"""One vLLM engine in a Ray actor.
+
+A single thread owns the engine: between two decoding steps it takes jobs (new requests, weight updates) from a queue.
+So a weight update falls between two tokens of what is running, and every token knows the version that sampled it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from rlpost.faults import failpoint
+from rlpost.rollout.request import EngineSpec, Probe, SampleRequest
+from rlpost.types import FinishReason, Rollout
+
+
+class StaleEngineError(RuntimeError):
+    """The engine missed a weight update and serves nothing until it has taken one whole."""
+
+
+@dataclass
+class _Sample:
+    """One running request: what it has produced so far."""
+
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    versions: list[int] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+
+
+@dataclass
+class _Group:
+    request: SampleRequest
+    future: Future[list[Rollout]]
+    samples: list[_Sample]
+    expires: float
+
+
+class Engine:
+    """A Ray actor around `vllm.v1.engine.llm_engine.LLMEngine`, run inside this process."""
+
+    def __init__(self, spec: EngineSpec) -> None:
+        self.spec = spec
+        self.version = 0
+        self.stale = False
+        self._jobs: queue.Queue[tuple[Callable[[], Any], Future[Any]]] = queue.Queue()
+        self._groups: dict[int, _Group] = {}
+        self._requests: dict[str, tuple[int, int]] = {}
+        self._broken: BaseException | None = None
+        self._generated_tokens = 0
+        self._busy_seconds = 0.0
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    async def start(self) -> dict[str, Any]:
+        """Load the model. Returns {"kv_tokens": capacity of the cache in tokens, "node": id of the machine}."""
+        import ray
+
+        self._thread.start()
+        started: dict[str, Any] = await self._do(self._load)
+        return {**started, "node": ray.get_runtime_context().get_node_id()}
+
+    async def generate(self, request: SampleRequest) -> list[Rollout]:
+        """Sample a group. Returns one rollout for each seed, in order; given-up ones end in "abort"."""
+        future: Future[list[Rollout]] = Future()
+        await self._do(lambda: self._submit(request, future))
+        return await asyncio.wrap_future(future)
+
+    async def statistics(self) -> dict[str, float]:
+        """Totals since the start: tokens generated, and seconds spent decoding."""
+        return {"tokens": self._generated_tokens, "seconds": self._busy_seconds}
+
+    # ------------------------------------------------------------------------------------------------ weights
+    # The four calls of vLLM's weight-sync protocol (`VLLMWeightSyncClient`), so that its own trainer engines can
+    # drive this actor, and one that closes an update by version.
+
+    async def init_weight_transfer_engine(self, request: Any) -> None:
+        await self._do(lambda: self._rpc("init_weight_transfer_engine", request.init_info))
+
+    async def start_weight_update(self) -> None:
+        self.stale = True  # until the update has been closed and checked
+        await self._do(lambda: self._rpc("start_weight_update"))
+
+    async def update_weights(self, request: Any) -> None:
+        await self._do(lambda: self._rpc("update_weights", request.update_info))
+
+    async def finish_weight_update(self) -> None:
+        await self._do(lambda: self._rpc("finish_weight_update"))
+
+    async def load_weights(self, arrays: dict[str, np.ndarray], version: int) -> None:
+        """A whole update from the object store, between two decoding steps."""
+        self.stale = True
+
+        def load() -> None:
+            if failpoint("engine.drop_update", version):
+                return
+            self._rpc("start_weight_update")
+            self._rpc("update_weights", {"arrays": arrays})
+            self._rpc("finish_weight_update")
+
+        await self._do(load)
+
+    async def readable(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of the tensors whose bits can be read back: see `rlpost.rollout.weights.readable`."""
+        from rlpost.rollout.weights import readable
+
+        return await self._do(lambda: self._engine.collective_rpc(readable)[0])
+
+    async def accept_version(self, version: int, probes: dict[str, Probe] | None) -> None:
+        """Serve as `version`, if the tensors held are the learner's. None skips that check: only a failpoint may.
+
+        What is running goes on under the new weights: its keys and values are computed anew, so that a token's
+        log-prob is always that of its own version given the whole prefix.
+
+        Raises:
+            StaleEngineError: a tensor differs; the engine stays stale.
+        """
+
+        def accept() -> None:
+            from rlpost.rollout.weights import wrong_probes
+
+            wrong = self._engine.collective_rpc(wrong_probes, args=(probes,))[0] if probes is not None else []
+            if wrong:
+                raise StaleEngineError(
+                    f"weights of version {version} are not what the engine holds: {len(wrong)} of {len(probes or ())} "
+                    f"probed tensors differ: {', '.join(wrong[:3])}"
+                )
+            if not self._engine.reset_prefix_cache(reset_running_requests=True):
+                raise StaleEngineError(f"vLLM could not reset its prefix cache for version {version}")
+            self.version, self.stale = version, False
+
+        await self._do(accept)
+
+    # ------------------------------------------------------------------------------------------- engine thread
+
+    async def _do(self, job: Callable[[], Any]) -> Any:
+        """Run `job` on the engine thread, between two decoding steps."""
+        if self._broken is not None:
+            raise RuntimeError(f"engine is down: {self._broken!r}") from self._broken
+        future: Future[Any] = Future()
+        self._jobs.put((job, future))
+        return await asyncio.wrap_future(future)
+
+    def _run(self) -> None:
+        try:
+            while True:
+                # Between a weight update's start and its acceptance no token is sampled: it would have no version.
+                idle = not self._requests or self.stale
+                self._take_jobs(wait=idle)
+                if self._requests and not self.stale:
+                    began = time.perf_counter()
+                    for output in self._engine.step():
+                        self._collect(output)
+                    self._give_up_expired()
+                    self._busy_seconds += time.perf_counter() - began
+        except BaseException as error:  # noqa: BLE001 - handed to everyone who waits; the actor is unusable
+            self._broken = error
+            for group in self._groups.values():
+                group.future.set_exception(RuntimeError(f"engine failed while sampling: {error!r}"))
+            while not self._jobs.empty():
+                self._jobs.get()[1].set_exception(RuntimeError(f"engine is down: {error!r}"))
+
+    def _take_jobs(self, wait: bool) -> None:
+        """Do all jobs that are there, waiting for the first when there is nothing else to do."""
+        while wait or not self._jobs.empty():
+            job, future = self._jobs.get()
+            wait = False
+            try:
+                future.set_result(job())
+            except Exception as error:  # noqa: BLE001 - belongs to the caller, not to this thread
+                future.set_exception(error)
+
+    def _rpc(self, method: str, *args: Any) -> None:
+        self._engine.collective_rpc(method, args=args)
+
+    def _load(self) -> dict[str, Any]:
+        s = self.spec
+        os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_NO_USAGE_STATS="1", OMP_NUM_THREADS=str(s.threads))
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        if not s.on_gpu:
+            os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(s.kv_cache_gb)))
+            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        import torch
+        from transformers import AutoTokenizer
+        from vllm.engine.arg_utils import EngineArgs
+        from vllm.plugins import load_general_plugins
+        from vllm.v1.engine.llm_engine import LLMEngine
+
+        from rlpost.learner.model import eos_token_ids
+
+        load_general_plugins()
+        arguments: dict[str, Any] = dict(
+            model=s.path,
+            dtype=s.dtype,
+            max_model_len=s.max_model_len,
+            max_num_seqs=s.max_sequences,
+            tensor_parallel_size=s.tensor_parallel,
+            enforce_eager=s.enforce_eager,
+            enable_prefix_caching=s.prefix_caching,
+            gpu_memory_utilization=s.gpu_memory_utilization,
+            trust_remote_code=s.trust_remote_code,
+            skip_tokenizer_init=not s.stop_strings,
+            # Of the distribution really sampled from: after temperature. The default is before it.
+            logprobs_mode="processed_logprobs",
+            weight_transfer_config={"backend": s.weight_transfer},
+            seed=0,
+            disable_log_stats=True,
+        )
+        if not s.on_gpu:
+            # A prompt cut in chunks rewinds its seeded generator, which a CPU generator cannot do.
+            arguments |= dict(enable_chunked_prefill=False, max_num_batched_tokens=max(4096, s.max_model_len))
+        self._engine = LLMEngine.from_engine_args(EngineArgs(**{**arguments, **s.engine_args}))
+        if not s.on_gpu:
+            torch.set_num_threads(s.threads)
+        self._tokenizer = AutoTokenizer.from_pretrained(s.path, trust_remote_code=s.trust_remote_code)
+        self._stop_ids = eos_token_ids(s.path)
+        cache = self._engine.vllm_config.cache_config
+        return {"kv_tokens": int((cache.num_gpu_blocks or 0) * cache.block_size)}
+
+    def _submit(self, request: SampleRequest, future: Future[list[Rollout]]) -> None:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        if self.stale:
+            raise StaleEngineError(f"engine missed the update after version {self.version} and serves nothing")
+        if request.group in self._groups:
+            raise ValueError(f"group {request.group} is already running on this engine")
+        room = self.spec.max_model_len - len(request.prompt_ids)
+        if room < 1:
+            raise ValueError(
+                f"prompt {request.prompt_id} has {len(request.prompt_ids)} tokens; the engine holds {self.spec.max_model_len}"
+            )
+        how = request.sampling
+        prompt = {"prompt_token_ids": [int(t) for t in request.prompt_ids]}
+        for sample, seed in enumerate(request.seeds):
+            name = f"{request.group}/{sample}"
+            parameters = SamplingParams(
+                temperature=how.temperature,
+                top_p=how.top_p,
+                max_tokens=min(how.max_tokens, room),
+                seed=seed,
+                stop=list(how.stop) or None,
+                stop_token_ids=self._stop_ids,
+                logprobs=0,  # only the sampled token's
+                detokenize=bool(how.stop),
+                output_kind=RequestOutputKind.DELTA,
+            )
+            self._engine.add_request(name, prompt, parameters)
+            self._requests[name] = (request.group, sample)
+        self._groups[request.group] = _Group(
+            request, future, [_Sample() for _ in request.seeds], time.monotonic() + request.deadline
+        )
+
+    def _collect(self, output: Any) -> None:
+        """Take what one decoding step gave one request."""
+        group_id, index = self._requests[output.request_id]
+        group = self._groups[group_id]
+        sample, step = group.samples[index], output.outputs[0]
+        for token, logprobs in zip(step.token_ids, step.logprobs, strict=True):
+            sample.tokens.append(token)
+            sample.logprobs.append(logprobs[token].logprob)
+            sample.versions.append(self.version)
+        self._generated_tokens += len(step.token_ids)
+        if output.finished:
+            if step.finish_reason not in ("stop", "length"):
+                raise RuntimeError(f"vLLM ended request {output.request_id} with {step.finish_reason!r}")
+            self._finish(output.request_id, step.finish_reason)
+
+    def _give_up_expired(self) -> None:
+        now = time.monotonic()
+        for group_id in [g for g, group in self._groups.items() if group.expires < now]:
+            names = [name for name, (g, _) in self._requests.items() if g == group_id]
+            self._engine.abort_request(names, internal=False)
+            for name in names:
+                self._finish(name, "abort")
+
+    def _finish(self, name: str, reason: FinishReason) -> None:
+        group_id, index = self._requests.pop(name)
+        group = self._groups[group_id]
+        group.samples[index].finish_reason = reason
+        if all(s.finish_reason is not None for s in group.samples):
+            del self._groups[group_id]
+            group.future.set_result(self._rollouts(group))
+
+    def _rollouts(self, group: _Group) -> list[Rollout]:
+        texts = self._tokenizer.batch_decode([s.tokens for s in group.samples], skip_special_tokens=True)
+        return [
+            Rollout(
+                prompt_id=group.request.prompt_id,
+                group=group.request.group,
+                sample=index,
+                prompt_ids=group.request.prompt_ids,
+                response_ids=np.array(sample.tokens, np.int32),
+                logprobs=np.array(sample.logprobs, np.float32),
+                versions=np.array(sample.versions, np.int32),
+                finish_reason=sample.finish_reason or "abort",
+                text=text,
+                seed=group.request.seeds[index],
+            )
+            for index, (sample, text) in enumerate(zip(group.samples, texts, strict=True))
+        ]

@@ -1,0 +1,66 @@
+"""The engine's side of a weight update through Ray's object store, as a vLLM weight-transfer engine.
+
+It takes the same three calls as vLLM's own NCCL and IPC engines, so an update looks alike on CPU and GPU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+from rlpost.rollout.weights import to_tensor
+
+
+@dataclass
+class NoInit(WeightTransferInitInfo):
+    """There is nothing to set up: arrays come with the update."""
+
+
+@dataclass
+class Arrays(WeightTransferUpdateInfo):
+    """All weights by checkpoint name, as `rlpost.rollout.weights.to_numpy` makes them."""
+
+    arrays: dict[str, np.ndarray]
+
+
+class ObjectStoreReceiver(WeightTransferEngine[NoInit, Arrays]):
+    init_info_cls = NoInit
+    update_info_cls = Arrays
+
+    def init_transfer_engine(self, init_info: NoInit) -> None:
+        return None
+
+    def start_weight_update(self) -> None:
+        initialize_layerwise_reload(self.model)
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        self.receive_weights(self.parse_update_info(update_info))
+
+    def receive_weights(self, update_info: Arrays) -> None:
+        """Load every tensor, and refuse an update that leaves any of the model's own unset.
+
+        vLLM's loaders skip names they do not know without a word, and a layer that got nothing keeps its old weights.
+        """
+        wanted = {name for name, _ in self.model.named_parameters()}
+        loaded = self.model.load_weights((name, to_tensor(array)) for name, array in update_info.arrays.items())
+        missing = sorted(wanted - set(loaded or ()))
+        if missing:
+            raise RuntimeError(
+                f"weight update left {len(missing)} of {len(wanted)} tensors of {type(self.model).__name__} unset, "
+                f"first {missing[:3]}; the learner sent {len(update_info.arrays)} tensors, such as "
+                f"{sorted(update_info.arrays)[:3]}"
+            )
+
+    def finish_weight_update(self) -> None:
+        finalize_layerwise_reload(self.model, self.model_config)
+
+    def shutdown(self) -> None:
+        return None

@@ -1,0 +1,80 @@
+"""Weights on their way from the learner to the engines, as numpy: what crosses Ray's object store without a copy."""
+
+from __future__ import annotations
+
+import zlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rlpost.rollout.request import Probe
+
+if TYPE_CHECKING:
+    import torch
+
+
+PROBED_TENSORS = 8
+
+
+def to_numpy(tensor: torch.Tensor) -> np.ndarray:
+    """A CPU tensor as an array; bfloat16, which numpy does not know, as its uint16 bits."""
+    import torch
+
+    tensor = tensor.detach().contiguous()
+    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def to_tensor(array: np.ndarray) -> torch.Tensor:
+    """The inverse of `to_numpy`. The array may be read-only; the tensor must not be written to."""
+    import warnings
+
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        tensor = torch.from_numpy(array)
+    return tensor.view(torch.bfloat16) if tensor.dtype == torch.uint16 else tensor
+
+
+def checksum(array: np.ndarray) -> int:
+    """CRC-32 of an array's bytes: two sides hold the same bits when it agrees."""
+    return zlib.crc32(np.ascontiguousarray(array).data)
+
+
+def make_probes(arrays: dict[str, np.ndarray], readable: dict[str, tuple[int, ...]], version: int) -> dict[str, Probe]:
+    """Probes for up to `PROBED_TENSORS` of the tensors engines can be asked for, others with each version."""
+    candidates = [n for n, held in sorted(readable.items()) if n in arrays and _fits(arrays[n].shape, held)]
+    if not candidates:
+        raise ValueError(
+            f"no tensor of the learner ({sorted(arrays)[:3]} ...) can be read back from the engine "
+            f"({sorted(readable)[:3]} ...): an update could not be checked"
+        )
+    chosen = np.random.default_rng(version).permutation(len(candidates))[:PROBED_TENSORS]
+    return {name: Probe(arrays[name].shape, checksum(arrays[name])) for name in (candidates[i] for i in chosen)}
+
+
+def _fits(shape: tuple[int, ...], held: tuple[int, ...]) -> bool:
+    """Whether the engine's tensor is the checkpoint's, or that with rows of padding (a vocabulary) behind it."""
+    return len(shape) == len(held) and shape[1:] == held[1:] and 0 < shape[0] <= held[0]
+
+
+# The two below run inside vLLM's workers, through its `collective_rpc`.
+
+
+def readable(worker: Any) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors an engine keeps as they are in the checkpoint: embeddings, norms, biases.
+
+    Others are fused, sharded or packed for a kernel (an empty tensor is left behind), and have other names or shapes.
+    """
+    held = worker.model_runner.get_model().named_parameters()
+    return {name: tuple(tensor.shape) for name, tensor in held if tensor.numel()}
+
+
+def wrong_probes(worker: Any, probes: dict[str, Probe]) -> list[str]:
+    """Names of the probed tensors whose bytes the engine does not hold."""
+    held = dict(worker.model_runner.get_model().named_parameters())
+    return [
+        name
+        for name, probe in probes.items()
+        if name not in held or checksum(to_numpy(held[name].data[: probe.shape[0]].cpu())) != probe.checksum
+    ]
