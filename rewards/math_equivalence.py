@@ -26,7 +26,9 @@ MAX_EXPONENT = 4000
 EXTRACT = ("boxed", "hashes", "tags", "phrase", "last_number")
 
 NUMBER = re.compile(r"[-+]?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?|\.\d+)", re.ASCII)
-HUGE_FACTORIAL = re.compile(r"\d{4,}\}?\)?!|[!)}]\s*!|factorial\D*\d{4,}|\\d?binom\D*\d{5,}")
+HUGE_COUNT = re.compile(  # factorials and binomials of large numbers, of powers, of factorials
+    r"\d{4,}[\s})]*!|\^\s*\{?\d+[\s})]*!|![\s})]*!|factorial\D*\d{4,}|binom\W*(?:\d{4,}|\d+\s*\^)|binom.{0,20}!"
+)
 OPERAND = re.compile(r"\{((?:[^{}]|\{[^{}]*\})*)\}|\(([^()]*)\)|(-?\d+(?:\^.*)?)|(.)", re.DOTALL)
 HEDGE = re.compile(r"\b(?:or|but|maybe|perhaps|either|possibly)\b|\\(?:lor|vee)(?![a-z])", re.IGNORECASE)
 SEVERAL = re.compile(r",|\\pm|\\text\{\s*and|\bor\b")
@@ -186,6 +188,7 @@ def _normalised(text: str) -> str:
     text = re.sub(r"(?<=\d)(?:\\[,!;: ]|\{,\})(?=\d{3}(?!\d))", "", text)
     text = re.sub(r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|textstyle)(?![a-zA-Z])", "", text)
     text = re.sub(r"(?<!\\)\\[,!;: ]", " ", text)
+    text = re.sub(r"\\\\\[[^]]*pt\]", r"\\\\", text)  # the space after a row of a matrix
     text = re.sub(r"\\[dt]frac", r"\\frac", text)
     text = re.sub(r"\s+", " ", text.replace(r"\$", "")).strip(" $").rstrip(" .,;")
     return re.sub(r"^\\[(\[]|\\[)\]]$", "", text).strip(" $")
@@ -263,7 +266,7 @@ def _parsed(text: str) -> tuple[Any, ...]:
 
 def _too_large(text: str) -> bool:
     """Cheap to write, endless to evaluate. What slips through is ended by the pool's time-out."""
-    if len(text) > MAX_LENGTH or re.search(r"\d{1000}", text) or HUGE_FACTORIAL.search(text):
+    if len(text) > MAX_LENGTH or re.search(r"\d{1000}", text) or HUGE_COUNT.search(text):
         return True
     depth = deepest = 0
     for character in text:

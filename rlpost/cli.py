@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -208,24 +208,19 @@ def main(arguments: list[str] | None = None) -> None:
 def run(arguments: list[str] | None = None) -> int:
     """The command's exit code."""
     try:
-        result: Any = app(args=arguments, standalone_mode=False, prog_name="rlpost")
-        return int(result or 0)
-    except typer.Exit as done:
-        return done.exit_code
+        app(args=arguments, prog_name="rlpost")
+    except SystemExit as done:
+        return int(done.code or 0)
     except Exception as error:  # noqa: BLE001 - the last place that can name it; unknown ones keep their traceback
         return _explain(error)
     except KeyboardInterrupt:
         print("rlpost: stopped at once; the newest checkpoint is what is left", file=sys.stderr)
         return 130
+    return DONE
 
 
 def _explain(error: Exception) -> int:
     """Print an error for a person; exit code by what it is."""
-    import click
-
-    if isinstance(error, click.ClickException):
-        error.show()
-        return BAD_USAGE
     code = getattr(error, "exit_code", BAD_USAGE if isinstance(error, ConfigError) else None)
     if code is None and _is_user_error(error):
         code = BAD_USAGE
@@ -234,7 +229,7 @@ def _explain(error: Exception) -> int:
 
         traceback.print_exception(error)
         code = FAULT
-    print(f"rlpost: {error}", file=sys.stderr)
+    print(f"rlpost: {getattr(error, 'cause', None) or error}", file=sys.stderr)
     return int(code)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from rlpost.cluster import set_thread_environment
 from rlpost.config import DType, Learner, Model, Objective
 from rlpost.learner.batch import Batch, MicroBatch
 from rlpost.meter import Meter
@@ -55,7 +56,8 @@ class LearnerRank:
     """A Ray actor. Methods that hold a collective must be called on all ranks at once."""
 
     def __init__(self, rank: int, world: int, threads: int, on_gpu: bool) -> None:
-        os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK="0", OMP_NUM_THREADS=str(threads))
+        os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK="0")
+        set_thread_environment(threads)
         if not on_gpu:
             os.environ["DS_ACCELERATOR"] = "cpu"
         self.rank, self.world = rank, world
@@ -199,6 +201,7 @@ class LearnerRank:
 
         meter = Meter()
         denominators = Denominators(plan.sequences, plan.tokens, self.spec.response_limit)
+        norm: float | None = None
         for k, micro in enumerate(plan.micro_batches):
             grid, logp, entropy = self._forward(self.engine, batch, micro)
             rows = batch.select(micro.sequences)
@@ -236,13 +239,22 @@ class LearnerRank:
             if k == len(plan.micro_batches) - 1:
                 for group in self.engine.optimizer.param_groups:
                     group["lr"] = learning_rate(self.spec.learner, self.optimizer_steps, self.spec.total_steps)
+                norm = self._grad_norm()
             self.engine.step()
-        norm = self.engine.get_global_grad_norm()
-        if norm is not None and self.rank == 0:
-            meter.mean("grad_norm", float(norm), 1)
-            meter.max("lr", learning_rate(self.spec.learner, self.optimizer_steps, self.spec.total_steps))
+        norm = self.engine.get_global_grad_norm() if norm is None else norm
+        meter.max("grad_norm", float(norm))
+        meter.max("lr", learning_rate(self.spec.learner, self.optimizer_steps, self.spec.total_steps))
         self.optimizer_steps += 1
         return meter
+
+    def _grad_norm(self) -> float | None:
+        """Norm of the reduced gradient before clipping, where DeepSpeed does not keep it: plain float32 optimizers."""
+        import torch
+
+        if hasattr(self.engine.optimizer, "_global_grad_norm"):
+            return None
+        grads = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
+        return float(torch.nn.utils.get_total_norm(grads))
 
     # ------------------------------------------------------------------------------------------------ weights
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from rlpost.cluster import set_thread_environment
 from rlpost.faults import failpoint
 from rlpost.rollout.request import EngineSpec, Probe, SampleRequest
 from rlpost.types import FinishReason, Rollout
@@ -49,6 +50,7 @@ class Engine:
     """A Ray actor around `vllm.v1.engine.llm_engine.LLMEngine`, run inside this process."""
 
     def __init__(self, spec: EngineSpec) -> None:
+        set_thread_environment(spec.threads)
         self.spec = spec
         self.version = 0
         self.stale = False
@@ -183,7 +185,7 @@ class Engine:
 
     def _load(self) -> dict[str, Any]:
         s = self.spec
-        os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_NO_USAGE_STATS="1", OMP_NUM_THREADS=str(s.threads))
+        os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_NO_USAGE_STATS="1")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         if not s.on_gpu:
             os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(s.kv_cache_gb)))

@@ -19,6 +19,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from rlpost.types import Verdict
@@ -32,6 +33,8 @@ MAX_TRACEBACK = 4000
 
 def main(requests_fd: int, replies_fd: int, parent: int) -> None:
     _die_with(parent)
+    # When a verifier eats the machine's memory, the kernel shall end it and not the trainer.
+    Path("/proc/self/oom_score_adj").write_text("1000")
     for fd in (requests_fd, replies_fd):
         os.set_inheritable(fd, False)  # a verifier's own child processes must not hold our pipes open
     sys.path.append(os.getcwd())  # for `package.module:function`; last, so that it hides no library

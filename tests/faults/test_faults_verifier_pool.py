@@ -1,0 +1,171 @@
+"""Hostile completions in bulk: time, processes and descriptors stay bounded, and the good samples keep their verdicts."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rlpost import config
+from rlpost.types import Prompt, Rollout
+from rlpost.verify import VerifierPool
+
+WAIT = 120.0
+IDS = np.arange(2, dtype=np.int32)
+
+VERIFIERS = """
+import os, signal, subprocess, sys, time
+
+def obeys(response, reference):
+    if response == "loop":
+        while True:
+            pass
+    if response == "child":
+        subprocess.Popen(["sleep", "600.25"])
+        time.sleep(600)
+    if response == "deaf":
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM):
+            signal.signal(number, signal.SIG_IGN)
+        time.sleep(600)
+    if response == "exit":
+        os._exit(0)
+    if response == "segfault":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return response == reference
+"""
+
+
+@pytest.fixture
+def name(tmp_path):
+    (tmp_path / "obeys.py").write_text(VERIFIERS)
+    return f"{tmp_path}/obeys.py:obeys"
+
+
+def sample(text, reference="yes", number=0):
+    prompt = Prompt(f"p{number}", "", IDS, reference=reference)
+    zeros = np.zeros(2, np.float32)
+    return Rollout(prompt.id, number, 0, IDS, IDS, zeros, IDS, "stop", text, number), prompt
+
+
+def pool_of(name, timeout, workers=2, **settings):
+    return VerifierPool(
+        [config.VerifierSpec(name=name, timeout=timeout)], config.VerifierPool(workers=workers, **settings)
+    )
+
+
+def children():
+    """Processes whose parent is this one, zombies included."""
+    found = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            if stat.read_text().rpartition(")")[2].split()[1] == str(os.getpid()):
+                found.add(int(stat.parent.name))
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
+
+
+def running(command):
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if path.read_bytes().replace(b"\0", b" ").decode().strip() == command:
+                found.append(path.parent.name)
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
+
+
+def descriptors():
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_twenty_endless_loops_in_two_hundred_end_in_time_and_leave_nothing(name):
+    before, files = children(), descriptors()
+    with pool_of(name, timeout=0.3) as pool:
+        started = time.monotonic()
+        futures = [pool.submit(*sample("loop" if i % 10 == 0 else "yes", number=i)) for i in range(200)]
+        rollouts = [f.result(WAIT) for f in futures]
+        seconds = time.monotonic() - started
+        assert len(children() - before) == 2  # capacity is restored
+        stats = pool.stats()
+    assert seconds < 20 * 2 * (0.3 + 2.0) / 2
+    for i, rollout in enumerate(rollouts):
+        verdict = rollout.verdicts[name]
+        assert (verdict.status, verdict.reason) == (("wrong", "timeout") if i % 10 == 0 else ("correct", ""))
+    assert stats[f"verifier/{name}/timeouts"] == stats["verifier/restarts"] == 40
+    assert children() == before
+    assert descriptors() == files
+
+
+def test_a_kill_takes_the_whole_process_group(name):
+    with pool_of(name, timeout=0.5, workers=1) as pool:
+        assert pool.submit(*sample("child")).result(WAIT).verdicts[name].reason == "timeout"
+        assert running("sleep 600.25") == []
+
+
+def test_a_verifier_deaf_to_polite_signals_is_killed_all_the_same(name):
+    with pool_of(name, timeout=0.3, workers=1) as pool:
+        assert pool.submit(*sample("deaf")).result(WAIT).verdicts[name].reason == "timeout"
+
+
+def test_crashes_are_blamed_on_their_own_item_only(name):
+    texts = ["yes", "segfault", "no", "exit"] * 25
+    with pool_of(name, timeout=5.0, retries=1) as pool:
+        futures = [pool.submit(*sample(text, number=i)) for i, text in enumerate(texts)]
+        verdicts = [f.result(WAIT).verdicts[name] for f in futures]
+    expected = {"yes": ("correct", ""), "no": ("wrong", ""), "segfault": ("wrong", "crash"), "exit": ("wrong", "crash")}
+    assert [(v.status, v.reason) for v in verdicts] == [expected[text] for text in texts]
+    assert {v.attempts for v, text in zip(verdicts, texts, strict=True) if text in ("yes", "no")} == {1}
+
+
+def test_workers_killed_at_random_lose_no_sample(name):
+    before = children()
+    chance = random.Random(0)
+    with pool_of(name, timeout=10.0, retries=50) as pool:
+        futures = []
+        for i in range(3000):
+            futures.append(pool.submit(*sample("yes" if i % 3 else "no", number=i)))
+            if i % 300 == 299:
+                futures[-1].result(WAIT)
+                victims = sorted(children() - before)
+                os.kill(chance.choice(victims), signal.SIGKILL)
+        rewards = [f.result(WAIT).reward for f in futures]
+    assert rewards == [float(i % 3 > 0) for i in range(3000)]
+    assert children() == before
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        r"10^{10^{10}}",
+        "9**9**9**9",
+        r"2^{2^{2^{2^{2^{2}}}}}",
+        "((9^{4000})^{4000})^{4000}",
+        "(10^9)!",
+        "3!!!!",
+        r"\sum_{k=1}^{100000000} \frac{1}{k^2}",
+        "9" * 5000,
+        "9" * 10**6,
+        "(" * 1500 + ")" * 1500,
+        r"\frac{" * 500 + "1" + "}{2}" * 500,
+        "{" * 10**5,
+        "1," * 10**5 + "x",
+        "-" * 10**6,
+        " " * 10**6 + "x",
+        "__import__('os').system('exit')",
+    ],
+    ids=lambda answer: answer[:24],
+)
+def test_an_answer_that_is_endless_to_evaluate_is_wrong_within_the_time_out(answer):
+    with pool_of("math", timeout=1.5, workers=1) as pool:
+        started = time.monotonic()
+        rollout = pool.submit(*sample(rf"so \boxed{{{answer}}}", reference=r"\sqrt{5}")).result(WAIT)
+        assert time.monotonic() - started < 2 * 1.5 + 4.0
+        assert rollout.reward == 0.0
+        assert pool.submit(*sample(r"\boxed{\frac{5}{\sqrt{5}}}", reference=r"\sqrt{5}")).result(WAIT).reward == 1.0

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from rlpost.types import Verdict
+from rlpost.verify import VerifierError, to_verdict, verifier
+from rlpost.verify.protocol import bind
+
+SAMPLE = {
+    "response": "4",
+    "reference": "4",
+    "prompt": "2+2=",
+    "prompt_id": "p1",
+    "finish_reason": "stop",
+    "token_count": 1,
+    "metadata": {"level": 3, "pattern": "from the row"},
+}
+
+
+@pytest.mark.parametrize(
+    ("returned", "status", "score"),
+    [
+        (True, "correct", 1.0),
+        (False, "wrong", 0.0),
+        (np.bool_(True), "correct", 1.0),
+        (1, "correct", 1.0),
+        (1.5, "correct", 1.5),
+        (0.25, "partial", 0.25),
+        (Fraction(1, 4), "partial", 0.25),
+        (np.float32(0.5), "partial", 0.5),
+        (0.0, "wrong", 0.0),
+        (-1.0, "wrong", -1.0),
+        (None, "unverified", None),
+        ({"score": 0.5}, "partial", 0.5),
+        ({"score": True}, "correct", 1.0),
+        ({"score": None, "reason": "bad_reference"}, "unverified", None),
+        ({"score": 0.3, "status": "correct"}, "correct", 0.3),
+    ],
+)
+def test_what_a_verifier_may_return_has_one_meaning(returned, status, score):
+    verdict = to_verdict(returned)
+    assert (verdict.status, verdict.score) == (status, score)
+
+
+@pytest.mark.parametrize(
+    ("returned", "named"),
+    [
+        (float("nan"), "nan"),
+        (float("inf"), "inf"),
+        ("correct", "str"),
+        ([1.0], "list"),
+        ({}, "score"),
+        ({"score": 1.0, "acc": 1.0}, "acc"),
+        ({"score": "1"}, "str"),
+        ({"score": None, "status": "correct"}, "correct"),
+        ({"score": 1.0, "status": "unverified"}, "unverified"),
+        ({"score": 1.0, "status": "great"}, "great"),
+        ({"score": 1.0, "components": {"a": float("nan")}}, "components"),
+        ({"score": 1.0, "details": "text"}, "details"),
+    ],
+)
+def test_anything_else_is_unverified_and_named(returned, named):
+    verdict = to_verdict(returned)
+    assert verdict.status == "unverified"
+    assert verdict.score is None
+    assert verdict.reason.startswith("invalid_result")
+    assert named in verdict.reason
+
+
+def test_a_dict_keeps_what_is_worth_a_look_later():
+    verdict = to_verdict(
+        {"score": 0.5, "reason": "half", "extracted": 4, "components": {"a": 1}, "details": {"k": [1]}}
+    )
+    assert verdict == Verdict("partial", 0.5, "half", "4", {"a": 1.0}, {"k": [1]})
+
+
+def test_a_verdict_stays_what_it_is():
+    verdict = Verdict("wrong", 0.0, "mismatch", extracted="5")
+    assert to_verdict(verdict) == verdict
+
+
+def test_a_long_extract_of_the_response_is_cut():
+    assert len(to_verdict({"score": 1.0, "extracted": "x" * 10**6}).extracted or "") < 10_000
+
+
+def test_arguments_are_injected_by_name():
+    def verify(level, response, *, reference, pattern, missing="default"):
+        return [level, response, reference, pattern, missing]
+
+    assert bind("v", verify, {"pattern": "from the spec"})(SAMPLE) == [3, "4", "4", "from the spec", "default"]
+
+
+def test_kwargs_get_the_whole_sample():
+    def verify(response, **sample):
+        return sample
+
+    got = bind("v", verify, {"limit": 7})(SAMPLE)
+    assert got == {
+        "reference": "4",
+        "prompt": "2+2=",
+        "prompt_id": "p1",
+        "finish_reason": "stop",
+        "token_count": 1,
+        "level": 3,
+        "pattern": "from the row",
+        "limit": 7,
+    }
+
+
+def test_a_parameter_the_verifier_does_not_take_is_refused_at_load():
+    with pytest.raises(VerifierError, match=r"'exact' takes no 'patern'; its arguments are response, pattern"):
+        bind("exact", lambda response, pattern="": True, {"patern": "x"})
+
+
+def test_a_parameter_cannot_replace_a_field_of_the_sample():
+    with pytest.raises(VerifierError, match="'response' is filled from each sample"):
+        bind("v", lambda response: True, {"response": "x"})
+
+
+def test_positional_arguments_are_refused_at_load():
+    def positional(response, /):
+        return True
+
+    with pytest.raises(VerifierError, match="'response' cannot be filled by name"):
+        bind("v", positional, {})
+    with pytest.raises(VerifierError, match="cannot be filled by name"):
+        bind("v", lambda *arguments: True, {})
+
+
+def test_an_argument_the_sample_lacks_is_named_with_what_there_is():
+    with pytest.raises(VerifierError, match=r"'v' needs difficulty, which this sample does not have \(it has .*level"):
+        bind("v", lambda difficulty: True, {})(SAMPLE)
+
+
+def test_a_name_belongs_to_one_function():
+    @verifier("test_protocol_twice")
+    def first(response):
+        return True
+
+    with pytest.raises(VerifierError, match="'test_protocol_twice' is registered twice"):
+
+        @verifier("test_protocol_twice")
+        def second(response):
+            return False
