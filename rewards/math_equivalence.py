@@ -29,7 +29,6 @@ NUMBER = re.compile(r"[-+]?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?|\.\d+)", re.A
 HUGE_COUNT = re.compile(  # factorials and binomials of large numbers, of powers, of factorials
     r"\d{4,}[\s})]*!|\^\s*\{?\d+[\s})]*!|![\s})]*!|factorial\D*\d{4,}|binom\W*(?:\d{4,}|\d+\s*\^)|binom.{0,20}!"
 )
-OPERAND = re.compile(r"\{((?:[^{}]|\{[^{}]*\})*)\}|\(([^()]*)\)|(-?\d+(?:\^.*)?)|(.)", re.DOTALL)
 HEDGE = re.compile(r"\b(?:or|but|maybe|perhaps|either|possibly)\b|\\(?:lor|vee)(?![a-z])", re.IGNORECASE)
 SEVERAL = re.compile(r",|\\pm|\\text\{\s*and|\bor\b")
 NEGATED = re.compile(r"\\neq?(?![a-z])|≠")
@@ -126,12 +125,19 @@ def _boxed(text: str) -> str | None:
     opened = text.find("{", start)
     if opened < 0 or text[start:opened].strip() not in (r"\boxed", r"\fbox"):
         return ""
+    end = _closing(text, opened)
+    return text[opened + 1 : end] if end is not None else ""
+
+
+def _closing(text: str, opened: int) -> int | None:
+    """Where the brace or parenthesis at `opened` is closed."""
+    left, right = text[opened], {"{": "}", "(": ")"}[text[opened]]
     depth = 0
-    for position in range(opened, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[position], 0)
+    for bracket in re.finditer(f"[{re.escape(left + right)}]", text[opened:]):
+        depth += 1 if bracket[0] == left else -1
         if depth == 0:
-            return text[opened + 1 : position]
-    return ""
+            return opened + bracket.start()
+    return None
 
 
 def _after_hashes(text: str) -> str | None:
@@ -277,12 +283,15 @@ def _too_large(text: str) -> bool:
 
 def _exponent(text: str) -> float:
     """The largest numeric exponent in `text`; infinite for towers of three and more."""
-    largest = 0.0
-    for power in re.finditer(r"\^\s*", text):
-        operand = OPERAND.match(text, power.end())
-        if operand is not None:
-            largest = max(largest, _size(next(group for group in operand.groups() if group is not None)))
-    return largest
+    return max((_size(_operand(text, power.end())) for power in re.finditer(r"\^\s*", text)), default=0.0)
+
+
+def _operand(text: str, start: int) -> str:
+    if text[start : start + 1] in ("{", "("):
+        end = _closing(text, start)
+        return text[start + 1 : end]
+    number = re.compile(r"-?\d+(?:\s*\^.*)?", re.DOTALL).match(text, start)
+    return number[0] if number else ""
 
 
 def _size(exponent: str) -> float:
@@ -292,4 +301,5 @@ def _size(exponent: str) -> float:
     if tower := re.fullmatch(r"\(?(\d+)\)?\s*\^\s*\{?\(?(\d+)\)?\}?", exponent):
         base, power = float(tower[1][:9]), float(tower[2][:9])
         return base**power if power * math.log10(max(base, 1)) < 6 else math.inf
-    return math.inf if exponent.count("^") >= 2 or re.search(r"\d\s*\^\s*\{?\(?\d", exponent) else 0.0
+    tall = any("^" in _operand(exponent, power.end()) for power in re.finditer(r"\^\s*", exponent))
+    return math.inf if tall or re.search(r"\d\s*\^\s*\{?\(?\d", exponent) else 0.0

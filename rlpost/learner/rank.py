@@ -329,9 +329,13 @@ class LearnerRank:
 
     def load(self, folder: str) -> dict[str, int]:
         """Restore what `save` wrote. A checkpoint that is not there is an error, not a fresh start."""
-        path, state = self.engine.load_checkpoint(str(Path(folder) / "deepspeed"), tag="state")
+        shards = Path(folder) / "deepspeed" / "state"
+        # DeepSpeed only warns, and starts afresh, when it finds nothing.
+        path, state = (
+            self.engine.load_checkpoint(str(shards.parent), tag=shards.name) if shards.is_dir() else (None, None)
+        )
         if path is None:
-            raise FileNotFoundError(f"DeepSpeed found no state for rank {self.rank} of {self.world} in {folder}")
+            raise FileNotFoundError(f"no DeepSpeed state for rank {self.rank} of {self.world} in {shards}")
         self.optimizer_steps, self.version = state["optimizer_steps"], state["version"]
         return {"optimizer_steps": self.optimizer_steps, "version": self.version}
 

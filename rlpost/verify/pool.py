@@ -55,6 +55,7 @@ class VerifierPool:
         self._workers: set[WorkerProcess] = set()
         self._threads: list[threading.Thread] = []
         self._stopped: VerifierError | None = None
+        self._closing = threading.Event()  # set with `_stopped`
         self._tallies = {spec.name: Tally() for spec in specs}
         self._restarts = 0
         self._numbers = itertools.count()
@@ -83,14 +84,17 @@ class VerifierPool:
         ]
         for thread in self._threads:
             thread.start()
-        # Each thread keeps the deadline itself; the factor is for its attempts.
-        done, late = wait(
-            readies, timeout=SPAWN_ATTEMPTS * self._start_deadline + JOIN_SECONDS, return_when=FIRST_EXCEPTION
-        )
-        failed = next((error for ready in done if (error := ready.exception())), None)
-        if failed or late:
+        try:
+            # Each thread keeps the deadline itself; the factor is for its attempts.
+            patience = SPAWN_ATTEMPTS * self._start_deadline + JOIN_SECONDS
+            done, late = wait(readies, timeout=patience, return_when=FIRST_EXCEPTION)
+            for ready in done:
+                ready.result()
+            if late:
+                raise VerifierError(f"{len(late)} of {len(readies)} verifier workers did not start in {patience} s")
+        except BaseException:
             self.close()
-            raise failed or VerifierError(f"{len(late)} of {len(readies)} verifier workers did not start in time")
+            raise
 
     def submit(self, rollout: Rollout, prompt: Prompt) -> Future[Rollout]:
         """Score a rollout; the future gives `rollout.scored(...)`. It cannot be cancelled.
@@ -166,17 +170,18 @@ class VerifierPool:
             self._stop(error)
             if not ready.done():
                 ready.set_exception(error)
-        except BaseException as error:
+        except BaseException as error:  # a fault of ours: loud, and nobody is left waiting
             self._stop(VerifierError(f"the verifier pool failed: {error!r}"))
+            if not ready.done():
+                ready.set_exception(error)
             raise
 
     def _spawn(self) -> WorkerProcess:
         """A worker that has loaded the verifiers."""
         problem = ""
         for attempt in range(SPAWN_ATTEMPTS):
+            self._closing.wait(timeout=attempt)  # a machine short of memory or processes may recover
             with self._lock:
-                # A machine short of memory or processes may recover.
-                self._lock.wait_for(lambda: self._stopped is not None, timeout=attempt)
                 if self._stopped is not None:
                     raise self._stopped
                 try:
@@ -299,6 +304,7 @@ class VerifierPool:
             if self._stopped is not None:
                 return
             self._stopped = error
+            self._closing.set()
             abandoned = list(self._pending)
             self._pending.clear()
             self._queue.clear()

@@ -54,7 +54,7 @@ def _entry_point(name: str) -> Callable[..., Any]:
         )
     try:
         function = installed[name].load()
-    except (ImportError, AttributeError) as error:
+    except Exception as error:
         raise VerifierError(f"verifier {name!r}: its entry point {installed[name].value!r} fails: {error!r}") from error
     return _checked(name, function, installed[name].value)
 
@@ -62,8 +62,8 @@ def _entry_point(name: str) -> Callable[..., Any]:
 def _import(name: str, module: str) -> ModuleType:
     try:
         return importlib.import_module(module)
-    except ImportError as error:
-        raise VerifierError(f"verifier {name!r}: cannot import module {module!r}: {error!r}") from error
+    except Exception as error:
+        raise VerifierError(f"verifier {name!r}: importing module {module!r} fails: {error!r}") from error
 
 
 def _load_file(name: str, path: Path) -> ModuleType:

@@ -81,6 +81,13 @@ def running(command):
     return found
 
 
+def wait_until(true, what, seconds=5.0):
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        time.sleep(0.01)
+
+
 def descriptors():
     return len(os.listdir("/proc/self/fd"))
 
@@ -92,7 +99,7 @@ def test_twenty_endless_loops_in_two_hundred_end_in_time_and_leave_nothing(name)
         futures = [pool.submit(*sample("loop" if i % 10 == 0 else "yes", number=i)) for i in range(200)]
         rollouts = [f.result(WAIT) for f in futures]
         seconds = time.monotonic() - started
-        assert len(children() - before) == 2  # capacity is restored
+        wait_until(lambda: len(children() - before) == 2, "capacity is restored")
         stats = pool.stats()
     assert seconds < 20 * 2 * (0.3 + 2.0) / 2
     for i, rollout in enumerate(rollouts):
@@ -106,7 +113,7 @@ def test_twenty_endless_loops_in_two_hundred_end_in_time_and_leave_nothing(name)
 def test_a_kill_takes_the_whole_process_group(name):
     with pool_of(name, timeout=0.5, workers=1) as pool:
         assert pool.submit(*sample("child")).result(WAIT).verdicts[name].reason == "timeout"
-        assert running("sleep 600.25") == []
+        wait_until(lambda: not running("sleep 600.25"), "the verifier's own child is gone")
 
 
 def test_a_verifier_deaf_to_polite_signals_is_killed_all_the_same(name):
@@ -115,7 +122,7 @@ def test_a_verifier_deaf_to_polite_signals_is_killed_all_the_same(name):
 
 
 def test_crashes_are_blamed_on_their_own_item_only(name):
-    texts = ["yes", "segfault", "no", "exit"] * 25
+    texts = ["yes", "segfault", "no", "exit"] * 10
     with pool_of(name, timeout=5.0, retries=1) as pool:
         futures = [pool.submit(*sample(text, number=i)) for i, text in enumerate(texts)]
         verdicts = [f.result(WAIT).verdicts[name] for f in futures]

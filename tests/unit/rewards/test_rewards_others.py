@@ -63,7 +63,8 @@ def test_countdown_accepts_any_expression_of_the_numbers_that_makes_the_target(a
         ("3*(01+2)", "not_arithmetic"),
         ("3*(1+2)\n", ""),
         ("3*(1\n+2)", "not_arithmetic"),
-        ("(" * 140 + "3*(1+2)" + ")" * 140, "not_arithmetic"),
+        ("(" * 140 + "3*(1+2)" + ")" * 140, ""),
+        ("-" * 298 + "1", "wrong_numbers"),
         ("1+" * 500, "too_long"),
         ("__import__('os')", "not_arithmetic"),
         ("3*(1+٢)", "not_arithmetic"),
@@ -135,10 +136,11 @@ def test_reasoning_gym_can_take_the_response_as_it_is():
 
 
 def test_a_reasoning_gym_scorer_that_the_response_breaks_is_wrong_but_a_broken_row_is_an_error():
-    entry = reasoning_gym.create_dataset("number_sorting", size=1, seed=1)[0]
-    assert reasoning_gym_task.verify("[" * 5000, "number_sorting", entry)["score"] < 1.0
+    entry = reasoning_gym.create_dataset("prime_factorization", size=1, seed=1)[0]
+    result = reasoning_gym_task.verify("two times three", "prime_factorization", entry)
+    assert (result["score"], result["reason"]) == (0.0, "scorer_failed")
     with pytest.raises(KeyError):
-        reasoning_gym_task.verify("[1]", "number_sorting", {"answer": "[1]"})
+        reasoning_gym_task.verify("two times three", "prime_factorization", {})
 
 
 # ----------------------------------------------------------------------------------------------------------- template

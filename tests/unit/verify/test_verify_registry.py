@@ -70,7 +70,7 @@ def test_an_entry_point_of_an_installed_package(tmp_path, monkeypatch):
         ("{folder}/my_verifiers.py:verify", "has no 'verify'; its functions: ordinary, obeys"),
         ("{folder}/my_verifiers.py:os", "is a module, not a function"),
         ("{folder}/my_verifiers.py:", "must look like"),
-        ("no_such_package.module:verify", "cannot import module 'no_such_package.module'"),
+        ("no_such_package.module:verify", "importing module 'no_such_package.module' fails: ModuleNotFoundError"),
     ],
 )
 def test_a_wrong_name_says_what_was_looked_for_and_what_is_there(verifiers, name, message):

@@ -1,0 +1,97 @@
+"""Shared by all tests: no network, few threads, and a small configuration that trains in seconds."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+ROOT = Path(__file__).parent.parent
+COUNTDOWN = {
+    "source": "reasoning_gym",
+    "task": "countdown",
+    "params": {
+        "min_numbers": 2,
+        "max_numbers": 2,
+        "min_value": 1,
+        "max_value": 9,
+        "min_target": 1,
+        "max_target": 30,
+    },
+    "prompt": "{metadata[numbers]} {metadata[target]}:",
+    "completion": "{metadata[expression]}",
+}
+
+
+def tiny(**changes: object) -> dict:
+    """A configuration of the whole path: two-number Countdown on a model of some 60,000 parameters."""
+    values: dict = {
+        "steps": 3,
+        "seed": 0,
+        "model": {
+            "dtype": "float32",
+            "create": {
+                "config": {
+                    "model_type": "qwen2",
+                    "hidden_size": 64,
+                    "intermediate_size": 128,
+                    "num_hidden_layers": 2,
+                    "num_attention_heads": 4,
+                    "num_key_value_heads": 2,
+                    "max_position_embeddings": 64,
+                    "tie_word_embeddings": True,
+                },
+                "tokenizer": "0123456789+-*/()[], :",
+            },
+        },
+        "data": {
+            "train": {**COUNTDOWN, "size": 60, "seed": 2},
+            "test": {**COUNTDOWN, "size": 12, "seed": 3},
+            "max_prompt_tokens": 24,
+        },
+        "warmup": {
+            "train": {**COUNTDOWN, "size": 200, "seed": 1},
+            "steps": 60,
+            "prompts_per_step": 32,
+            "lr": 3e-3,
+            "warmup_steps": 5,
+        },
+        "verifiers": ["countdown"],
+        "verifier_pool": {"workers": 1},
+        "rollout": {"samples_per_prompt": 4, "max_tokens": 12, "deadline": 120},
+        "learner": {
+            "prompts_per_step": 8,
+            "lr": 1e-3,
+            "tokens_per_micro_batch": 512,
+            "layout": "padded",
+        },
+        "evaluation": {"samples_per_prompt": 4, "k": [1, 4]},
+        "checkpoint": {"every": 2},
+        "observe": {"sinks": [], "console": "plain"},
+        "cluster": {"object_store_gb": 0.3},
+    }
+    return merge(values, changes)
+
+
+def merge(low: dict, high: dict) -> dict:
+    out = dict(low)
+    for key, value in high.items():
+        out[key] = merge(out[key], value) if isinstance(value, dict) and isinstance(out.get(key), dict) else value
+    return out
+
+
+@pytest.fixture
+def write_config(tmp_path: Path):
+    """Write `tiny(**changes)` as a file whose runs go to tmp_path/runs; returns its path."""
+
+    def write(name: str = "tiny.yaml", **changes: object) -> Path:
+        path = tmp_path / name
+        path.write_text(yaml.safe_dump(tiny(runs_dir=str(tmp_path / "runs"), **changes)))
+        return path
+
+    return write

@@ -1,0 +1,37 @@
+"""One private Ray for the integration tests of a module; more CPU slots than cores, since actors take turns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def ray_cluster():
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=8,
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=300 * 2**20,
+        logging_level="ERROR",
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def small_model(tmp_path_factory) -> Path:
+    """A model of the tiny configuration, with random weights large enough to have opinions."""
+    from rlpost.config import CreateModel
+    from rlpost.learner.model import create_model
+    from tests.conftest import tiny
+
+    folder = tmp_path_factory.mktemp("model")
+    spec = CreateModel.model_validate(tiny()["model"]["create"])
+    spec.config["initializer_range"] = 0.2
+    create_model(spec, folder)
+    return folder

@@ -1,0 +1,141 @@
+"""Groups are collected whole and in order, and every sample is accounted for. Stand-ins play engine and verifiers."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import Future
+
+import numpy as np
+import pytest
+
+from rlpost.faults import DeadlineError
+from rlpost.rollout.request import SampleRequest, Sampling, sample_seed
+from rlpost.rollout.sampler import Account, GroupSampler
+from rlpost.types import Prompt, Rollout, Verdict
+
+
+class StandInFleet:
+    """Answers from a thread, the last group first."""
+
+    def __init__(self, fail: bool = False, silent: bool = False) -> None:
+        self.fail, self.silent = fail, silent
+        self.requests: list[tuple[SampleRequest, Future]] = []
+
+    def submit(self, request: SampleRequest) -> Future:
+        future: Future = Future()
+        self.requests.append((request, future))
+        return future
+
+    def answer(self) -> None:
+        pending, self.requests = self.requests, []
+        for request, future in reversed(pending):
+            if self.fail:
+                future.set_exception(RuntimeError("engine failed while sampling"))
+            elif not self.silent:
+                future.set_result([rollout(request, i) for i in range(len(request.seeds))])
+
+
+class StandInPool:
+    """Scores from several threads at once."""
+
+    def submit(self, rollout: Rollout, prompt: Prompt) -> Future:
+        future: Future = Future()
+        verdict = Verdict("correct", 1.0)
+        threading.Thread(target=lambda: future.set_result(rollout.scored({"v": verdict}, {"v": 1.0}))).start()
+        return future
+
+
+def rollout(request: SampleRequest, sample: int) -> Rollout:
+    return Rollout(
+        request.prompt_id,
+        request.group,
+        sample,
+        request.prompt_ids,
+        np.ones(2, np.int32),
+        np.zeros(2, np.float32),
+        np.zeros(2, np.int32),
+        "stop",
+        "x",
+        request.seeds[sample],
+    )
+
+
+def prompt(name: str) -> Prompt:
+    return Prompt(name, name, np.array([1, 2], np.int32))
+
+
+SAMPLING = Sampling(1.0, 4)
+
+
+def test_groups_come_back_scored_in_the_order_of_submission():
+    fleet = StandInFleet()
+    sampler = GroupSampler(fleet, StandInPool(), seed=5, deadline=30)
+    for name in "abc":
+        sampler.submit(prompt(name), step=1, samples=3, sampling=SAMPLING)
+    fleet.answer()
+    groups = sampler.collect(1, 3)
+    assert [g.prompt.id for g in groups] == ["a", "b", "c"]
+    assert all(r.reward == 1.0 for g in groups for r in g.rollouts)
+    assert [r.seed for r in groups[1].rollouts] == [sample_seed(5, 1, "b", i) for i in range(3)]
+
+
+def test_steps_submitted_ahead_do_not_mix():
+    fleet = StandInFleet()
+    sampler = GroupSampler(fleet, StandInPool(), seed=0, deadline=30)
+    sampler.submit(prompt("now"), 1, 1, SAMPLING)
+    sampler.submit(prompt("later"), 2, 1, SAMPLING)
+    fleet.answer()
+    assert [g.prompt.id for g in sampler.collect(1, 1)] == ["now"]
+    assert [g.prompt.id for g in sampler.collect(2, 1)] == ["later"]
+
+
+def test_the_account_balances_from_submission_to_consumption():
+    fleet = StandInFleet()
+    sampler = GroupSampler(fleet, StandInPool(), seed=0, deadline=30)
+    sampler.submit(prompt("a"), 1, 4, SAMPLING)
+    sampler.submit(prompt("b"), 2, 4, SAMPLING)
+    sampler.account.check()
+    assert (sampler.account.submitted, sampler.account.running) == (8, 8)
+    fleet.answer()
+    sampler.collect(1, 1)
+    sampler.account.consumed += 3
+    sampler.account.dropped += 1
+    sampler.account.check()
+    assert sampler.account.running == 4
+
+
+def test_a_lost_sample_is_an_error():
+    with pytest.raises(RuntimeError, match=r"submitted 5 != consumed 2 \+ dropped 1 \+ running 1"):
+        Account(submitted=5, consumed=2, dropped=1, running=1).check()
+
+
+def test_an_engines_failure_reaches_who_collects():
+    fleet = StandInFleet(fail=True)
+    sampler = GroupSampler(fleet, StandInPool(), seed=0, deadline=30)
+    sampler.submit(prompt("a"), 1, 2, SAMPLING)
+    fleet.answer()
+    with pytest.raises(RuntimeError, match="engine failed"):
+        sampler.collect(1, 1)
+
+
+def test_groups_that_never_come_run_into_a_deadline_that_says_what_was_waited_for():
+    sampler = GroupSampler(StandInFleet(silent=True), StandInPool(), seed=0, deadline=-59.9)
+    sampler.submit(prompt("a"), 3, 2, SAMPLING)
+    with pytest.raises(DeadlineError, match="the groups of step 3: 0 of 1 came"):
+        sampler.collect(3, 1)
+
+
+def test_an_evaluation_stays_out_of_the_account():
+    fleet = StandInFleet()
+    sampler = GroupSampler(fleet, StandInPool(), seed=0, deadline=30)
+    threading.Timer(0.05, fleet.answer).start()
+    groups = sampler.sample_all([prompt("a"), prompt("b")], 2, SAMPLING, seed=9)
+    assert [g.prompt.id for g in groups] == ["a", "b"]
+    assert sampler.account == Account()
+
+
+def test_a_seed_depends_on_run_step_prompt_and_sample_alone():
+    assert sample_seed(0, 1, "a", 2) == sample_seed(0, 1, "a", 2)
+    others = {sample_seed(*x) for x in ((1, 1, "a", 2), (0, 2, "a", 2), (0, 1, "b", 2), (0, 1, "a", 3))}
+    assert len(others | {sample_seed(0, 1, "a", 2)}) == 5
+    assert all(0 <= s < 2**31 for s in others)

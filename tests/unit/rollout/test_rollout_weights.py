@@ -1,0 +1,62 @@
+"""Weights travel as bits: nothing changes on the way, and a probe tells other bits."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from rlpost.rollout.weights import PROBED_TENSORS, checksum, make_probes, readable, to_numpy, to_tensor, wrong_probes
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_tensor_survives_the_journey_bit_for_bit(dtype):
+    tensor = torch.randn(5, 7).to(dtype)
+    assert torch.equal(to_tensor(to_numpy(tensor)), tensor)
+
+
+def test_one_changed_bit_changes_the_checksum():
+    array = np.arange(1000, dtype=np.float32)
+    before = checksum(array)
+    array.view(np.uint8)[123] ^= 1
+    assert checksum(array) != before
+
+
+def worker(**tensors: torch.Tensor) -> SimpleNamespace:
+    """What vLLM gives a function it runs in a worker."""
+    model = torch.nn.Module()
+    for name, tensor in tensors.items():
+        model.register_parameter(name, torch.nn.Parameter(tensor))
+    return SimpleNamespace(model_runner=SimpleNamespace(get_model=lambda: model))
+
+
+def test_packed_tensors_are_not_readable():
+    held = readable(worker(norm=torch.ones(4), packed=torch.empty(0)))
+    assert held == {"norm": (4,)}
+
+
+def test_probes_find_a_tensor_that_was_not_updated_also_behind_a_padded_vocabulary():
+    norm, embedding = torch.randn(4), torch.randn(6, 3)
+    arrays = {"norm": to_numpy(norm), "embed": to_numpy(embedding)}
+    padded = torch.cat([embedding, torch.zeros(2, 3)])
+    engine = worker(norm=norm, embed=padded)
+    probes = make_probes(arrays, readable(engine), version=3)
+    assert set(probes) == {"norm", "embed"}
+    assert wrong_probes(engine, probes) == []
+    assert wrong_probes(worker(norm=norm + 1, embed=padded), probes) == ["norm"]
+    assert wrong_probes(worker(embed=padded), probes) == ["norm"]
+
+
+def test_other_tensors_are_probed_with_each_version():
+    arrays = {f"n{i}": np.ones(2, np.float32) for i in range(40)}
+    held = {name: (2,) for name in arrays}
+    chosen = [set(make_probes(arrays, held, version=v)) for v in range(5)]
+    assert all(len(c) == PROBED_TENSORS for c in chosen)
+    assert len(set().union(*chosen)) > PROBED_TENSORS
+
+
+def test_an_update_that_could_not_be_checked_is_refused():
+    with pytest.raises(ValueError, match="no tensor of the learner"):
+        make_probes({"a": np.ones(2, np.float32)}, {"b": (2,)}, version=0)
