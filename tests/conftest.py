@@ -41,9 +41,9 @@ def tiny(**changes: object) -> dict:
                     "hidden_size": 64,
                     "intermediate_size": 128,
                     "num_hidden_layers": 2,
-                    "num_attention_heads": 4,
-                    "num_key_value_heads": 2,
-                    "max_position_embeddings": 64,
+                    "num_attention_heads": 2,
+                    "num_key_value_heads": 1,
+                    "max_position_embeddings": 512,
                     "tie_word_embeddings": True,
                 },
                 "tokenizer": "0123456789+-*/()[], :",
@@ -89,9 +89,9 @@ def merge(low: dict, high: dict) -> dict:
 def write_config(tmp_path: Path):
     """Write `tiny(**changes)` as a file whose runs go to tmp_path/runs; returns its path."""
 
-    def write(name: str = "tiny.yaml", **changes: object) -> Path:
-        path = tmp_path / name
-        path.write_text(yaml.safe_dump(tiny(runs_dir=str(tmp_path / "runs"), **changes)))
+    def write(file: str = "tiny.yaml", **changes: object) -> Path:
+        path = tmp_path / file
+        path.write_text(yaml.safe_dump(tiny(**{"runs_dir": str(tmp_path / "runs"), **changes})))
         return path
 
     return write

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import pytest
 import ray
 
 from rlpost.config import CreateModel
+from rlpost.learner.batch import Batch
 from rlpost.learner.model import create_model
 from rlpost.rollout.request import SampleRequest, Sampling
 from tests.conftest import merge, tiny
@@ -80,12 +79,13 @@ def test_a_prompt_too_long_for_the_engine_is_refused_by_name(served):
 
 
 def test_tokens_sampled_across_an_update_carry_both_versions(ray_cluster, small_model):
-    fleet, learner = build(small_model, max_tokens=400, engine_args={"max_model_len": 512})
+    # Two at a time, so that some are running whenever the update comes.
+    fleet, learner = build(small_model, max_sequences=2)
     try:
         fleet.sync(learner, 0, "float32")
         fleet.submit(ask(0)).result(60)  # the first call warms up
-        futures = [fleet.submit(ask(1 + i, samples=16, temperature=0.01, max_tokens=400)) for i in range(8)]
-        time.sleep(0.5)
+        futures = [fleet.submit(ask(1 + i, samples=16)) for i in range(40)]
+        futures[2].result(60)
         nudge(learner)
         fleet.sync(learner, 1, "float32")
         rollouts = [r for f in futures for r in f.result(120)]
@@ -93,6 +93,12 @@ def test_tokens_sampled_across_an_update_carry_both_versions(ray_cluster, small_
         assert mixed, "no response was running when the update came: make them longer"
         for r in mixed:
             assert (np.diff(r.versions) >= 0).all()
+        # The keys and values of what was running are made anew, so tokens after the update are the new weights' own.
+        after = [r for r in rollouts if set(r.versions.tolist()) == {1}]
+        batch = Batch.from_rollouts(mixed + after, [0.0] * len(mixed + after), [True] * len(mixed + after))
+        for r, logp in zip(mixed + after, learner.log_probs(batch), strict=True):
+            new = r.versions == 1
+            assert np.abs(logp[new] - r.logprobs[new]).max() < 1e-4
     finally:
         fleet.shutdown()
         learner.shutdown()

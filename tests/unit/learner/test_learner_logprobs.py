@@ -45,7 +45,7 @@ def plain(model: torch.nn.Module, batch: Batch, temperature: float) -> list[torc
     return found
 
 
-@pytest.mark.parametrize("layout,budget,row", [("padded", 64, None), ("packed", 64, None), ("packed", 40, 10)])
+@pytest.mark.parametrize(("layout", "budget", "row"), [("padded", 64, None), ("packed", 64, None), ("packed", 40, 10)])
 @pytest.mark.parametrize("chunk", [1, 4, 1000])
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_every_layout_and_chunk_gives_the_log_probs_of_the_plain_model(

@@ -1,0 +1,47 @@
+"""rlpost's side: the real loop on real Ray, vLLM and DeepSpeed; times from its metrics.jsonl."""
+
+from __future__ import annotations
+
+import os
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+from workload import PHASES, Step, Workload, run_side
+
+HOW = (
+    "rlpost: time/* of metrics.jsonl. Rewards are computed while sampling goes on: verify is what remains of them after "
+    "the last response. total is the difference of time/elapsed, so it has the writing of rollouts and metrics (in other)."
+)
+
+
+def measure(workload: Workload) -> tuple[str, list[Step]]:
+    from rlpost import cluster
+    from rlpost.config import dump
+    from rlpost.loop import train
+    from rlpost.observe import Recorder, RunFolder
+    from rlpost.observe.sinks import read_metrics
+    from rlpost.run import running
+
+    # Ray's workers give way to every other process unless told not to; the other sides' processes do not.
+    os.environ.update(RAY_worker_niceness="0")
+    config = workload.config()
+    folder = RunFolder.create(config.runs_dir, "benchmark", dump(config), sys.argv, config.seed)
+    with (
+        Recorder(folder, config) as recorder,
+        cluster.connected(config),
+        running(config, recorder, str(workload.model), resume=None) as run,
+    ):
+        train(run)
+    return HOW, [
+        {
+            **{phase: row[f"time/{phase}"] for phase in PHASES},
+            "total": row["time/elapsed"] - before["time/elapsed"],
+            "length": row["length/mean"],
+        }
+        for before, row in pairwise(read_metrics(folder.metrics))
+    ]
+
+
+if __name__ == "__main__":
+    run_side("rlpost", Path(sys.argv[1]), measure)
