@@ -23,10 +23,11 @@ Made from the schema in `rlpost/config.py` by `python docs/generate.py`; do not 
 A run is one YAML file. More than one may be given, later ones over earlier ones, then `key=value` overrides:
 
 ```bash
-rlpost train configs/quickstart.yaml steps=20 learner.lr=1e-4 verifiers.0.weight=2
+rlpost train configs/quickstart.yaml steps=20 learner.lr=1e-4 verifiers.0.name=exact
 ```
 
-- Mappings are merged key by key, a list's items by index in an override (`verifiers.0.weight=2`); all else is replaced.
+- Mappings are merged key by key, and so is a list's item that is a mapping (`verifiers.0.weight=2`); all else is
+  replaced.
 - A key that is not known, or is given twice, is an error that names the nearest known key. `1e-6` is a number.
 - Relative paths start at the current directory.
 - The resolved file is written to the run as `config.yaml`; given to `rlpost train` it makes the same run again.

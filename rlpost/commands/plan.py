@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -33,8 +32,8 @@ def show(config: Config) -> int:
         out.print("memory: unknown; set model.parameters (a count), or give model.path as a folder with safetensors")
     else:
         table = Table("memory, GiB at least", "", box=None)
-        for name, value in memory.items():
-            table.add_row(name, f"{value / 2**30:.2f}")
+        for name, size in memory.items():
+            table.add_row(name, f"{size / 2**30:.2f}")
         out.print(table)
         out.print("activations and the engines' cache come on top")
     out.print(f"weights travel by {config.weight_transfer}")
@@ -59,14 +58,14 @@ def batch_arithmetic(config: Config) -> dict[str, int]:
 
 def memory_plan(config: Config) -> dict[str, float] | None:
     """Bytes by holder that do not depend on the data; None when the size of the model is not known."""
-    count: float | None = config.model.parameters or _count_on_disk(config)
+    count = config.model.parameters or _count_on_disk(config)
     if count is None:
         return None
     le, width = config.learner, BYTES[config.model.dtype]
     shard = {0: (1, 1, 1), 1: (1, 1, le.ranks), 2: (1, le.ranks, le.ranks), 3: (le.ranks,) * 3}[le.zero_stage]
     trained: float = 0.02 * count if config.model.lora else count
     # AdamW's two moments in float32, and a float32 master copy beside bfloat16 weights.
-    optimizer = trained * (8 + (4 if width == 2 else 0))
+    optimizer = trained * (12 if width == 2 else 8)
     plan: dict[str, float] = {
         "weights, a rank": count * width / shard[0],
         "gradients, a rank": trained * width / shard[1],
@@ -79,7 +78,7 @@ def memory_plan(config: Config) -> dict[str, float] | None:
     return plan
 
 
-def _count_on_disk(config: Config) -> Any:
+def _count_on_disk(config: Config) -> float | None:
     if config.model.path is None or not Path(config.model.path).is_dir():
         return None
     from rlpost.learner.model import parameter_count

@@ -331,9 +331,9 @@ class LearnerRank:
         """Restore what `save` wrote. A checkpoint that is not there is an error, not a fresh start."""
         shards = Path(folder) / "deepspeed" / "state"
         # DeepSpeed only warns, and starts afresh, when it finds nothing.
-        path, state = (
-            self.engine.load_checkpoint(str(shards.parent), tag=shards.name) if shards.is_dir() else (None, None)
-        )
+        path, state = None, {}
+        if shards.is_dir():
+            path, state = self.engine.load_checkpoint(str(shards.parent), tag=shards.name)
         if path is None:
             raise FileNotFoundError(f"no DeepSpeed state for rank {self.rank} of {self.world} in {shards}")
         self.optimizer_steps, self.version = state["optimizer_steps"], state["version"]

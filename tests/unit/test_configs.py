@@ -13,7 +13,7 @@ import yaml
 
 from rlpost import cli
 from rlpost.cluster import placement_plan
-from rlpost.config import Config, ConfigError, dump, load, parse
+from rlpost.config import ConfigError, dump, load, parse
 from tests.conftest import merge, tiny
 
 ROOT = Path(__file__).parents[2]
@@ -90,7 +90,6 @@ def test_the_resolved_file_gives_the_same_configuration(path: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("change", "key", "nearest"),
     [
-        ({"learner": {"leraning_rate": 1}}, "learner.leraning_rate", None),
         ({"learner": {"rank": 2}}, "learner.rank", "ranks"),
         ({"rollot": {}}, "rollot", "rollout"),
         ({"data": {"train": {"promt": "x"}}}, "data.train.promt", "prompt"),
@@ -98,10 +97,14 @@ def test_the_resolved_file_gives_the_same_configuration(path: Path, tmp_path: Pa
         ({"data": {"groups": {"nosignal": "drop"}}}, "data.groups.nosignal", "no_signal"),
     ],
 )
-def test_an_unknown_key_is_named_with_the_nearest_known_one(change: dict, key: str, nearest: str | None):
+def test_an_unknown_key_is_named_with_the_nearest_known_one(change: dict, key: str, nearest: str):
     message = refused(tiny(**change))
     assert f"{key}: unknown key" in message
-    assert f"did you mean {nearest!r}?" in message if nearest else ("known here:" in message or "did you" in message)
+    assert f"did you mean {nearest!r}?" in message
+
+
+def test_an_unknown_key_like_no_other_is_told_with_all_that_are_known_there():
+    assert "checkpoint.zzz: unknown key, value 1 (known here: every, keep)" in refused(tiny(checkpoint={"zzz": 1}))
 
 
 @pytest.mark.parametrize(
@@ -185,7 +188,7 @@ def test_a_placement_that_does_not_fit_is_refused_with_its_arithmetic(change: di
 @pytest.mark.parametrize(
     ("change", "key"),
     [
-        ({"cluster": {"colocate": True}}, "cluster.colocate"),
+        ({"cluster": {"colocate": True}}, "cluster.colocate: true"),
         ({"rollout": {"weight_transfer": "nccl"}}, "rollout.weight_transfer: nccl"),
         ({"rollout": {"tensor_parallel": 2}}, "rollout.tensor_parallel: 2"),
         ({"model": {"attention": "flash_attention_2"}}, "model.attention: flash_attention_2"),
@@ -258,7 +261,7 @@ def test_a_later_file_goes_over_an_earlier_one_and_overrides_go_over_both(write_
 
 
 def test_an_override_reaches_into_a_list_by_index(write_config):
-    path = write_config(verifiers=["countdown", "exact"])
+    path = write_config(verifiers=["countdown", {"name": "exact"}])
     config = load([path], ["verifiers.1.weight=0.25"])
     assert [(v.name, v.weight) for v in config.verifiers] == [("countdown", 1.0), ("exact", 0.25)]
     with pytest.raises(ConfigError, match="override index 2: the list has 2 items"):
@@ -342,20 +345,3 @@ def test_a_bad_file_is_refused_before_anything_heavy_is_imported(tmp_path: Path)
 def test_train_without_a_file_says_what_to_type(capsys: pytest.CaptureFixture[str]):
     assert cli.run(["train", "steps=3"]) == cli.BAD_USAGE
     assert "no configuration file given, only overrides" in capsys.readouterr().err
-
-
-def test_the_schema_knows_the_names_that_the_registries_hold():
-    from rlpost import config
-    from rlpost.objective.advantage import ADVANTAGES
-    from rlpost.objective.divergence import DIVERGENCES
-    from rlpost.objective.policy_loss import POLICY_LOSSES
-    from rlpost.verify.registry import BUILT_IN
-
-    assert sorted(config.ADVANTAGES) == ADVANTAGES.names()
-    assert sorted(config.POLICY_LOSSES) == POLICY_LOSSES.names()
-    assert sorted(config.DIVERGENCES) == DIVERGENCES.names()
-    assert sorted(config.VERIFIERS) == sorted(BUILT_IN)
-
-
-def test_the_tiny_configuration_of_the_tests_is_valid():
-    assert isinstance(parse(tiny()), Config)
