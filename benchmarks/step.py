@@ -57,7 +57,7 @@ def main() -> None:
             "threads": threads,
         },
         "sides": sides,
-        "ratios": {f"{a}/{b}": ratios(sides[a]["median"], sides[b]["median"]) for a, b in RATIOS},
+        "ratios": {f"{a}/{b}": ratios(sides[a], sides[b]) for a, b in RATIOS},
     }
     show(result, console)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
@@ -95,9 +95,12 @@ def measure(name: str, workload: Workload, deadline: float, console: Console) ->
     execute(SIDES[name], workload, deadline)
     seconds = time.monotonic() - began
     measured = json.loads((workload.folder / f"{name}.json").read_text())
+    totals = [step["total"] for step in measured["steps"]]
     return {
         **measured,
         "median": medians(measured["steps"]),
+        "fastest": min(totals),
+        "slowest": max(totals),
         "seconds_with_start": seconds,
         "cpu_percent_in_use_before": busy,
         "cpu_percent_in_use_after": psutil.cpu_percent(interval=2),
@@ -130,10 +133,18 @@ def refuse_unequal(sides: dict[str, dict[str, Any]], workload: Workload) -> None
         sys.exit(f"responses were not all {workload.tokens} tokens long; mean length of each step: {lengths}")
 
 
-def ratios(above: Step, below: Step) -> Step:
-    """How many times as long `above` took, for what both have; `per_token` over the tokens each really sampled."""
-    shared = {name: above[name] / below[name] for name in (*PHASES, "total") if above.get(name) and below.get(name)}
-    return {**shared, "per_token": (above["total"] / above["length"]) / (below["total"] / below["length"])}
+def ratios(above: dict[str, Any], below: dict[str, Any]) -> Step:
+    """How many times as long one side took as another.
+
+    Of the medians, for what both have, and of the fastest total. `per_token` is over the tokens each really sampled.
+    """
+    a, b = above["median"], below["median"]
+    shared = {name: a[name] / b[name] for name in (*PHASES, "total") if a.get(name) and b.get(name)}
+    return {
+        **shared,
+        "fastest": above["fastest"] / below["fastest"],
+        "per_token": (a["total"] / a["length"]) / (b["total"] / b["length"]),
+    }
 
 
 def parameter_count(model: Path) -> int:
@@ -172,8 +183,9 @@ def show(result: dict[str, Any], console: Console) -> None:
     for phase in (*PHASES, "other", "total"):
         factors = [result["ratios"][t].get(phase) for t in titles]
         row(phase, [m.get(phase) for m in middle.values()], factors, style="bold" if phase == "total" else "")
-    totals = [[step["total"] for step in side["steps"]] for side in sides.values()]
-    table.add_row("fastest … slowest", *(f"{min(t):.3f} … {max(t):.3f}" for t in totals), "", "", end_section=True)
+    row("fastest total", [side["fastest"] for side in sides.values()], [result["ratios"][t]["fastest"] for t in titles])
+    row("slowest total", [side["slowest"] for side in sides.values()], [])
+    table.add_section()
     row("tokens in a response", [m["length"] for m in middle.values()], [])
     responses = work["prompts"] * work["samples"]
     row(

@@ -617,7 +617,12 @@ def _parse_override(text: str) -> dict[str, Any]:
 
 
 def _merge(low: Any, high: Any) -> Any:
-    """`high` over `low`: mappings by key, a list's items by index (`verifiers.0.weight=2`), all else replaced."""
+    """`high` over `low`: mappings by key, a list's items by index (`verifiers.0.weight=2`), all else replaced.
+
+    A bare name that gets keys is an entry with that name: `grpo` and `{eps: 1e-4}` make `{name: grpo, eps: 1e-4}`.
+    """
+    if isinstance(low, str) and isinstance(high, dict) and high:
+        low = {"name": low}
     if isinstance(low, dict) and isinstance(high, dict):
         return {**low, **{k: _merge(low[k], v) if k in low else v for k, v in high.items()}}
     if isinstance(low, list) and isinstance(high, dict) and high and all(str(k).isdigit() for k in high):

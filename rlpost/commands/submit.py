@@ -16,8 +16,8 @@ import yaml
 from rlpost.cli import DONE, FAULT, split
 from rlpost.config import Config, ConfigError
 
-# What of the user's environment the job gets.
-TRAVELS = ("RLPOST_FAULTS", "HF_HUB_OFFLINE", "HF_TOKEN", "WANDB_API_KEY", "MLFLOW_TRACKING_URI")
+# What of the user's environment the job gets. No secrets: Ray shows a job's environment in its dashboard.
+TRAVELS = ("RLPOST_FAULTS", "HF_HUB_OFFLINE", "MLFLOW_TRACKING_URI")
 
 T = TypeVar("T")
 
@@ -82,6 +82,12 @@ def check_travels(config: Config, working_dir: Path) -> None:
         raise ConfigError(
             f"these files are not in the working directory {working_dir}, which is what travels to the cluster: "
             f"{'; '.join(missing)}. Submit from the folder that has them, or give --working-dir"
+        )
+    if not Path(config.runs_dir).is_absolute():
+        print(
+            f"note: runs_dir {config.runs_dir!r} is relative: the run is written into the cluster's copy of the working "
+            "directory, which Ray deletes after a while. Give a folder that all nodes share: runs_dir=/shared/runs",
+            file=sys.stderr,
         )
     for line in absolute:
         print(f"note: {line} is absolute: every node of the cluster must have it", file=sys.stderr)

@@ -117,4 +117,6 @@ def _row(rollout: Rollout, prompt: Prompt, advantage: float | None, learned: boo
 
 def _verdict(verdict: Verdict) -> dict[str, Any]:
     score = None if verdict.score is None else float(verdict.score)
-    return {"status": verdict.status, "score": score, "reason": verdict.reason, "extracted": verdict.extracted}
+    said = {"status": verdict.status, "score": score, "reason": verdict.reason, "extracted": verdict.extracted}
+    # Why there is no verdict is what one looks for; what a verifier adds to a verdict it reached may be long.
+    return {**said, "details": dict(verdict.details)} if verdict.status == "unverified" else said

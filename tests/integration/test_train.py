@@ -108,7 +108,11 @@ def test_a_run_trains_evaluates_records_saves_exports_and_is_evaluated_again(con
 
 def test_rewards_rise_on_an_easy_task(config):
     path, run = config(
-        "learns", steps=25, learner={"lr": 2e-3}, evaluation={"before": False, "after": False}, checkpoint={"every": 0}
+        "learns",
+        steps=30,
+        learner={"lr": 4e-4, "prompts_per_step": 16},
+        evaluation={"before": False, "after": False},
+        checkpoint={"every": 0},
     )
     rlpost("train", path)
     rewards = [r["reward/mean"] for r in metrics(run)]

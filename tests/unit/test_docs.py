@@ -23,6 +23,7 @@ from rlpost.verify import resolve, to_verdict
 ROOT = Path(__file__).parents[2]
 PAGES = [
     ROOT / "README.md",
+    ROOT / "benchmarks" / "README.md",
     ROOT / "launchers" / "README.md",
     ROOT / "tests" / "data" / "README.md",
     *sorted((ROOT / "docs").glob("*.md")),

@@ -1,0 +1,160 @@
+"""What the loop promises, with stand-ins for engines, learner and verifiers."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from rlpost import loop
+from rlpost.config import parse
+from rlpost.data import PromptOrder, judge_group
+from rlpost.objective import Objective
+from rlpost.rollout.request import Sampling
+from rlpost.rollout.sampler import Account, Group
+from rlpost.types import Prompt, Rollout, Verdict
+from tests.conftest import tiny
+
+
+def rollout(group: int, sample: int, reward: float | None, version: int = 0, finish: str = "stop") -> Rollout:
+    verdict = Verdict("unverified", None) if reward is None else Verdict("correct" if reward else "wrong", reward)
+    made = Rollout(
+        f"p{group}",
+        group,
+        sample,
+        np.ones(2, np.int32),
+        np.ones(3, np.int32),
+        np.zeros(3, np.float32),
+        np.full(3, version, np.int32),
+        finish,
+        "",
+        0,
+    )
+    return made.scored({"v": verdict}, {"v": 1.0})
+
+
+class StandInSampler:
+    """Groups whose rewards are given by the prompt: `script[prompt id]`."""
+
+    def __init__(self, script: dict[str, list[float | None]], version: int = 0) -> None:
+        self.script, self.version = script, version
+        self.account = Account()
+        self.submitted: list[tuple[int, str]] = []
+        self._waiting: dict[int, list[Group]] = {}
+
+    def submit(self, prompt: Prompt, step: int, samples: int, sampling: Sampling) -> None:
+        number = len(self.submitted)
+        self.submitted.append((step, prompt.id))
+        rewards = self.script.get(prompt.id, [0.0, 1.0])
+        group = Group(number, step, prompt, tuple(rollout(number, i, r, self.version) for i, r in enumerate(rewards)))
+        self._waiting.setdefault(step, []).append(group)
+        self.account.submitted += len(rewards)
+        self.account.running += len(rewards)
+
+    def collect(self, step: int, count: int) -> list[Group]:
+        taken, self._waiting[step] = self._waiting[step][:count], self._waiting[step][count:]
+        self.account.running -= sum(len(g.rollouts) for g in taken)
+        return taken
+
+    def forget(self, step: int) -> None:
+        assert self._waiting.pop(step) == []
+
+
+def stand_in_run(script: dict[str, list[float | None]], prompts: int = 20, **changes: object) -> SimpleNamespace:
+    config = parse(tiny(learner={"prompts_per_step": 4}, rollout={"samples_per_prompt": 2}, **changes))
+    pool = [Prompt(f"p{i}", f"p{i}", np.ones(2, np.int32)) for i in range(prompts)]
+    return SimpleNamespace(
+        config=config,
+        order=PromptOrder(pool, seed=0, shuffle=False),
+        order_before={},
+        sampler=StandInSampler(script),
+        sampling=Sampling(1.0, 4),
+        objective=Objective.from_config(config.objective),
+        submitted=0,
+        step=0,
+        version=0,
+        judge=lambda g: judge_group(g.rewards, config.data.groups),
+    )
+
+
+def test_a_step_is_submitted_once_and_its_place_in_the_data_is_remembered():
+    run = stand_in_run({})
+    loop.submit(run, 1)
+    loop.submit(run, 1)
+    loop.submit(run, 2)
+    assert run.sampler.submitted == [(1, f"p{i}") for i in range(4)] + [(2, f"p{i}") for i in range(4, 8)]
+    again = PromptOrder([Prompt(f"p{i}", f"p{i}", np.ones(2, np.int32)) for i in range(20)], 0, False)
+    again.load_state_dict(run.order_before[2])
+    assert again.next().id == "p4"
+
+
+def test_groups_without_signal_are_refilled_by_other_prompts_round_by_round():
+    script = {"p1": [1.0, 1.0], "p4": [0.0, 0.0]}
+    run = stand_in_run(script, data={"groups": {"no_signal": "refill", "max_rounds": 4}})
+    loop.submit(run, 1)
+    groups = loop.collect(run, 1)
+    assert [g.prompt.id for g in groups] == ["p0", "p1", "p2", "p3", "p4", "p5"]
+    kept = [g for g in groups if run.judge(g) == "keep"]
+    assert [g.prompt.id for g in kept] == ["p0", "p2", "p3", "p5"]
+    loop.settle(run, groups, kept)
+    assert (run.sampler.account.consumed, run.sampler.account.dropped) == (8, 4)
+
+
+def test_refilling_ends_after_the_rounds_it_was_given():
+    script = {f"p{i}": [0.0, 0.0] for i in range(20)}
+    run = stand_in_run(script, data={"groups": {"no_signal": "refill", "max_rounds": 2}})
+    loop.submit(run, 1)
+    groups = loop.collect(run, 1)
+    assert len(groups) == 4 * 3
+    loop.settle(run, groups, [])
+    assert run.sampler.account.dropped == run.sampler.account.submitted == 24
+
+
+def test_groups_without_signal_are_learned_from_with_no_advantage_unless_the_policy_says_otherwise():
+    run = stand_in_run({"p0": [1.0, 1.0]})
+    loop.submit(run, 1)
+    groups = loop.collect(run, 1)
+    assert all(run.judge(g) == "keep" for g in groups)
+    rollouts, advantages = loop.credit(run, groups)
+    assert advantages[:2] == [0.0, 0.0]
+    assert advantages[2:4] == pytest.approx([-(0.5**0.5), 0.5**0.5], abs=1e-5)
+    assert len(rollouts) == 8
+
+
+def test_unverified_samples_are_left_out_of_the_batch_and_of_their_groups_statistics():
+    run = stand_in_run({"p0": [0.0, 1.0, None], "p1": [None, None, 1.0]})
+    loop.submit(run, 1)
+    groups = loop.collect(run, 1)
+    assert [run.judge(g) for g in groups[:2]] == ["keep", "incomplete"]
+    kept = [g for g in groups if run.judge(g) == "keep"]
+    rollouts, advantages = loop.credit(run, kept)
+    assert [(r.group, r.sample) for r in rollouts[:2]] == [(0, 0), (0, 1)]
+    assert advantages[0] == pytest.approx(-advantages[1])
+    loop.settle(run, groups, kept)
+    assert (run.sampler.account.consumed, run.sampler.account.dropped) == (6, 4)
+
+
+def test_aborted_samples_are_never_learned_from():
+    run = stand_in_run({})
+    group = Group(
+        0, 1, Prompt("p0", "", np.ones(2, np.int32)), (rollout(0, 0, 1.0), rollout(0, 1, 0.0, finish="abort"))
+    )
+    assert run.judge(group) == "incomplete"
+    assert [r.sample for r in loop.credit(run, [group])[0]] == [0]
+
+
+def test_a_token_older_than_the_bound_is_an_error():
+    loop.check_staleness([rollout(0, 0, 1.0, version=3)], version=4, bound=1)
+    with pytest.raises(RuntimeError, match="staleness 2 is more than"):
+        loop.check_staleness([rollout(0, 0, 1.0, version=2)], version=4, bound=1)
+
+
+def test_the_clock_divides_a_step_into_phases_without_a_gap():
+    clock = loop.Clock()
+    clock.lap("generate", until=0.0)  # the last sample came before the lap began: no time is owed to it
+    clock.lap("verify")
+    clock.lap("learn")
+    seconds = clock.seconds()
+    assert seconds["time/generate"] == 0.0
+    assert sum(v for k, v in seconds.items() if k != "time/total") <= seconds["time/total"]
