@@ -8,7 +8,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help setup quickstart test unit lint bench clean
+.PHONY: help setup quickstart test unit extras lint bench clean
 
 help:            ## show the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -32,6 +32,10 @@ test: lint $(VENV)/.ready  ## all tests: unit, integration and faults
 
 unit: $(VENV)/.ready  ## the unit tests alone (seconds)
 	$(BIN)/python -m pytest tests/unit
+
+extras: $(VENV)/.ready  ## install wandb and mlflow and test their sinks offline
+	$(PIP) install --quiet wandb mlflow
+	$(BIN)/python -m pytest tests/extras
 
 lint: $(VENV)/.ready  ## ruff format and check, mypy
 	$(BIN)/ruff format --check .

@@ -58,6 +58,8 @@ def connected(config: Config) -> Iterator[None]:
     import ray
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if not config.on_gpu:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or every process that meets DeepSpeed warns of its choice
     address = config.cluster.address or os.environ.get("RAY_ADDRESS")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address:

@@ -183,8 +183,6 @@ def _distinct(rows: list[Row], read: Callable[[Row], _Draft], report: SourceRepo
 def _renderer(template: Template, tokenizer: PreTrainedTokenizerBase) -> Callable[[str], str]:
     # Replaced, not formatted: braces in the prompt, and in a template that asks for \boxed{}, are only braces.
     if template.kind == "plain":
-        if template.system is not None:
-            raise DataError("data.template.system needs kind: chat; with kind: plain write it into template.prompt")
         return lambda text: template.prompt.replace("{prompt}", text)
     if tokenizer.chat_template is None:
         raise DataError(

@@ -21,8 +21,11 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 def create_model(spec: CreateModel, folder: Path) -> None:
     """Write a small model with random weights, and its tokenizer, to `folder`."""
     from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
     from rlpost.data import make_tokenizer
+
+    disable_progress_bar()
 
     tokenizer = make_tokenizer(spec.tokenizer)
     values = dict(spec.config)
@@ -149,23 +152,6 @@ def save_pretrained(folder: Path, source: str, tensors: dict[str, torch.Tensor],
     AutoTokenizer.from_pretrained(source).save_pretrained(folder)
     if (Path(source) / "generation_config.json").is_file():
         GenerationConfig.from_pretrained(source).save_pretrained(folder)
-
-
-def eos_token_ids(folder: str) -> list[int]:
-    """The token ids that end a response: of the tokenizer, the model and its generation configuration."""
-    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
-
-    found = [AutoTokenizer.from_pretrained(folder).eos_token_id, AutoConfig.from_pretrained(folder).eos_token_id]
-    if (Path(folder) / "generation_config.json").is_file():
-        found.append(GenerationConfig.from_pretrained(folder).eos_token_id)
-    ids: set[int] = set()
-    for item in found:
-        ids.update(item if isinstance(item, list) else [item] if item is not None else [])
-    if not ids:
-        raise ValueError(
-            f"{folder}: neither tokenizer nor model names an end-of-sequence token; a response could not end"
-        )
-    return sorted(ids)
 
 
 def parameter_count(folder: Path) -> int | None:

@@ -266,7 +266,7 @@ class LearnerRank:
             readable: names and shapes the engines can be asked for.
         """
         from rlpost.learner.model import DTYPES, checkpoint_tensors
-        from rlpost.rollout.weights import make_probes, to_numpy
+        from rlpost.weights import make_probes, to_numpy
 
         tensors = checkpoint_tensors(self.model, keep=self.rank == 0)
         if self.rank != 0:

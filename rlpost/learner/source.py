@@ -10,10 +10,10 @@ from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
 
 from rlpost.config import DType
 from rlpost.learner.model import DTYPES, checkpoint_tensors
-from rlpost.rollout.weights import make_probes, to_numpy
+from rlpost.weights import make_probes, to_numpy
 
 if TYPE_CHECKING:
-    from rlpost.rollout.request import Probe
+    from rlpost.weights import Probe
 
 
 class LearnerWeights(WeightSource):

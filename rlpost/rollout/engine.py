@@ -20,8 +20,9 @@ import numpy as np
 
 from rlpost.cluster import set_thread_environment
 from rlpost.faults import failpoint
-from rlpost.rollout.request import EngineSpec, Probe, SampleRequest
+from rlpost.rollout.request import EngineSpec, SampleRequest
 from rlpost.types import FinishReason, Rollout
+from rlpost.weights import Probe
 
 
 class StaleEngineError(RuntimeError):
@@ -111,8 +112,8 @@ class Engine:
         await self._do(load)
 
     async def readable(self) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of the tensors whose bits can be read back: see `rlpost.rollout.weights.readable`."""
-        from rlpost.rollout.weights import readable
+        """Names and shapes of the tensors whose bits can be read back: see `rlpost.weights.readable`."""
+        from rlpost.weights import readable
 
         return await self._do(lambda: self._engine.collective_rpc(readable)[0])
 
@@ -127,7 +128,7 @@ class Engine:
         """
 
         def accept() -> None:
-            from rlpost.rollout.weights import wrong_probes
+            from rlpost.weights import wrong_probes
 
             wrong = self._engine.collective_rpc(wrong_probes, args=(probes,))[0] if probes is not None else []
             if wrong:
@@ -196,7 +197,7 @@ class Engine:
         from vllm.plugins import load_general_plugins
         from vllm.v1.engine.llm_engine import LLMEngine
 
-        from rlpost.learner.model import eos_token_ids
+        from rlpost.rollout.stop import eos_token_ids
 
         load_general_plugins()
         arguments: dict[str, Any] = dict(

@@ -18,7 +18,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.platforms import current_platform
 
-from rlpost.rollout.weights import to_tensor
+from rlpost.weights import to_tensor
 
 
 @dataclass
@@ -28,7 +28,7 @@ class NoInit(WeightTransferInitInfo):
 
 @dataclass
 class Arrays(WeightTransferUpdateInfo):
-    """All weights by checkpoint name, as `rlpost.rollout.weights.to_numpy` makes them."""
+    """All weights by checkpoint name, as `rlpost.weights.to_numpy` makes them."""
 
     arrays: dict[str, np.ndarray]
 

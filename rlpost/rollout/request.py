@@ -38,14 +38,6 @@ class SampleRequest:
 
 
 @dataclass(frozen=True)
-class Probe:
-    """A tensor of the learner's, to compare with what an engine holds: checkpoint shape and CRC-32 of its bytes."""
-
-    shape: tuple[int, ...]
-    checksum: int
-
-
-@dataclass(frozen=True)
 class EngineSpec:
     """Everything an engine actor needs to know, decided by the driver."""
 

@@ -12,7 +12,7 @@ from rlpost.config import Learner, Lora, Model, Objective
 from rlpost.learner.batch import Batch
 from rlpost.learner.group import LearnerGroup
 from rlpost.learner.rank import LearnerSpec
-from rlpost.rollout.weights import to_tensor
+from rlpost.weights import to_tensor
 
 pytestmark = pytest.mark.integration
 

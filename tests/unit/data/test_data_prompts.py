@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from rlpost.config import Data, Source
 from rlpost.data import DataError, PromptSets, load_examples, load_prompts, make_tokenizer
@@ -105,7 +106,7 @@ def test_templates_that_cannot_be_applied_are_refused(load: Load) -> None:
     bare.chat_template = "{{ raise_exception('users only') }}"
     with pytest.raises(DataError, match="users only"):
         load_prompts(Data.model_validate(data), bare, seed=0)
-    with pytest.raises(DataError, match=r"data\.template\.system"):
+    with pytest.raises(ValidationError, match=r"template\.system needs template\.kind: chat"):
         load(_rows(1), template={"system": "Be brief."})
 
 

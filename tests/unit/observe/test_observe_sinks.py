@@ -1,7 +1,7 @@
 """Numbers arrive, survive a crash, and a missing tracker says how to get it."""
 
-import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -95,33 +95,9 @@ def test_an_unknown_sink_names_the_known_ones(folder: RunFolder) -> None:
 
 
 @pytest.mark.parametrize("package", ["wandb", "mlflow"])
-def test_a_tracker_that_is_not_installed_names_the_install_command(package: str, folder: RunFolder) -> None:
-    if importlib.util.find_spec(package):
-        pytest.skip(f"{package} is installed")
+def test_a_tracker_that_is_not_installed_names_the_install_command(
+    package: str, folder: RunFolder, monkeypatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
     with pytest.raises(ConfigError, match=rf"pip install 'rlpost\[{package}\]'"):
         make_sinks([package], folder, {})
-
-
-def test_wandb_continues_one_run_across_a_resume(folder: RunFolder, monkeypatch) -> None:
-    pytest.importorskip("wandb")
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    for resumed_at in (None, 1):
-        (sink,) = make_sinks(["wandb"], folder, {"seed": 0}, resumed_at)
-        sink.log(2, {"train/pass@1": 0.5})
-        sink.close()
-    run_id = folder.read_manifest()["run_id"]
-    assert list(folder.logs.glob(f"wandb/offline-run-*/run-{run_id}.wandb"))
-
-
-def test_mlflow_continues_one_run_across_a_resume(folder: RunFolder, monkeypatch) -> None:
-    mlflow = pytest.importorskip("mlflow")
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    for resumed_at in (None, 1):
-        (sink,) = make_sinks(["mlflow"], folder, {"seed": 0}, resumed_at)
-        sink.log(2 if resumed_at else 1, {"train/pass@1": 0.5 if resumed_at else 0.25})
-        sink.close()
-    client = mlflow.MlflowClient(f"sqlite:///{folder.path / 'mlflow.db'}")
-    (run,) = client.search_runs([client.get_experiment_by_name("rlpost").experiment_id])
-    history = client.get_metric_history(run.info.run_id, "train/pass_at_1")
-    assert [(m.step, m.value) for m in history] == [(1, 0.25), (2, 0.5)]
-    assert run.info.status == "FINISHED"

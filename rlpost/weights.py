@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import zlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rlpost.rollout.request import Probe
-
 if TYPE_CHECKING:
     import torch
 
-
 PROBED_TENSORS = 8
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A tensor of the learner's, to compare with what an engine holds: checkpoint shape and CRC-32 of its bytes."""
+
+    shape: tuple[int, ...]
+    checksum: int
 
 
 def to_numpy(tensor: torch.Tensor) -> np.ndarray:

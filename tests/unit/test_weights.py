@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlpost.rollout.weights import PROBED_TENSORS, checksum, make_probes, readable, to_numpy, to_tensor, wrong_probes
+from rlpost.weights import PROBED_TENSORS, checksum, make_probes, readable, to_numpy, to_tensor, wrong_probes
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
