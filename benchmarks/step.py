@@ -168,10 +168,12 @@ def machine() -> dict[str, Any]:
 def show(result: dict[str, Any], console: Console) -> None:
     work, host, sides = result["workload"], result["machine"], result["sides"]
     titles = [f"{a}/{b}" for a, b in RATIOS]
-    table = Table(
-        title=f"Seconds per step (median of {work['steps']}) of {work['prompts']} prompts x {work['samples']} samples "
-        f"x {work['tokens']} tokens, {work['parameters'] / 1e6:.1f} M parameters"
+    console.print(
+        f"\nSeconds per step (median of {work['steps']}) of {work['prompts']} prompts x {work['samples']} samples x "
+        f"{work['tokens']} tokens, {work['parameters'] / 1e6:.1f} M parameters",
+        highlight=False,
     )
+    table = Table()
     for heading in ("", *sides, *titles):
         table.add_column(heading, justify="right" if heading else "left")
 

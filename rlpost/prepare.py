@@ -7,14 +7,16 @@ import json
 import shutil
 import uuid
 from pathlib import Path
+from typing import Any
 
 from rlpost import cluster
 from rlpost.config import Component, Config, ConfigError, Learner, Objective, Optimizer, Sft
-from rlpost.data import PromptOrder, encode_completion, load_examples, load_tokenizer
+from rlpost.data import PromptOrder, encode_completion, load_examples, load_prompts, load_tokenizer
 from rlpost.learner.batch import Batch
 from rlpost.learner.group import LearnerGroup
 from rlpost.learner.rank import LearnerSpec
 from rlpost.observe import Recorder
+from rlpost.types import Prompt
 
 
 def base_model(config: Config, recorder: Recorder) -> str:
@@ -46,6 +48,7 @@ def supervise(config: Config, sft: Sft, start: str, into: Path, recorder: Record
     examples, report = load_examples(sft.train, config.data, tokenizer)
     for line in report.lines():
         console.info(line)
+    examples = apart_from_test(examples, config, tokenizer, recorder)
     completions = {p.id: encode_completion(p.completion or "", tokenizer) for p in examples}
     longest = max(len(p.token_ids) + len(completions[p.id]) for p in examples)
     if longest > config.learner.tokens_per_micro_batch:
@@ -87,6 +90,21 @@ def supervise(config: Config, sft: Sft, start: str, into: Path, recorder: Record
     finally:
         group.shutdown()
         placement.release()
+
+
+def apart_from_test(examples: list[Prompt], config: Config, tokenizer: Any, recorder: Recorder) -> list[Prompt]:
+    """Worked examples of problems that are not among the held-out ones: an evaluation must not ask what was taught."""
+    held_out = {p.text for p in load_prompts(config.data, tokenizer, config.seed).test}
+    apart = [p for p in examples if p.text not in held_out]
+    if not apart:
+        raise ConfigError(
+            "every worked example of warmup.train is a held-out problem of data: nothing is left to teach"
+        )
+    if len(apart) < len(examples):
+        recorder.console.info(
+            f"warmup.train: {len(examples) - len(apart)} examples left out, their problems are held out"
+        )
+    return apart
 
 
 def _spec(config: Config, learner: Learner, path: str, steps: int, pad_id: int) -> LearnerSpec:

@@ -128,7 +128,7 @@ class Run:
         """Write a checkpoint of this step, then drop the oldest."""
         self.say("saving a checkpoint")
         folder = self.recorder.folder.checkpoints
-        probe = probe_batch(self.prompts)
+        probe = probe_batch(self.prompts, self.config.rollout.max_tokens)
         logp = self.learner.log_probs(probe)
 
         def fill(draft: Path) -> None:
@@ -214,11 +214,15 @@ def step_metrics(run: Run, groups: Sequence[Group], learned: Sequence[Rollout], 
     return metrics
 
 
-def probe_batch(prompts: PromptSets, count: int = 8) -> Batch:
-    """Fixed sequences, for which a checkpoint remembers the learner's log-probs: prompts, continued by the next one."""
+def probe_batch(prompts: PromptSets, longest: int, count: int = 8) -> Batch:
+    """Fixed sequences, for which a checkpoint remembers the learner's log-probs: prompts, continued by the next one.
+
+    Args:
+        longest: tokens of the continuation, at most; what the model is asked for in training fits everywhere.
+    """
     pool = (prompts.test or prompts.train)[: count + 1]
     pairs = list(zip(pool, [*pool[1:], pool[0]], strict=True))[:count]
-    return Batch.from_examples([a.token_ids for a, _ in pairs], [b.token_ids for _, b in pairs])
+    return Batch.from_examples([a.token_ids for a, _ in pairs], [b.token_ids[:longest] for _, b in pairs])
 
 
 def probe_to_json(probe: Batch, logp: Sequence[np.ndarray], temperature: float) -> dict[str, Any]:

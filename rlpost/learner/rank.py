@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -170,12 +169,10 @@ class LearnerRank:
         Returns:
             metrics of this rank; `Meter.merge` over ranks gives those of the batch.
         """
-        started = time.perf_counter()
         meter = Meter()
         before = [self._log_probs(batch, plan) for plan in steps] if len(steps) > 1 else [None]
         for plan, old in zip(steps, before, strict=True):
             meter.update(self._optimizer_step(batch, plan, old, version))
-        meter.max("time/rank", time.perf_counter() - started)
         return meter
 
     def _log_probs(self, batch: Batch, plan: StepPlan) -> list[Any]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
+import random
 import secrets
 import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -32,64 +32,47 @@ def score(response, reference, entry):
 
 
 def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+    """A free port below the ranges Ray takes its workers' (10002 up) and agents' ports from."""
+    for port in random.sample(range(7000, 9999), 100):
+        with socket.socket() as s:
+            if s.connect_ex(("127.0.0.1", port)):
+                return port
+    raise RuntimeError("no free port between 7000 and 9999")
 
 
 @pytest.fixture
 def cluster(tmp_path):
-    """A head node of its own with token authentication: (address, environment of a client that has the token)."""
-    token = tmp_path / "token"
-    token.write_text(secrets.token_hex(32))
-    environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
-    # The job's `python` is the one of the environment the cluster was started in.
-    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
-    port, dashboard = free_port(), free_port()
-    temp = Path("/tmp") / f"rlpost-ray-{os.getpid()}"  # short: Unix sockets lie in it
-    ray = Path(sys.executable).parent / "ray"
-    head = subprocess.Popen(
-        [
-            str(ray),
-            "start",
-            "--head",
-            "--block",
-            "--num-cpus=4",
-            f"--port={port}",
-            "--include-dashboard=true",
-            "--dashboard-host=127.0.0.1",
-            f"--dashboard-port={dashboard}",
-            f"--temp-dir={temp}",
-            f"--object-store-memory={300 * 2**20}",
-            "--disable-usage-stats",
-        ],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    address = f"http://127.0.0.1:{dashboard}"
+    """A cluster made by the launcher, with a token of its own: (address, environment of a client that has the token)."""
+    environment = {
+        **os.environ,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token"),
+        "RAY_PORT": str(free_port()),
+        "DASHBOARD_PORT": str(free_port()),
+        # The job's `python` is the one of the environment the cluster was started in.
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    (tmp_path / "token").write_text(secrets.token_hex(32))
+    log = tmp_path / "cluster.log"
+    temp = Path(tempfile.mkdtemp(prefix="rlpost-"))  # short: Unix sockets lie in it
+    with log.open("w") as out:
+        launcher = subprocess.Popen(
+            ["bash", "launchers/local_cluster.sh", "--num-cpus", "4", "--temp-dir", str(temp)],
+            cwd=ROOT,
+            env=environment,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+        )
     try:
         deadline = time.monotonic() + 120
-        while True:
-            try:
-                urllib.request.urlopen(f"{address}/api/version", timeout=5)
-                break
-            except urllib.error.HTTPError:
-                break  # it is there, and wants the token
-            except (urllib.error.URLError, OSError):
-                assert head.poll() is None, head.stdout.read() if head.stdout else ""
-                assert time.monotonic() < deadline, "no dashboard within two minutes"
-                time.sleep(0.5)
-        yield address, environment
+        while "The cluster is up." not in log.read_text():
+            assert launcher.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.5)
+        yield f"http://127.0.0.1:{environment['DASHBOARD_PORT']}", environment
     finally:
-        head.terminate()
-        try:
-            head.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(head.pid, 9)
-            head.wait(10)
+        launcher.terminate()
+        launcher.wait(60)
         shutil.rmtree(temp, ignore_errors=True)
 
 

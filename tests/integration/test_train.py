@@ -105,6 +105,14 @@ def test_a_run_trains_evaluates_records_saves_exports_and_is_evaluated_again(con
     assert found["decoding"]["temperature"] == 1.0
     rlpost("eval", exported, "--config", path, "--k", "1", "--limit", "4")
 
+    problems = tmp_path / "problems.jsonl"
+    problems.write_text("".join(json.dumps({"q": f"[{i}, 2] {i + 2}:", "a": f"{i} + 2"}) + "\n" for i in range(1, 6)))
+    done = rlpost(
+        "eval", exported, "--data", problems, "--prompt", "q", "--reference", "a", "--verifier", "exact",
+        "--k", "1,4", "--max-tokens", "12",
+    )  # fmt: skip
+    assert json.loads(done.stdout.splitlines()[-1])["prompts"] == 5
+
 
 def test_rewards_rise_on_an_easy_task(config):
     path, run = config(
