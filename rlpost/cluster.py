@@ -66,6 +66,8 @@ def connected(config: Config) -> Iterator[None]:
         ray.init(address=address, **options)
     else:
         plan = placement_plan(config)
+        # Ray runs workers at nice 15: whatever else the machine does would halve the speed of the actors.
+        os.environ.setdefault("RAY_worker_niceness", "0")
         ray.init(
             address="local",
             num_cpus=max(os.cpu_count() or 1, int(sum(b["CPU"] for b in plan["bundles"]) + 0.999)),

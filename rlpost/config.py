@@ -138,7 +138,7 @@ class Source(Section):
     params: dict[str, Any] = Field(default_factory=dict, description="parameters of the reasoning-gym task")
     size: int | None = Field(None, gt=0, description="how many rows a procedural task makes")
     seed: int = 0
-    limit: int | None = Field(None, gt=0)
+    limit: int | None = Field(None, gt=0, description="at most this many rows")
     prompt: str | None = None
     reference: str | None = None
     completion: str | None = None
@@ -202,9 +202,9 @@ class Data(Section):
         None, gt=0, description="rows (int) or share (float) of train kept for evaluation"
     )
     template: Template = Template()
-    max_prompt_tokens: int = Field(512, gt=0)
+    max_prompt_tokens: int = Field(512, gt=0, description="longest prompt, template included")
     too_long: Literal["drop", "error"] = "drop"
-    shuffle: bool = True
+    shuffle: bool = Field(True, description="a new order each epoch, by the seed; else the order of the data")
     bad_rows: Literal["error", "skip"] = "error"
     bad_rows_budget: int = Field(0, ge=0, description="with bad_rows: skip, how many rows may be bad")
     groups: Groups = Groups()
@@ -228,7 +228,7 @@ class VerifierSpec(Component):
 
 
 class VerifierPool(Section):
-    workers: int = Field(2, ge=1)
+    workers: int = Field(2, ge=1, description="verifier processes")
     retries: int = Field(1, ge=0, description="how often a killed or broken item is tried again")
     recycle_after: int = Field(5000, ge=1, description="items after which a worker process is replaced")
 
@@ -239,25 +239,27 @@ class Rollout(Section):
     There is no top_p or top_k here: under truncation the learner's log-probs are of another distribution.
     """
 
-    engines: int = Field(1, ge=1)
-    tensor_parallel: int = Field(1, ge=1)
+    engines: int = Field(1, ge=1, description="vLLM engines")
+    tensor_parallel: int = Field(1, ge=1, description="GPUs of one engine")
     samples_per_prompt: int = Field(8, ge=1)
-    temperature: float = Field(1.0, gt=0)
-    max_tokens: int = Field(512, ge=1)
-    stop: list[str] = Field(default_factory=list)
+    temperature: float = Field(1.0, gt=0, description="of the distribution sampled from; the learner uses the same")
+    max_tokens: int = Field(512, ge=1, description="longest response")
+    stop: list[str] = Field(
+        default_factory=list, description="strings that end a response, beside the end-of-sequence token"
+    )
     max_staleness: int = Field(
         0, ge=0, description="weight versions a consumed token may be behind; 1 or more overlaps"
     )
     dtype: DType | None = Field(None, description="model.dtype by default")
     max_sequences: int = Field(256, ge=1, description="sequences an engine decodes at once")
     enforce_eager: bool | None = Field(None, description="true on CPU, false on GPU by default")
-    prefix_caching: bool = True
-    gpu_memory_utilization: float = Field(0.85, gt=0, le=1)
+    prefix_caching: bool = Field(True, description="share the keys and values of a common prompt")
+    gpu_memory_utilization: float = Field(0.85, gt=0, le=1, description="share of a GPU vLLM may take")
     kv_cache_gb: float = Field(1.0, gt=0, description="CPU only")
     threads: int | None = Field(None, ge=1, description="CPU threads of an engine; the cores divided by the engines")
     weight_transfer: Literal["auto", "object_store", "nccl", "ipc"] = "auto"
     deadline: float = Field(1800.0, gt=0, description="seconds one step's sampling may take")
-    sync_deadline: float = Field(600.0, gt=0)
+    sync_deadline: float = Field(600.0, gt=0, description="seconds a weight update may take")
     engine_args: dict[str, Any] = Field(default_factory=dict, description="passed to vLLM's EngineArgs as they are")
 
 
@@ -295,9 +297,9 @@ class Optimizer(Section):
 
     lr: float = Field(1e-6, gt=0)
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warmup_steps: int = Field(0, ge=0)
-    min_lr_ratio: float = Field(0.0, ge=0, le=1)
-    weight_decay: float = Field(0.0, ge=0)
+    warmup_steps: int = Field(0, ge=0, description="optimizer steps over which lr rises from 0")
+    min_lr_ratio: float = Field(0.0, ge=0, le=1, description="share of lr the schedule ends at")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled, as in AdamW")
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = Field(1e-8, gt=0)
     grad_clip: float = Field(1.0, ge=0, description="0 is no clipping")
@@ -306,18 +308,20 @@ class Optimizer(Section):
 class Learner(Optimizer):
     """The DeepSpeed ranks and how a batch is cut for them."""
 
-    ranks: int = Field(1, ge=1)
-    zero_stage: Literal[0, 1, 2, 3] = 0
-    prompts_per_step: int = Field(64, ge=1)
-    optimizer_steps_per_batch: int = Field(1, ge=1)
-    tokens_per_micro_batch: int = Field(8192, ge=1)
-    layout: Literal["packed", "padded"] = "packed"
+    ranks: int = Field(1, ge=1, description="DeepSpeed ranks, one GPU (or actor on CPU) each")
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        0, description="what is sharded over ranks: 1 optimizer, 2 and gradients, 3 and weights"
+    )
+    prompts_per_step: int = Field(64, ge=1, description="prompts sampled and learned from in a step")
+    optimizer_steps_per_batch: int = Field(1, ge=1, description="updates made of one batch of samples")
+    tokens_per_micro_batch: int = Field(8192, ge=1, description="tokens of one forward pass, padding included")
+    layout: Literal["packed", "padded"] = Field("packed", description="sequences end to end in rows, or one a row")
     row_tokens: int | None = Field(
         None, ge=1, description="packed: length of a row of sequences; tokens_per_micro_batch (one row) by default"
     )
     logits_chunk_tokens: int = Field(1024, ge=1, description="tokens whose vocabulary-wide logits are held at once")
-    gradient_checkpointing: bool = False
-    offload_optimizer: bool = False
+    gradient_checkpointing: bool = Field(False, description="make activations again in the backward pass")
+    offload_optimizer: bool = Field(False, description="keep the optimizer in CPU memory")
     threads: int | None = Field(None, ge=1, description="CPU threads of a rank; the cores divided by the ranks")
     deadline: float = Field(1800.0, gt=0, description="seconds one update may take")
     deepspeed: dict[str, Any] = Field(
@@ -364,12 +368,12 @@ class Evaluation(Section):
 
 class Checkpoint(Section):
     every: int = Field(50, ge=0, description="steps between saves; 0 saves only at the end and on Ctrl-C")
-    keep: int = Field(2, ge=1)
+    keep: int = Field(2, ge=1, description="how many of the newest stay")
 
 
 class Observe(Section):
     sinks: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(default_factory=lambda: ["tensorboard"])  # type: ignore[arg-type]
-    rollouts: bool = True
+    rollouts: bool = Field(True, description="write every step's rollouts as Parquet")
     console: Literal["auto", "live", "plain", "off"] = "auto"
 
 
@@ -379,8 +383,8 @@ class Alarms(Section):
     mismatch_logp_abs_max: float | None = Field(
         None, gt=0, description="engine against learner on the same weights; 1e-3 in float32, else off by default"
     )
-    mismatch_kl: float = Field(0.05, gt=0)
-    unverified_share: float = Field(0.05, ge=0, le=1)
+    mismatch_kl: float = Field(0.05, gt=0, description="KL(engine || learner) over tokens of the same weights")
+    unverified_share: float = Field(0.05, ge=0, le=1, description="share of a step's verdicts that may be unverified")
     no_signal_steps: int = Field(20, ge=1, description="steps in a row without one group that has a signal")
 
 
@@ -391,9 +395,9 @@ class Cluster(Section):
     nodes: int = Field(1, ge=1)
     gpus_per_node: int = Field(0, ge=0, description="0 runs on CPU")
     colocate: bool = Field(False, description="engines and learner ranks share GPUs; weights travel by CUDA IPC")
-    cpus_per_engine: float = Field(1.0, gt=0)
-    cpus_per_rank: float = Field(1.0, gt=0)
-    object_store_gb: float = Field(1.0, gt=0)
+    cpus_per_engine: float = Field(1.0, gt=0, description="CPUs Ray sets aside for an engine")
+    cpus_per_rank: float = Field(1.0, gt=0, description="CPUs Ray sets aside for a rank")
+    object_store_gb: float = Field(1.0, gt=0, description="of a private Ray")
     start_deadline: float = Field(600.0, gt=0, description="seconds the actors may take to start")
 
 

@@ -179,14 +179,20 @@ def prompts(run: Path, step: int) -> list[str]:
 def test_ctrl_c_stops_after_the_step_with_a_checkpoint_and_the_run_can_go_on(config):
     path, run = config("stopped", steps=200, checkpoint={"every": 0}, evaluation={"before": False, "after": False})
     process = subprocess.Popen(
-        command("train", path), env=environment(), cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        command("train", path),
+        env=environment(),
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
     )
     deadline = time.monotonic() + 120
     while not (run / "metrics.jsonl").is_file() or not metrics(run):
         assert process.poll() is None, process.stderr.read() if process.stderr else ""
         assert time.monotonic() < deadline, "no step within two minutes"
         time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to every process of the run
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 6, out
     stopped = metrics(run)[-1]["step"]
