@@ -1,5 +1,5 @@
 # Every target makes .venv and installs what it needs when that is missing.
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 EXTRA ?= cpu
 TORCH ?= torch==2.13.0
 # The CPU build of torch has its own index; tried briefly, so that a machine that has the wheel already goes on.

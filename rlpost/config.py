@@ -6,7 +6,6 @@ Importable, and able to reject a bad file, without torch, ray or vllm. Each quan
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,8 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from rlpost.user_code import nearest
 
 # What the registries hold, so that a name can be refused without importing torch; a test keeps the two in step.
 ADVANTAGES = ("grpo",)
@@ -43,7 +44,7 @@ def _known_name(key: str, name: str, known: Iterable[str]) -> None:
     if key.startswith("verifiers") and name in _entry_points():
         return
     raise ValueError(
-        f"{key}: unknown name {name!r}{_nearest(name, known)} (known: {', '.join(known)}, or file.py:function)"
+        f"{key}: unknown name {name!r}{nearest(name, known)} (known: {', '.join(known)}, or file.py:function)"
     )
 
 
@@ -51,11 +52,6 @@ def _entry_points() -> set[str]:
     from importlib.metadata import entry_points
 
     return {e.name for e in entry_points(group="rlpost.verifiers")}
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f", did you mean {close[0]!r}?" if close else ""
 
 
 class Section(BaseModel):
@@ -574,7 +570,7 @@ def dump(config: Config) -> str:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        near = _nearest(path.name, [p.name for p in path.parent.glob("*.y*ml")]) if path.parent.is_dir() else ""
+        near = nearest(path.name, [p.name for p in path.parent.glob("*.y*ml")]) if path.parent.is_dir() else ""
         raise ConfigError(f"configuration file {str(path)!r} does not exist{near}")
     try:
         values = yaml.load(path.read_text(), Loader=_UniqueKeys)
@@ -646,7 +642,7 @@ def _explain(error: ValidationError, values: Mapping[str, Any], origin: str) -> 
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
             known = _keys_at(item["loc"][:-1])
-            fix = _nearest(str(item["loc"][-1]), known) or f" (known here: {', '.join(sorted(known))})"
+            fix = nearest(str(item["loc"][-1]), known) or f" (known here: {', '.join(sorted(known))})"
             lines.append(f"  {key}: unknown key, value {item['input']!r}{fix}")
         elif item["type"] == "missing":
             lines.append(f"  {key}: missing; it has no default")

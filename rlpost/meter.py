@@ -28,6 +28,16 @@ class Meter:
         chosen.entries = {new: self.entries[old] for old, new in names.items() if old in self.entries}
         return chosen
 
+    def divided(self, names: Iterable[str], by: float) -> Meter:
+        """These metrics with the sums in `names` divided: what was added up over several steps, for each."""
+        result = Meter()
+        result.entries = dict(self.entries)
+        for name in names:
+            if name in result.entries:
+                kind, total, weight = result.entries[name]
+                result.entries[name] = (kind, total / by, weight)
+        return result
+
     def sum(self, name: str, value: float) -> None:
         self.add(name, "sum", float(value), 1.0)
 

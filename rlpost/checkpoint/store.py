@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from rlpost.atomic import fsync
 
 
 class CheckpointError(RuntimeError):
@@ -78,13 +79,13 @@ def write(folder: Path, step: int, state: dict[str, Any], fill: Callable[[Path],
         files = {}
         for path in sorted(p for p in draft.rglob("*") if p.is_file()):
             files[str(path.relative_to(draft))] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-            _fsync(path)
+            fsync(path)
         (draft / "manifest.json").write_text(json.dumps({"step": step, "files": files}, indent=1))
-        _fsync(draft / "manifest.json")
+        fsync(draft / "manifest.json")
         if final.exists():  # left by a run that was resumed from before it
             final.rename(folder / f"tmp-{uuid.uuid4().hex}")
         draft.rename(final)
-        _fsync(folder)
+        fsync(folder)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
@@ -114,11 +115,3 @@ def retain(folder: Path, keep: int) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 
 from rich.console import Console
 from rich.table import Table
@@ -47,12 +47,9 @@ def show() -> int:
 
 
 def _installed(name: str) -> str | None:
-    for distribution in (name, f"{name}-cpu"):
-        try:
-            return version(distribution)
-        except PackageNotFoundError:
-            continue
-    return None
+    """Version of a distribution, or of its CPU build."""
+    found = [d.version for d in distributions() if d.name.lower().replace("_", "-") in (name, f"{name}-cpu")]
+    return found[0] if found else None
 
 
 def _memory_gb() -> float:

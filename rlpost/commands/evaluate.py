@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from rlpost import checkpoint, cluster
+from rlpost.atomic import write_json
 from rlpost.cli import DONE
 from rlpost.config import Config, ConfigError, load, parse
 from rlpost.data import load_prompts, load_tokenizer
 from rlpost.evaluation import evaluate
 from rlpost.observe import RunFolder, summarize
-from rlpost.observe.atomic import write_json
 from rlpost.observe.console import Console
 from rlpost.rollout.request import Sampling
 from rlpost.rollout.sampler import GroupSampler

@@ -92,7 +92,7 @@ class LearnerGroup:
             self.deadline,
             "the learner ranks to update",
         )
-        return Meter.merge(meters)
+        return Meter.merge(meters).divided(("loss", "policy_loss"), by=len(plans[0]))
 
     def log_probs(self, batch: Batch) -> list[np.ndarray]:
         """float32 log-probs of each sequence's response under the current weights, in the batch's order."""

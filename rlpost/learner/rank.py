@@ -205,8 +205,8 @@ class LearnerRank:
             learn = torch.from_numpy(rows.learn & (not micro.muted)).to(self.device)
             mask = grid.mask() & learn[:, None]
 
-            def spread(values: np.ndarray, grid: Any = grid) -> Any:
-                return grid.spread(torch.from_numpy(values).to(self.device))
+            def spread(values: np.ndarray, fill: float = 0, grid: Any = grid) -> Any:
+                return grid.spread(torch.from_numpy(values).to(self.device), fill)
 
             old_logp = old[k] if old is not None else logp.detach()
             behavior = spread(rows.behavior_logp)
@@ -228,7 +228,7 @@ class LearnerRank:
                 denominators,
             )
             meter.update(metrics)
-            versions = spread(rows.versions.astype(np.float32)).long()
+            versions = spread(rows.versions, fill=-1)
             meter.update(_mismatch(old_logp, behavior, mask & (versions >= 0), versions == version))
             # DeepSpeed averages gradients over ranks; our loss is already one share of a global sum.
             self.engine.set_gradient_accumulation_boundary(k == len(plan.micro_batches) - 1)

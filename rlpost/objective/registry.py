@@ -6,14 +6,11 @@ stands, `my_losses.py:fancy` or `package.module:fancy`, needs no decorator, and 
 
 from __future__ import annotations
 
-import difflib
 import functools
-import hashlib
 import importlib
 import importlib.util
 import inspect
-import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, TypeVar
@@ -21,6 +18,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from rlpost.config import Component, ConfigError
+from rlpost.user_code import import_file, nearest
 
 T = TypeVar("T")
 Entry = TypeVar("Entry", bound=Callable[..., Any])
@@ -82,20 +80,20 @@ class Registry(Generic[T]):
         origin, colon, attribute = name.partition(":")
         if not colon:
             raise ConfigError(
-                f"unknown {self.role} {name!r}{_nearest(name, self._entries)} (known: {', '.join(self.names())}, "
+                f"unknown {self.role} {name!r}{nearest(name, self._entries)} (known: {', '.join(self.names())}, "
                 "or file.py:function)"
             )
         module = self._import(origin)
         entry = getattr(module, attribute, None)
         if entry is None:
-            raise ConfigError(f"{self.role}: {origin} has no {attribute!r}{_nearest(attribute, vars(module))}")
+            raise ConfigError(f"{self.role}: {origin} has no {attribute!r}{nearest(attribute, vars(module))}")
         if not callable(entry):
             raise ConfigError(f"{self.role}: {name} is a {type(entry).__name__}, not a function or class")
         return entry
 
     def _import(self, origin: str) -> ModuleType:
         try:
-            return _import_file(Path(origin)) if origin.endswith(".py") else importlib.import_module(origin)
+            return import_file(Path(origin)) if origin.endswith(".py") else importlib.import_module(origin)
         except Exception as error:
             raise ConfigError(f"{self.role}: cannot import {origin}: {type(error).__name__}: {error}") from error
 
@@ -121,7 +119,7 @@ class Registry(Generic[T]):
                 checked[name] = value
             else:
                 raise ConfigError(
-                    f"{where}: unknown parameter {name!r}, value {value!r}{_nearest(name, known)} "
+                    f"{where}: unknown parameter {name!r}, value {value!r}{nearest(name, known)} "
                     f"(known: {', '.join(known) or 'none'})"
                 )
         missing = [name for name, p in known.items() if p.default is p.empty and name not in checked]
@@ -138,27 +136,3 @@ def _validated(where: str, parameter: inspect.Parameter, value: Any) -> Any:
     except ValidationError as error:
         reasons = "; ".join(dict.fromkeys(item["msg"] for item in error.errors()))
         raise ConfigError(f"{where}: parameter {parameter.name!r}, value {value!r}: {reasons}") from None
-
-
-def _import_file(path: Path) -> ModuleType:
-    """The module in a file, imported once per process under a name that no other file has."""
-    path = path.expanduser().resolve()
-    name = f"rlpost_user_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{path} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # before it runs: dataclasses look their module up by name
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f", did you mean {close[0]!r}?" if close else ""

@@ -8,8 +8,8 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
+from rlpost import atomic
 from rlpost.config import Config
-from rlpost.observe import atomic
 from rlpost.observe.console import Console, Interval
 from rlpost.observe.rollouts import write_rollouts
 from rlpost.observe.run_folder import RunFolder

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rlpost.observe import atomic
+from rlpost import atomic
 from rlpost.types import Prompt, Rollout, Status, Verdict
 
 SCHEMA = pa.schema(

@@ -16,8 +16,8 @@ from types import TracebackType
 from typing import Any
 
 import rlpost
+from rlpost import atomic
 from rlpost.config import ConfigError
-from rlpost.observe import atomic
 
 # vLLM's CPU build is published under a name of its own.
 _PACKAGES = {

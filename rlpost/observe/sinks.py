@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from rlpost import atomic
 from rlpost.config import ConfigError
-from rlpost.observe import atomic
 from rlpost.observe.run_folder import RunFolder
 
 

@@ -130,7 +130,8 @@ class Engine:
         def accept() -> None:
             from rlpost.weights import wrong_probes
 
-            wrong = self._engine.collective_rpc(wrong_probes, args=(probes,))[0] if probes is not None else []
+            found = self._engine.collective_rpc(wrong_probes, args=(probes,)) if probes is not None else []
+            wrong = sorted({name for worker in found for name in worker})
             if wrong:
                 raise StaleEngineError(
                     f"weights of version {version} are not what the engine holds: {len(wrong)} of {len(probes or ())} "

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import importlib.util
 import inspect
-import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from rlpost.user_code import import_file
 from rlpost.verify.protocol import REGISTERED, VerifierError
 
 # Not imported before they are asked for: sympy alone takes half a second.
@@ -67,28 +66,12 @@ def _import(name: str, module: str) -> ModuleType:
 
 
 def _load_file(name: str, path: Path) -> ModuleType:
-    path = path.expanduser().resolve()
-    if not path.is_file():
-        near = ", ".join(sorted(p.name for p in path.parent.glob("*.py"))) or "none"
-        raise VerifierError(f"verifier {name!r}: file {path} does not exist (python files in that folder: {near})")
-    # Unique by path, so that a user's `random.py` never stands in for the library's.
-    module_name = f"rlpost_user_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
-    if module_name in sys.modules:
-        return sys.modules[module_name]
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    if spec is None or spec.loader is None:
-        raise VerifierError(f"verifier {name!r}: {path} is not a file that Python can import")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module
-    # Last, so that the file may import its neighbours and yet hide no library.
-    if str(path.parent) not in sys.path:
-        sys.path.append(str(path.parent))
     try:
-        spec.loader.exec_module(module)
+        return import_file(path)
+    except FileNotFoundError as error:
+        raise VerifierError(f"verifier {name!r}: {error}") from error
     except Exception as error:
-        del sys.modules[module_name]
         raise VerifierError(f"verifier {name!r}: running {path} fails: {error!r}") from error
-    return module
 
 
 def _function(name: str, module: ModuleType, attribute: str) -> Callable[..., Any]:

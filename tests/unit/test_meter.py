@@ -42,3 +42,10 @@ def test_renaming_takes_only_what_is_named():
     meter.sum("a", 1)
     meter.max("b", 2)
     assert meter.renamed({"a": "c", "missing": "d"}).values() == {"c": 1}
+
+
+def test_dividing_leaves_the_other_metrics_alone():
+    meter = Meter()
+    meter.sum("loss", 6)
+    meter.mean("entropy", 6, 2)
+    assert meter.divided(["loss", "missing"], by=3).values() == {"loss": 2, "entropy": 3}

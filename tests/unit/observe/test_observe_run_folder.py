@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from rlpost.observe import RunFolder, RunFolderError, atomic
+from rlpost import atomic
+from rlpost.observe import RunFolder, RunFolderError
 
 
 def create(runs: Path, name: str | None = "a") -> RunFolder:

@@ -17,9 +17,9 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         yield temporary
-        _fsync(temporary)
+        fsync(temporary)
         temporary.replace(path)
-        _fsync(path.parent)  # the rename itself must survive a power cut
+        fsync(path.parent)  # the rename itself must survive a power cut
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -52,7 +52,8 @@ def finite(value: Mapping[str, Any]) -> dict[str, Any]:
     return {**cleaned, "nonfinite": names} if names else cleaned
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Have the kernel write a file, or a folder's list of names, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
