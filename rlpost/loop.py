@@ -65,6 +65,7 @@ def submit(run: Run, step: int) -> None:
     for _ in range(run.config.learner.prompts_per_step):
         run.sampler.submit(run.order.next(), step, run.config.rollout.samples_per_prompt, run.sampling)
     run.submitted = step
+    run.order_before.pop(step - run.config.rollout.max_staleness - 1, None)  # no checkpoint will ask for it
 
 
 def collect(run: Run, step: int) -> list[Group]:

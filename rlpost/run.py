@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from rlpost.observe import Recorder, Watch
 from rlpost.rollout.fleet import Fleet
 from rlpost.rollout.request import EngineSpec, Sampling
 from rlpost.rollout.sampler import Group, GroupSampler
-from rlpost.types import Rollout
+from rlpost.types import Rollout, Status
 from rlpost.verify import VerifierPool
 
 
@@ -89,7 +89,6 @@ class Run:
             seed=self.config.seed + EVALUATION_SEED,
             judge=self.config.verifiers[0].name,
         )
-        self.pool.stats()  # an evaluation's verdicts are not a training step's
         self.recorder.evaluation(when, self.step, results.intervals)
         return results
 
@@ -107,9 +106,9 @@ class Run:
         rollouts = [r for g in groups for r in g.rollouts]
         credit = {(r.group, r.sample): a for r, a in zip(learned, advantages, strict=True)}
         metrics = {
-            **step_metrics(self, groups, learned, times["time/total"]),
+            **self.pool.stats(),  # since the last step, evaluations included: times, time-outs, restarts
+            **step_metrics(self, groups, learned, times["time/total"]),  # of this step's own samples: verdicts
             **learner,
-            **self.pool.stats(),
             **times,
         }
         self.recorder.rollouts(
@@ -145,6 +144,7 @@ class Run:
             "version": self.version,
             "order": self.order_before.get(self.step + 1, self.order.state_dict()),
             "watch": self.watch.state_dict(),
+            "sampler": self.sampler.state_dict(),
             "base": self.base,
             "ranks": self.config.learner.ranks,
             "zero_stage": self.config.learner.zero_stage,
@@ -169,6 +169,7 @@ class Run:
             )
         self.order.load_state_dict(state["order"])
         self.watch.load_state_dict(state["watch"])
+        self.sampler.load_state_dict(state["sampler"])
         self.step = self.submitted = state["step"]
         self.version = state["version"]
 
@@ -207,6 +208,9 @@ def step_metrics(run: Run, groups: Sequence[Group], learned: Sequence[Rollout], 
         "tokens_per_second": float(lengths.sum()) / max(seconds, 1e-9),
         "version": run.version,
     }
+    for name in (v.name for v in run.config.verifiers):
+        found = [r.verdicts[name].status for r in rollouts if r.finish_reason != "abort"]
+        metrics |= {f"verifier/{name}/{status}": found.count(status) for status in get_args(Status)}
     if usable:
         metrics["reward/mean"] = float(np.mean([r.reward for r in usable]))
         metrics["reward/std"] = float(np.std([r.reward for r in usable]))

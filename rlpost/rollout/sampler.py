@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -100,6 +100,19 @@ class GroupSampler:
     def forget(self, step: int) -> None:
         """Nothing more is wanted of a step."""
         del self._done[step]
+
+    def state_dict(self) -> dict[str, int]:
+        """What was done. Samples still running are not in it: a resumed run samples them again."""
+        return {
+            "next_group": self._next_group,
+            "consumed": self.account.consumed,
+            "dropped": self.account.dropped,
+        }
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        self._next_group = state["next_group"]
+        consumed, dropped = state["consumed"], state["dropped"]
+        self.account = Account(submitted=consumed + dropped, consumed=consumed, dropped=dropped)
 
     def sample_all(self, prompts: Sequence[Prompt], samples: int, sampling: Sampling, seed: int) -> list[Group]:
         """Sample and score every prompt, outside the training account (evaluation). In the order of `prompts`."""

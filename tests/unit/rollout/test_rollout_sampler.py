@@ -139,3 +139,20 @@ def test_a_seed_depends_on_run_step_prompt_and_sample_alone():
     others = {sample_seed(*x) for x in ((1, 1, "a", 2), (0, 2, "a", 2), (0, 1, "b", 2), (0, 1, "a", 3))}
     assert len(others | {sample_seed(0, 1, "a", 2)}) == 5
     assert all(0 <= s < 2**31 for s in others)
+
+
+def test_a_resumed_account_balances_and_group_numbers_go_on():
+    fleet = StandInFleet()
+    sampler = GroupSampler(fleet, StandInPool(), seed=0, deadline=30)
+    for step in (1, 2):
+        sampler.submit(prompt("a"), step, 4, SAMPLING)
+    fleet.answer()
+    sampler.collect(1, 1)
+    sampler.account.consumed += 4
+    again = GroupSampler(fleet, StandInPool(), seed=0, deadline=30)
+    again.load_state_dict(sampler.state_dict())
+    again.account.check()
+    assert again.account == Account(submitted=4, consumed=4)
+    again.submit(prompt("b"), 2, 4, SAMPLING)
+    fleet.answer()
+    assert again.collect(2, 1)[0].id == 2
