@@ -141,6 +141,11 @@ def _hf_table(source: Source) -> Any:
     return splits[source.split]
 
 
+# Most of reasoning-gym's tasks draw item i from seed + i: data sets of seeds 1 and 2 would share all items but one.
+# Seeds this far apart share none, however many rows are asked for.
+SEED_STRIDE = 10**7
+
+
 def _reasoning_gym(source: Source) -> list[Row]:
     import reasoning_gym
     from reasoning_gym.factory import DATASETS
@@ -155,7 +160,7 @@ def _reasoning_gym(source: Source) -> list[Row]:
         if name not in known:
             raise DataError(f"reasoning-gym task {task!r} has no parameter {name!r}; {did_you_mean(name, known)}")
     try:
-        dataset = reasoning_gym.create_dataset(task, seed=source.seed, size=size, **source.params)
+        dataset = reasoning_gym.create_dataset(task, seed=source.seed * SEED_STRIDE, size=size, **source.params)
     except (AssertionError, AttributeError, TypeError, ValueError) as error:  # how its tasks refuse parameters
         raise DataError(f"reasoning-gym task {task!r} refuses {source.params}: {error}") from error
     _check_scores_survive_json(task, dataset)

@@ -110,6 +110,12 @@ def _countdown(**changes: Any) -> Source:
     return Source.model_validate({"source": "reasoning_gym", "task": "countdown", "size": 3, **changes})
 
 
+def test_neighbouring_seeds_share_no_run_of_items() -> None:
+    first, second = (_values(_countdown(seed=seed, size=50)) for seed in (1, 2))
+    problems = [{(*row["metadata"]["numbers"], row["metadata"]["target"]) for row in rows} for rows in (first, second)]
+    assert len(problems[0] & problems[1]) < 5, "item i of one seed is item i - 1 of the other"
+
+
 def test_procedural_rows_are_a_function_of_the_seed_and_plain_json() -> None:
     rows = _values(_countdown(seed=1))
     assert rows == _values(_countdown(seed=1))
