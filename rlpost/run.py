@@ -269,9 +269,9 @@ def engine_spec(config: Config, path: str, max_model_len: int | None = None) -> 
     )
 
 
-def start_fleet(config: Config, path: str, placement: cluster.Placement) -> Fleet:
+def start_fleet(config: Config, path: str, placement: cluster.Placement, max_model_len: int | None = None) -> Fleet:
     return Fleet(
-        engine_spec(config, path),
+        engine_spec(config, path, max_model_len),
         placement.engines,
         cpus=config.cluster.cpus_per_engine,
         gpus=placement.engine_gpus,

@@ -63,7 +63,9 @@ def run(request: Request) -> int:
     correct: list[list[bool]] = [[] for _ in prompts]
     unverified = 0
     with cluster.connected(config), VerifierPool(config.verifiers, config.verifier_pool) as pool:
-        fleet = start_fleet(config, model, cluster.place(config))
+        # As long as these prompts need, and no longer: a model may hold less than the configuration allows for.
+        longest = max(len(p.token_ids) for p in prompts) + sampling.max_tokens
+        fleet = start_fleet(config, model, cluster.place(config), max_model_len=longest)
         fleet.ready()
         sampler = GroupSampler(fleet, pool, config.seed, config.rollout.deadline)
         for seed in request.seeds:

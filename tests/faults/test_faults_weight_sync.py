@@ -31,7 +31,7 @@ def test_an_engine_that_kept_its_old_weights_is_found_out_and_serves_nothing(
     try:
         fleet.sync(learner, 0, "float32")
         nudge(learner)
-        with pytest.raises(Exception, match=r"not what the engine holds: [1-8] of 8 probed tensors differ"):
+        with pytest.raises(Exception, match=r"not what the engine holds: [1-8] of [1-8] probed tensors differ"):
             fleet.sync(learner, 1, "float32")
         with pytest.raises(Exception, match="missed the update after version 0 and serves nothing"):
             fleet.submit(ask(1)).result(60)
