@@ -29,7 +29,11 @@ export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
 # Ray keeps the token in ~/.ray/auth_token, unless RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH says otherwise.
 ray get-auth-token --generate >/dev/null
 
-ray start --head --block --port "$port" \
+# The agent that takes jobs listens on 52365 unless told otherwise; with another Ray on the machine it would not come up,
+# and the cluster would refuse jobs for ever with "No available agent".
+agent=${AGENT_PORT:-$(python3 -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')}
+
+ray start --head --block --port "$port" --dashboard-agent-listen-port "$agent" \
     --include-dashboard true --dashboard-host 127.0.0.1 --dashboard-port "$dashboard" "$@" &
 head=$!
 trap 'kill -TERM "$head" 2>/dev/null; wait "$head" || true' EXIT
