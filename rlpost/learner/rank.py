@@ -113,7 +113,6 @@ class LearnerRank:
         self.reference = self._load_reference(config) if spec.reference_path else None
         self.terms = Terms.from_config(spec.objective)
         self.optimizer_steps = 0
-        self.version = 0
 
         def size(p: Any) -> int:
             return int(getattr(p, "ds_numel", p.numel()))
@@ -199,6 +198,7 @@ class LearnerRank:
         meter = Meter()
         denominators = Denominators(plan.sequences, plan.tokens, self.spec.response_limit)
         norm: float | None = None
+        lr = learning_rate(self.spec.learner, self.optimizer_steps, self.spec.total_steps)
         for k, micro in enumerate(plan.micro_batches):
             grid, logp, entropy = self._forward(self.engine, batch, micro)
             rows = batch.select(micro.sequences)
@@ -235,12 +235,12 @@ class LearnerRank:
             self.engine.backward(loss * self.world)
             if k == len(plan.micro_batches) - 1:
                 for group in self.engine.optimizer.param_groups:
-                    group["lr"] = learning_rate(self.spec.learner, self.optimizer_steps, self.spec.total_steps)
+                    group["lr"] = lr
                 norm = self._grad_norm()
             self.engine.step()
         norm = self.engine.get_global_grad_norm() if norm is None else norm
         meter.max("grad_norm", float(norm))
-        meter.max("lr", learning_rate(self.spec.learner, self.optimizer_steps, self.spec.total_steps))
+        meter.max("lr", lr)
         self.optimizer_steps += 1
         return meter
 
@@ -317,7 +317,7 @@ class LearnerRank:
         self.engine.save_checkpoint(
             str(Path(folder) / "deepspeed"),
             tag="state",
-            client_state={"optimizer_steps": self.optimizer_steps, "version": self.version},
+            client_state={"optimizer_steps": self.optimizer_steps},
             save_latest=False,
         )
         tensors = checkpoint_tensors(self.model, keep=self.rank == 0)
@@ -333,8 +333,8 @@ class LearnerRank:
             path, state = self.engine.load_checkpoint(str(shards.parent), tag=shards.name)
         if path is None:
             raise FileNotFoundError(f"no DeepSpeed state for rank {self.rank} of {self.world} in {shards}")
-        self.optimizer_steps, self.version = state["optimizer_steps"], state["version"]
-        return {"optimizer_steps": self.optimizer_steps, "version": self.version}
+        self.optimizer_steps = state["optimizer_steps"]
+        return {"optimizer_steps": self.optimizer_steps}
 
     def save_model(self, folder: str) -> None:
         """Write only the weights, in the Hugging Face format."""

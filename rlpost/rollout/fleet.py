@@ -95,11 +95,6 @@ class Fleet:
     def _all(self, method: str, *args: Any, what: str) -> list[Any]:
         return wait([getattr(e, method).remote(*args) for e in self.engines], self.sync_deadline, f"engines to {what}")
 
-    def statistics(self) -> dict[str, float]:
-        """Totals over all engines since the start (`Engine.statistics`)."""
-        found = self._all("statistics", what="report")
-        return {key: sum(f[key] for f in found) for key in found[0]}
-
     def shutdown(self) -> None:
         for engine in self.engines:
             ray.kill(engine)
