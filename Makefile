@@ -8,7 +8,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help setup quickstart test unit extras lint bench clean
+.PHONY: help setup quickstart test unit methods extras lint bench clean
 
 help:            ## show the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -32,6 +32,9 @@ test: lint $(VENV)/.ready  ## all tests: unit, integration and faults
 
 unit: $(VENV)/.ready  ## the unit tests alone (seconds)
 	$(BIN)/python -m pytest tests/unit
+
+methods: $(VENV)/.ready  ## five real steps of every file in configs/methods (`make test` runs six of them)
+	RLPOST_METHODS=all $(BIN)/python -m pytest tests/methods
 
 extras: $(VENV)/.ready  ## install wandb and mlflow and test their sinks offline
 	$(PIP) install --quiet wandb mlflow

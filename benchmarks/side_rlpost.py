@@ -33,13 +33,18 @@ def measure(workload: Workload) -> tuple[str, list[Step]]:
         running(config, recorder, str(workload.model), resume=None) as run,
     ):
         train(run)
+    rows = read_metrics(folder.metrics)
+    samples = config.learner.prompts_per_step * config.rollout.samples_per_prompt
+    idle = [int(row["step"]) for row in rows if row["samples/learned"] != samples]
+    if idle:
+        raise RuntimeError(f"steps {idle} did not learn from all {samples} samples: what they cost says nothing")
     return HOW, [
         {
             **{phase: row[f"time/{phase}"] for phase in PHASES},
             "total": row["time/elapsed"] - before["time/elapsed"],
             "length": row["length/mean"],
         }
-        for before, row in pairwise(read_metrics(folder.metrics))
+        for before, row in pairwise(rows)
     ]
 
 

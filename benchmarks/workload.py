@@ -71,6 +71,7 @@ class Workload:
             "observe.sinks": "[]",
             "observe.console": '"off"',
             # The model is untrained: no group of it has a signal, and that is no reason to stop.
+            "data.groups.no_signal": "keep",  # no response is right, and every one is to be learned from
             "alarms.no_signal_steps": self.total_steps + 1,
         }
         return load([QUICKSTART], [f"{key}={value}" for key, value in overrides.items()])

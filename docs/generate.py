@@ -26,7 +26,7 @@ A run is one YAML file. More than one may be given, later ones over earlier ones
 rlpost train configs/quickstart.yaml steps=20 learner.lr=1e-4 verifiers.0.name=exact
 ```
 
-- Mappings are merged key by key, and so is a list's item that is a mapping (`verifiers.0.weight=2`); all else is
+- Mappings are merged key by key, but an entry with another name replaces the whole entry; and so is a list's item that is a mapping (`verifiers.0.weight=2`); all else is
   replaced.
 - A key that is not known, or is given twice, is an error that names the nearest known key. `1e-6` is a number.
 - Relative paths start at the current directory.

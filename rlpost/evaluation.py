@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rlpost.observe import summarize
+import numpy as np
+
+from rlpost.observe import bootstrap, summarize
 
 if TYPE_CHECKING:
     from rlpost.rollout.request import Sampling
-    from rlpost.rollout.sampler import Group, GroupSampler
-    from rlpost.types import Prompt
+    from rlpost.rollout.sampler import GroupSampler
+    from rlpost.types import Group, Prompt
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,9 @@ class Results:
     """An evaluation.
 
     Attributes:
-        intervals: {"pass@k": (value, low, high)}, 95 % bootstrap over prompts.
+        intervals: by name (value, low, high), 95 % bootstrap over prompts: `pass@k`; `distinct_correct`, how many
+            different correct responses a prompt's samples hold; `nll`, mean over prompts of the mean -log p of a
+            sampled token in nats, which estimates the entropy of what was sampled from (not when greedy).
         correct: for each prompt its samples' verdicts; unverified samples are left out.
         unverified: how many samples no verdict was reached on.
         groups: what was sampled and scored.
@@ -59,4 +63,14 @@ def evaluate(
                 f"for pass@{max(k)}; reasons: {sorted(reasons)}"
             )
         correct.append(known)
-    return Results(summarize(correct, k), correct, unverified, groups)
+    intervals = {**summarize(correct, k), **diversity(groups, judge, greedy=sampling.temperature == 0)}
+    return Results(intervals, correct, unverified, groups)
+
+
+def diversity(groups: Sequence[Group], judge: str, greedy: bool) -> dict[str, tuple[float, float, float]]:
+    """How many ways to be right, and how spread out the samples are, with intervals over prompts."""
+    right = [len({r.text for r in g.rollouts if r.verdicts[judge].status == "correct"}) for g in groups]
+    columns = {"distinct_correct": [float(n) for n in right]}
+    if not greedy:
+        columns["nll"] = [-float(np.concatenate([r.logprobs for r in g.rollouts]).mean()) for g in groups]
+    return dict(zip(columns, bootstrap(np.array(list(columns.values())).T), strict=True))

@@ -9,13 +9,15 @@ the prompts of the next s steps are already being sampled while the learner lear
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from rlpost.credit import Lesson, credited
+from rlpost.data import still_missing
 from rlpost.faults import failpoint
 from rlpost.learner.batch import Batch
-from rlpost.rollout.sampler import Group
-from rlpost.types import Rollout
+from rlpost.rollout.request import sample_seed
+from rlpost.types import Group
 
 if TYPE_CHECKING:
     from rlpost.run import Run
@@ -35,10 +37,11 @@ def train(run: Run) -> None:
         clock.lap("verify")
 
         run.say("learning")
-        kept = [g for g in groups if run.judge(g) == "keep"]
-        rollouts, advantages = credit(run, kept)
-        check_staleness(rollouts, run.version, config.rollout.max_staleness)
-        metrics = learn(run, rollouts, advantages)
+        kept = run.chosen(groups)
+        run.strategy.observe(groups, run.referee)
+        lesson = credit(run, kept, step)
+        check_staleness(lesson, run.version, config.rollout.max_staleness)
+        metrics = learn(run, lesson)
         clock.lap("learn")
 
         run.say("syncing weights")
@@ -48,7 +51,8 @@ def train(run: Run) -> None:
 
         settle(run, groups, kept)
         run.step = step
-        run.report(groups, rollouts, advantages, metrics, clock.seconds())
+        run.adapt(metrics)
+        run.report(groups, kept, lesson, metrics, clock.seconds())
         if failpoint("driver.kill", step):
             run.kill()
         if config.evaluation.every and step % config.evaluation.every == 0 and step < last:
@@ -63,7 +67,7 @@ def submit(run: Run, step: int) -> None:
         return
     run.order_before[step] = run.order.state_dict()
     for _ in range(run.config.learner.prompts_per_step):
-        run.sampler.submit(run.order.next(), step, run.config.rollout.samples_per_prompt, run.sampling)
+        run.sampler.submit(run.strategy.next(), step, run.config.rollout.samples_per_prompt, run.sampling)
     run.submitted = step
     run.order_before.pop(step - run.config.rollout.max_staleness - 1, None)  # no checkpoint will ask for it
 
@@ -74,37 +78,33 @@ def collect(run: Run, step: int) -> list[Group]:
     groups: list[Group] = []
     missing = wanted
     for round_ in range(policy.max_rounds + 1):
-        groups += run.sampler.collect(step, missing)
-        refill = {v for v in ("no_signal", "incomplete") if getattr(policy, v) == "refill"}
-        missing = sum(run.judge(g) in refill for g in groups[-missing:])
+        groups += run.rewarded(run.sampler.collect(step, missing))
+        missing = still_missing([run.judge(g) for g in groups], wanted, policy)
         if not missing or round_ == policy.max_rounds:
             break
         for _ in range(missing):
-            run.sampler.submit(run.order.next(), step, run.config.rollout.samples_per_prompt, run.sampling)
+            run.sampler.submit(run.strategy.next(), step, run.config.rollout.samples_per_prompt, run.sampling)
     run.sampler.forget(step)
     return groups
 
 
-def credit(run: Run, groups: Sequence[Group]) -> tuple[list[Rollout], list[float]]:
-    """The usable rollouts of the groups that are kept, and the advantage of each."""
-    import torch
-
-    rollouts = [r for g in groups for r in g.rollouts]
-    usable = torch.tensor([r.usable for r in rollouts], dtype=torch.bool)
-    rewards = torch.tensor(
-        [r.reward if r.usable and r.reward is not None else 0.0 for r in rollouts], dtype=torch.float64
+def credit(run: Run, groups: Sequence[Group], step: int) -> Lesson | None:
+    """What to learn from these groups: their samples and what the strategy adds, each token credited. None: nothing."""
+    samples = run.samples(groups, step)
+    if not samples:
+        return None
+    batch = Batch.from_samples(samples)
+    batch = batch.carrying(per_token=run.learner.score(batch, run.wanted))
+    limit = run.config.rollout.max_tokens
+    return credited(
+        batch, samples, run.credit, step=step, seed=sample_seed(run.config.seed, step, "", 0), max_tokens=limit
     )
-    group = torch.tensor([r.group for r in rollouts], dtype=torch.int64)
-    if not usable.any():
-        return [], []
-    advantages = run.objective.advantages(rewards, group, usable)
-    learned = [i for i, r in enumerate(rollouts) if r.usable]
-    return [rollouts[i] for i in learned], [float(advantages[i]) for i in learned]
 
 
-def check_staleness(rollouts: Sequence[Rollout], version: int, bound: int) -> None:
+def check_staleness(lesson: Lesson | None, version: int, bound: int) -> None:
     """No consumed token may be more than `bound` weight versions old. The order of submission promises it."""
-    oldest = min((int(r.versions.min()) for r in rollouts), default=version)
+    versions: Iterable[int] = lesson.batch.versions if lesson is not None else ()
+    oldest = min((int(v) for v in versions if v >= 0), default=version)
     if version - oldest > bound:
         raise RuntimeError(
             f"a token sampled with weights of version {oldest} reached the learner at version {version}: "
@@ -112,13 +112,12 @@ def check_staleness(rollouts: Sequence[Rollout], version: int, bound: int) -> No
         )
 
 
-def learn(run: Run, rollouts: Sequence[Rollout], advantages: Sequence[float]) -> dict[str, float]:
-    """One batch, `optimizer_steps_per_batch` optimizer steps. Without a usable sample the weights stay as they are."""
-    if not rollouts:
+def learn(run: Run, lesson: Lesson | None) -> dict[str, float]:
+    """One batch, `optimizer_steps_per_batch` optimizer steps. Without a token to learn from the weights stay."""
+    if lesson is None or not lesson.batch.learned_tokens:
         run.recorder.console.warn(f"step {run.step + 1}: no sample to learn from; the weights stay as they are")
         return {}
-    batch = Batch.from_rollouts(rollouts, advantages, learn=[True] * len(rollouts))
-    return run.learner.update(batch, run.version).values()
+    return {**run.learner.update(lesson.batch, run.version, lesson.coefs).values(), **lesson.metrics}
 
 
 def settle(run: Run, groups: Sequence[Group], kept: Sequence[Group]) -> None:

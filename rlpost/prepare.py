@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rlpost import cluster
-from rlpost.config import Component, Config, ConfigError, Learner, Objective, Optimizer, Sft
+from rlpost.config import Config, ConfigError, Learner, Objective, Optimizer, Sft, Term
 from rlpost.data import PromptOrder, encode_completion, load_examples, load_prompts, load_tokenizer
 from rlpost.learner.batch import Batch
 from rlpost.learner.group import LearnerGroup
@@ -110,10 +110,10 @@ def apart_from_test(examples: list[Prompt], config: Config, tokenizer: Any, reco
 def _spec(config: Config, learner: Learner, path: str, steps: int, pad_id: int) -> LearnerSpec:
     return LearnerSpec(
         path=path,
-        reference_path=None,
+        anchors={},
         model=config.model,
         learner=learner,
-        objective=Objective(policy_loss=Component(name="sft"), aggregation="token_mean"),
+        objective=Objective(policy_loss=None, terms=[Term(loss="sft", source="sft")], aggregation="token_mean"),
         total_steps=steps,
         temperature=1.0,
         response_limit=config.rollout.max_tokens,

@@ -9,23 +9,29 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
 from rlpost import checkpoint, cluster
-from rlpost.config import Config
-from rlpost.data import PromptOrder, PromptSets, judge_group, load_prompts, load_tokenizer
+from rlpost.config import SOURCES, Config, ConfigError
+from rlpost.credit import Lesson
+from rlpost.data import STRATEGIES, PromptOrder, PromptSets, fill, judge_group, load_prompts, load_tokenizer
 from rlpost.evaluation import Results, evaluate
 from rlpost.learner.batch import Batch
 from rlpost.learner.group import LearnerGroup
 from rlpost.learner.rank import LearnerSpec
+from rlpost.learner.references import AnchorSpec
 from rlpost.observe import Recorder, Watch
 from rlpost.rollout.fleet import Fleet
 from rlpost.rollout.request import EngineSpec, Sampling
-from rlpost.rollout.sampler import Group, GroupSampler
-from rlpost.types import Rollout, Status
+from rlpost.rollout.sampler import GroupSampler
+from rlpost.types import Group, Prompt, Sample, Status
 from rlpost.verify import VerifierPool
+
+if TYPE_CHECKING:
+    from rlpost.likelihood import LikelihoodReward
+    from rlpost.objective import Move, Reference
 
 
 class Run:
@@ -40,8 +46,10 @@ class Run:
         fleet: Fleet,
         pool: VerifierPool,
         base: str,
+        tokenizer: Any,
     ) -> None:
-        from rlpost.objective import Objective
+        from rlpost.likelihood import LikelihoodReward
+        from rlpost.objective import Credit
 
         self.config = config
         self.recorder = recorder
@@ -50,8 +58,19 @@ class Run:
         self.fleet = fleet
         self.pool = pool
         self.base = base
-        self.objective = Objective.from_config(config.objective)
+        self.tokenizer = tokenizer
+        self.referee = config.verifiers[0].name
+        self.credit = Credit(config.objective, config.steps)
+        self.references = references(config)
+        self.likelihood = (
+            LikelihoodReward(config.objective.likelihood, tokenizer) if config.objective.likelihood else None
+        )
+        self.wanted = wanted_scores(config)
+        if self.likelihood is not None:
+            check_answers_fit(config, self.likelihood, prompts.train)
         self.order = PromptOrder(prompts.train, config.seed, config.data.shuffle)
+        self.strategy = STRATEGIES.create(config.data.strategy)
+        self.strategy.begin(self.order)
         self.sampler = GroupSampler(fleet, pool, config.seed, config.rollout.deadline)
         self.watch = Watch(config.alarms, config.model.dtype == config.rollout_dtype == "float32")
         self.sampling = Sampling(
@@ -74,6 +93,48 @@ class Run:
         """ "keep", or why the policy for groups leaves this one out: "no_signal" or "incomplete"."""
         return judge_group(group.rewards, self.config.data.groups)
 
+    def rewarded(self, groups: Sequence[Group]) -> list[Group]:
+        """These groups with the rewards that need a scoring forward added to those of the verifiers."""
+        if self.likelihood is None:
+            return list(groups)
+        return self.likelihood.apply(groups, self._score_answers)
+
+    def chosen(self, groups: Sequence[Group]) -> list[Group]:
+        """The groups that are learned from, as `data.groups` and a filter of the likelihood reward have it."""
+        judged = [self.judge(g) for g in groups]
+        kept = [groups[i] for i in fill(judged, self.config.learner.prompts_per_step, self.config.data.groups)]
+        if self.likelihood is None:
+            return kept
+        return [g for g, ok in zip(kept, self.likelihood.keep(kept), strict=True) if ok]
+
+    def _score_answers(self, samples: Sequence[Sample]) -> list[np.ndarray]:
+        assert self.config.objective.likelihood is not None
+        scorer = self.config.objective.likelihood.scorer
+        name = "old_logp" if scorer == "learner" else f"anchors.{scorer}"
+        batch = Batch.from_samples(samples)
+        return np.split(self.learner.score(batch, [name])[name], np.cumsum(batch.response_lengths)[:-1])
+
+    def samples(self, groups: Sequence[Group], step: int) -> list[Sample]:
+        """All that is learned from: the groups' own samples, and what the strategy and the reward add."""
+        samples = self.strategy.samples(groups, self.referee, step)
+        if self.likelihood is None:
+            return samples
+        return self.likelihood.restricted(samples, groups) + self.likelihood.samples(groups)
+
+    # ----------------------------------------------------------------------------------------------- adaptation
+
+    def adapt(self, metrics: dict[str, float]) -> None:
+        """Let coefficients and anchors react to a step that was learned from."""
+        self.credit.observe(metrics)
+        self._move({name: r.after_step(self.step, metrics) for name, r in self.references.items()})
+
+    def _move(self, moves: dict[str, Move | None]) -> None:
+        for name, move in moves.items():
+            if move is not None:
+                if move.why:
+                    self.recorder.console.info(f"step {self.step}: anchor {name} moves to the policy: {move.why}")
+                self.learner.move_anchor(name, move.amount, move.clear_optimizer)
+
     # ----------------------------------------------------------------------------------------------- evaluation
 
     def evaluate(self, when: str) -> Results:
@@ -90,6 +151,9 @@ class Run:
             judge=self.config.verifiers[0].name,
         )
         self.recorder.evaluation(when, self.step, results.intervals)
+        if self.step:
+            values = {name: interval[0] for name, interval in results.intervals.items()}
+            self._move({name: r.after_evaluation(self.step, values) for name, r in self.references.items()})
         return results
 
     # -------------------------------------------------------------------------------------------------- reports
@@ -97,17 +161,19 @@ class Run:
     def report(
         self,
         groups: Sequence[Group],
-        learned: Sequence[Rollout],
-        advantages: Sequence[float],
+        kept: Sequence[Group],
+        lesson: Lesson | None,
         learner: dict[str, float],
         times: dict[str, float],
     ) -> None:
         """Write a finished step's rollouts and metrics, then raise if they set off an alarm."""
         rollouts = [r for g in groups for r in g.rollouts]
-        credit = {(r.group, r.sample): a for r, a in zip(learned, advantages, strict=True)}
+        credit = lesson.credited if lesson is not None else {}
         metrics = {
             **self.pool.stats(),  # since the last step, evaluations included: times, time-outs, restarts
-            **step_metrics(self, groups, learned, times["time/total"]),  # of this step's own samples: verdicts
+            **step_metrics(self, groups, kept, lesson, times["time/total"]),  # of this step's own samples: verdicts
+            **self.strategy.metrics(),
+            **(self.likelihood.metrics() if self.likelihood is not None else {}),
             **learner,
             **times,
         }
@@ -132,6 +198,7 @@ class Run:
 
         def fill(draft: Path) -> None:
             self.learner.save(draft)
+            checkpoint.save_roles(draft, self.roles())
             (draft / "probe.json").write_text(json.dumps(probe_to_json(probe, logp, self.config.rollout.temperature)))
 
         checkpoint.write(folder, self.step, self.state_dict(), fill)
@@ -148,6 +215,15 @@ class Run:
             "base": self.base,
             "ranks": self.config.learner.ranks,
             "zero_stage": self.config.learner.zero_stage,
+        }
+
+    def roles(self) -> dict[str, Any]:
+        """State of the roles, which may hold arrays: coefficients, anchors' triggers, the data strategy, rewards."""
+        return {
+            "credit": self.credit.state_dict(),
+            "references": {name: r.state_dict() for name, r in self.references.items()},
+            "strategy": self.strategy.state_dict(),
+            "likelihood": self.likelihood.state_dict() if self.likelihood is not None else {},
         }
 
     def restore(self, saved: checkpoint.Checkpoint) -> None:
@@ -167,6 +243,13 @@ class Run:
                 f"{saved.path}: the learner is at optimizer step {restored['optimizer_steps']}, the driver at step "
                 f"{state['step']} with {steps} each"
             )
+        roles = checkpoint.load_roles(saved.path)
+        self.credit.load_state_dict(roles["credit"])
+        for name, reference in self.references.items():
+            reference.load_state_dict(roles["references"][name])
+        self.strategy.load_state_dict(roles["strategy"])
+        if self.likelihood is not None:
+            self.likelihood.load_state_dict(roles["likelihood"])
         self.order.load_state_dict(state["order"])
         self.watch.load_state_dict(state["watch"])
         self.sampler.load_state_dict(state["sampler"])
@@ -180,12 +263,49 @@ class Run:
 
 # Evaluation draws from its own stream of seeds, the same at every evaluation: before and after differ by the weights.
 EVALUATION_SEED = 1_000_003
+LAB_SEED = 2_000_003
 
 
-def step_metrics(run: Run, groups: Sequence[Group], learned: Sequence[Rollout], seconds: float) -> dict[str, float]:
+def check_answers_fit(config: Config, likelihood: LikelihoodReward, prompts: Sequence[Prompt]) -> None:
+    """Refuse, before anything is sampled, reference answers that a micro-batch could not hold."""
+    longest = likelihood.longest(prompts, config.rollout.max_tokens)
+    room = config.learner.row_tokens or config.learner.tokens_per_micro_batch
+    if longest > room:
+        raise ConfigError(
+            f"prompt, response and reference answer may come to {longest} tokens, more than learner.row_tokens or "
+            f"learner.tokens_per_micro_batch ({room}): raise it"
+        )
+
+
+class RunLab:
+    """What a data strategy may ask of a run (`rlpost.data.strategy.Lab`)."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self.judge = run.referee
+        self.tokenizer = run.tokenizer
+        self.data = run.config.data
+        self.held_out = run.prompts.test
+        self.longest = run.config.learner.row_tokens or run.config.learner.tokens_per_micro_batch
+
+    def say(self, line: str) -> None:
+        self._run.recorder.console.info(line)
+
+    def sample(self, prompts: Sequence[Prompt], samples: int) -> list[Group]:
+        run = self._run
+        return run.sampler.sample_all(prompts, samples, run.sampling, run.config.seed + LAB_SEED)
+
+    def log_probs(self, samples: Sequence[Sample]) -> list[np.ndarray]:
+        return self._run.learner.log_probs(Batch.from_samples(samples))
+
+
+def step_metrics(
+    run: Run, groups: Sequence[Group], kept: Sequence[Group], lesson: Lesson | None, seconds: float
+) -> dict[str, float]:
     """What can be said of a step from its groups alone."""
     rollouts = [r for g in groups for r in g.rollouts]
     usable = [r for r in rollouts if r.usable]
+    versions = np.unique(lesson.batch.versions) if lesson is not None else []
     judged = [run.judge(g) for g in groups]
     first = run.config.verifiers[0].name
     lengths = np.array([len(r.response_ids) for r in rollouts] or [0])
@@ -198,16 +318,18 @@ def step_metrics(run: Run, groups: Sequence[Group], learned: Sequence[Rollout], 
         "groups/with_signal": sum(len(set(g.rewards) - {None}) > 1 for g in groups),
         "groups/no_signal": sum(len(set(g.rewards) - {None}) == 1 for g in groups),
         "groups/incomplete": judged.count("incomplete"),
-        "groups/dropped": sum(v != "keep" for v in judged),
+        "groups/dropped": len(groups) - len(kept),
         "samples/submitted": account.submitted,
         "samples/consumed": account.consumed,
         "samples/dropped": account.dropped,
         "samples/running": account.running,
-        "samples/learned": len(learned),
-        "staleness/max": max((run.version - 1 - int(r.versions.min()) for r in learned), default=0),
+        "samples/learned": len(lesson.credited) if lesson is not None else 0,
+        "staleness/max": max((run.version - 1 - int(v) for v in versions if v >= 0), default=0),
         "tokens_per_second": float(lengths.sum()) / max(seconds, 1e-9),
         "version": run.version,
     }
+    if lesson is not None:
+        metrics |= {f"samples/{s}": int(n) for s in SOURCES if (n := len(lesson.batch.of(s)))}
     for name in (v.name for v in run.config.verifiers):
         found = [r.verdicts[name].status for r in rollouts if r.finish_reason != "abort"]
         metrics |= {f"verifier/{name}/{status}": found.count(status) for status in get_args(Status)}
@@ -290,11 +412,41 @@ def start_learner(config: Config, spec: LearnerSpec, placement: cluster.Placemen
     )
 
 
+def references(config: Config) -> dict[str, Reference]:
+    """The anchors that something in the objective compares with, by name."""
+    from rlpost.objective import REFERENCES, Credit, Objective
+
+    settings = config.objective
+    terms = Objective(settings)
+    used = terms.anchors | {anchor for anchor, _ in terms.exact.values()}
+    used |= {n.removeprefix("anchors.") for n in Credit(settings, config.steps).needs if n.startswith("anchors.")}
+    if settings.likelihood is not None and settings.likelihood.scorer != "learner":
+        used.add(settings.likelihood.scorer)
+    return {name: REFERENCES.create(settings.reference(name)) for name in sorted(used)}
+
+
+def wanted_scores(config: Config) -> set[str]:
+    """What a forward pass before the update has to give: for credit, for the ratio, for divergences."""
+    from rlpost.objective import Credit, Objective
+
+    settings = config.objective
+    wanted = set(Credit(settings, config.steps).needs)
+    models = {name for name, reference in references(config).items() if reference.origin()}
+    wanted |= {f"anchors.{name}" for name in Objective(settings).anchors & models}
+    if config.learner.optimizer_steps_per_batch > 1 and settings.proximal == "learner":
+        wanted.add("old_logp")  # with one step it is the policy itself, detached
+    return wanted
+
+
 def learner_spec(config: Config, path: str, pad_id: int) -> LearnerSpec:
-    anchored = any(r.anchor == "frozen" for r in config.objective.regularizers)
+    anchors = {
+        name: AnchorSpec(tuple((origin or path, share) for origin, share in reference.origin()), reference.moves)
+        for name, reference in references(config).items()
+        if reference.origin()
+    }
     return LearnerSpec(
         path=path,
-        reference_path=path if anchored else None,
+        anchors=anchors,
         model=config.model,
         learner=config.learner,
         objective=config.objective,
@@ -336,10 +488,13 @@ def running(config: Config, recorder: Recorder, base: str, resume: checkpoint.Ch
             f"{config.learner.ranks} rank(s), ZeRO {config.learner.zero_stage}, {config.model.dtype}; engines: "
             f"{config.rollout.engines}, {config.rollout_dtype}, {engine['kv_tokens']:,} cached tokens each"
         )
-        run = Run(config, recorder, prompts, learner, fleet, pool, base)
+        run = Run(config, recorder, prompts, learner, fleet, pool, base, tokenizer)
+        run.strategy.attach(RunLab(run))
         if resume is not None:
             run.restore(resume)
         fleet.sync(learner, run.version, config.rollout_dtype)
+        if resume is None:
+            run.strategy.prepare(RunLab(run))
         with stop_signals(run):
             yield run
 

@@ -1,4 +1,4 @@
-"""The three records that travel: `Prompt`, `Rollout`, `Verdict`.
+"""The records that travel: `Prompt`, `Rollout`, `Verdict`; a `Group` of rollouts, and the `Sample` learned from.
 
 All are immutable; arrays are numpy so that they move through Ray's object store without a copy.
 Importable without torch, ray or vllm.
@@ -6,6 +6,7 @@ Importable without torch, ray or vllm.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -114,3 +115,96 @@ class Rollout:
             None if any(score is None for score, _ in weighted) else sum(s * w for s, w in weighted if s is not None)
         )
         return replace(self, verdicts=dict(verdicts), reward=reward)
+
+
+@dataclass(frozen=True)
+class Group:
+    """All samples of one submission of a prompt, scored."""
+
+    id: int
+    step: int
+    prompt: Prompt
+    rollouts: tuple[Rollout, ...]
+    sampled_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def rewards(self) -> list[float | None]:
+        """Reward of each sample; None for one that may not be learned from."""
+        return [r.reward if r.usable else None for r in self.rollouts]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sequence to learn from, from whatever source.
+
+    Attributes:
+        prompt_ids: int32 (P,), what stands before and is not learned from.
+        response_ids: int32 (R,).
+        source: one of `rlpost.config.SOURCES`.
+        group: samples of one prompt, or the two of a pair, share a value that no others have.
+        logprobs: float32 (R,), of the engine that sampled it; zeros where nothing did.
+        versions: int32 (R,), weight version that sampled each token; -1 where none did.
+        number: which sample of its group, for an on-policy one.
+        reward: its reward, for a sample that has one.
+        correct: what the first verifier said of it.
+        truncated: whether the token limit ended it.
+        weight: what stands for its advantage when no estimator credits it: 1; -1 for the loser of a pair.
+        mask: bool (R,), False on tokens that are not to be learned from; None learns from all.
+        anchors: float32 (R,) log-probs that were stored with it, by anchor ("cached").
+    """
+
+    prompt_ids: np.ndarray
+    response_ids: np.ndarray
+    source: str
+    group: int
+    logprobs: np.ndarray
+    versions: np.ndarray
+    number: int = 0
+    reward: float = 0.0
+    correct: bool = False
+    truncated: bool = False
+    weight: float = 1.0
+    mask: np.ndarray | None = None
+    anchors: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    @classmethod
+    def on_policy(cls, rollout: Rollout, judge: str | None = None) -> Sample:
+        """A usable rollout as the policy loss learns from it.
+
+        Args:
+            judge: the verifier whose verdict says whether it is correct; None when none has scored it.
+        """
+        return cls(
+            prompt_ids=rollout.prompt_ids,
+            response_ids=rollout.response_ids,
+            source="on_policy",
+            group=rollout.group,
+            logprobs=rollout.logprobs,
+            versions=rollout.versions,
+            number=rollout.sample,
+            reward=rollout.reward or 0.0,
+            correct=judge is not None and rollout.verdicts[judge].status == "correct",
+            truncated=rollout.finish_reason == "length",
+        )
+
+    @classmethod
+    def given(
+        cls,
+        prompt_ids: np.ndarray,
+        response_ids: np.ndarray,
+        source: str,
+        group: int,
+        weight: float = 1.0,
+        anchors: Mapping[str, np.ndarray] | None = None,
+    ) -> Sample:
+        """A response that the policy at hand did not sample: a worked example, a stored success, an answer."""
+        return cls(
+            prompt_ids=prompt_ids,
+            response_ids=response_ids,
+            source=source,
+            group=group,
+            logprobs=np.zeros(len(response_ids), np.float32),
+            versions=np.full(len(response_ids), -1, np.int32),
+            weight=weight,
+            anchors=anchors or {},
+        )

@@ -60,10 +60,22 @@ def warm_up(config: Config, command: list[str]) -> int:
 
 
 def check_objective(config: Config) -> None:
-    """Build the objective once here, so that a wrong parameter or a broken file is refused before anything starts."""
-    from rlpost.objective import Objective
+    """Build every role once here, so that a wrong parameter or a broken file is refused before anything starts."""
+    from rlpost.data import STRATEGIES
+    from rlpost.objective import REFERENCES, Credit, Objective
 
-    Objective.from_config(config.objective)
+    Objective(config.objective)
+    Credit(config.objective, config.steps)
+    for reference in config.objective.references.values():
+        REFERENCES.create(reference)
+    strategy = STRATEGIES.create(config.data.strategy)
+    given = {*strategy.provides, *(["reference"] if config.objective.likelihood else [])}
+    for key, summand in config.objective.summands():
+        if summand.source not in given:
+            raise ConfigError(
+                f"objective.{key}.source: {summand.source}, but data.strategy {config.data.strategy.name} gives "
+                f"{', '.join(sorted(given))}"
+            )
 
 
 def _new_run(config: Config, command: list[str]) -> Recorder:

@@ -4,24 +4,37 @@ Importable without torch, ray or vllm; transformers, datasets, pyarrow and reaso
 """
 
 from rlpost.data.errors import DataError
-from rlpost.data.order import PromptOrder, judge_group
+from rlpost.data.order import PromptOrder, fill, judge_group, still_missing
 from rlpost.data.prompts import PromptSets, load_examples, load_prompts
 from rlpost.data.report import DataReport, SourceReport
 from rlpost.data.sources import Row, read_rows
+from rlpost.data.strategies import Curriculum, MasteryPartition, Pairs, ReplayMixture, SuccessMemory
+from rlpost.data.strategy import STRATEGIES, Lab, Strategy, Uniform
 from rlpost.data.tokenizer import encode_completion, load_tokenizer, make_tokenizer
 
 __all__ = [
+    "STRATEGIES",
+    "Curriculum",
     "DataError",
     "DataReport",
+    "Lab",
+    "MasteryPartition",
+    "Pairs",
     "PromptOrder",
     "PromptSets",
+    "ReplayMixture",
     "Row",
     "SourceReport",
+    "Strategy",
+    "SuccessMemory",
+    "Uniform",
     "encode_completion",
+    "fill",
     "judge_group",
     "load_examples",
     "load_prompts",
     "load_tokenizer",
     "make_tokenizer",
     "read_rows",
+    "still_missing",
 ]

@@ -28,7 +28,7 @@ class PromptOrder:
     def __init__(self, prompts: Sequence[Prompt], seed: int, shuffle: bool) -> None:
         if not prompts:
             raise DataError("no prompts to put in order")
-        self._prompts = list(prompts)
+        self._prompts = tuple(prompts)
         self._seed = seed
         self._shuffle = shuffle
         self._fingerprint = _fingerprint(self._prompts)
@@ -41,6 +41,16 @@ class PromptOrder:
         prompt = self._prompts[self._permutation[self._position]]
         self._position += 1
         return prompt
+
+    @property
+    def prompts(self) -> tuple[Prompt, ...]:
+        """All prompts, in the order of the data."""
+        return self._prompts
+
+    @property
+    def seed(self) -> int:
+        """What the order is shuffled by."""
+        return self._seed
 
     @property
     def consumed(self) -> int:
@@ -108,3 +118,53 @@ def judge_group(rewards: Sequence[float | None], groups: Groups) -> Literal["kee
     if len(usable) >= 2 and min(usable) == max(usable) and groups.no_signal != "keep":
         return "no_signal"
     return "keep"
+
+
+def still_missing(judged: Sequence[str], wanted: int, groups: Groups) -> int:
+    """How many more groups a step has to sample.
+
+    A step has `wanted` places. A group that the policy drops without a refill takes its place with it; the others are
+    filled by groups that are kept and, once `ceil(valid_fraction * wanted)` of them are (GPG's beta_th, 2504.02546),
+    by groups without signal. With `valid_fraction: 1` that is: as many as are to be refilled.
+
+    Args:
+        judged: what `judge_group` says of every group of the step so far, those of earlier rounds included.
+        wanted: prompts_per_step.
+        groups: the policy.
+
+    Returns:
+        0 when the step is complete; never negative.
+    """
+    places, signal = _places(judged, wanted, groups)
+    kept = judged.count("keep")
+    spare = judged.count("no_signal") if groups.no_signal == "refill" else 0
+    return max(signal - kept, places - kept - spare, 0)
+
+
+def fill(judged: Sequence[str], wanted: int, groups: Groups) -> list[int]:
+    """Which groups of a step are learned from: those that are kept, and groups without signal that fill its places.
+
+    The groups without signal are the first that were sampled. Their number never exceeds the places that
+    `valid_fraction` leaves to them, also when the rounds ended before enough groups had a signal.
+
+    Args:
+        judged, wanted, groups: as of `still_missing`.
+
+    Returns:
+        indices into `judged`, ascending.
+    """
+    places, signal = _places(judged, wanted, groups)
+    room = places - max(signal, judged.count("keep")) if groups.no_signal == "refill" else 0
+    spare = [i for i, verdict in enumerate(judged) if verdict == "no_signal"]
+    return sorted([i for i, verdict in enumerate(judged) if verdict == "keep"] + spare[: max(room, 0)])
+
+
+def _places(judged: Sequence[str], wanted: int, groups: Groups) -> tuple[int, int]:
+    """(places of a step that are to be filled, how many of them by groups with a signal)."""
+    dropped = sum(
+        judged.count(verdict) for verdict in ("no_signal", "incomplete") if getattr(groups, verdict) == "drop"
+    )
+    places = max(wanted - dropped, 0)
+    # A product such as 0.07 * 100 comes out a little above the whole number it stands for.
+    share = math.ceil(groups.valid_fraction * wanted - 1e-9) if groups.no_signal == "refill" else places
+    return places, min(share, places)

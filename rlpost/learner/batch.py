@@ -8,17 +8,21 @@ micro-batch as tensors for a model. Whatever the plan, the update is the same: l
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from rlpost.types import Rollout
+from rlpost.config import SOURCES
+from rlpost.types import Sample
 
 if TYPE_CHECKING:
     import torch
 
 Layout = Literal["packed", "padded"]
+
+SEQUENCE_FIELDS = ("source", "group")
+TOKEN_FIELDS = ("mask", "behavior_logp", "versions", "advantages")
 
 
 @dataclass(frozen=True)
@@ -28,33 +32,43 @@ class Batch:
     Attributes:
         tokens: int32 (sum of lengths), prompt then response of each sequence, end to end.
         prompt_lengths, response_lengths: int32 (N,).
+        source: int8 (N,), index into `rlpost.config.SOURCES`.
+        group: int64 (N,), samples of one prompt, or the two of a pair, share a value.
+        mask: bool (sum of response lengths), True on tokens that are learned from. The others are in the forward pass.
         behavior_logp: float32 (sum of response lengths).
         versions: int32 (sum of response lengths), weight version that sampled each token; -1 where none did.
         advantages: float32 (sum of response lengths).
-        learn: bool (N,); False leaves a sequence out of the loss but not out of the forward pass.
+        per_token: further arrays along the response tokens, by name: `weights`, `keep`, `old_logp`,
+            `anchors.<anchor>`, `where.<label>`.
+        per_sequence: further arrays (N,), by name: `coef.<label>`.
     """
 
     tokens: np.ndarray
     prompt_lengths: np.ndarray
     response_lengths: np.ndarray
+    source: np.ndarray
+    group: np.ndarray
+    mask: np.ndarray
     behavior_logp: np.ndarray
     versions: np.ndarray
     advantages: np.ndarray
-    learn: np.ndarray
+    per_token: Mapping[str, np.ndarray] = field(default_factory=dict)
+    per_sequence: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         n, response = len(self.prompt_lengths), int(self.response_lengths.sum())
         expected = {
             "tokens": int(self.prompt_lengths.sum()) + response,
-            "response_lengths": n,
-            "behavior_logp": response,
-            "versions": response,
-            "advantages": response,
-            "learn": n,
+            **dict.fromkeys(("response_lengths", *SEQUENCE_FIELDS), n),
+            **dict.fromkeys(TOKEN_FIELDS, response),
         }
         for name, length in expected.items():
             if len(getattr(self, name)) != length:
                 raise ValueError(f"Batch.{name} has {len(getattr(self, name))} entries, expected {length}")
+        for family, length in (("per_token", response), ("per_sequence", n)):
+            for name, values in getattr(self, family).items():
+                if len(values) != length:
+                    raise ValueError(f"Batch.{family}[{name!r}] has {len(values)} entries, expected {length}")
         if n and int(self.prompt_lengths.min()) < 1:
             raise ValueError("every sequence needs at least one prompt token: the first response token follows it")
 
@@ -68,80 +82,134 @@ class Batch:
 
     @property
     def learned_tokens(self) -> int:
-        return int(self.response_lengths[self.learn].sum())
+        return int(self.mask.sum())
+
+    @property
+    def units(self) -> np.ndarray:
+        """int64 (N,): sequences that share a value must be in one micro-batch. The two of a pair do."""
+        alone: np.ndarray = int(self.group.max(initial=0)) + 1 + np.arange(len(self), dtype=np.int64)
+        return np.where(self.source == SOURCES.index("pair"), self.group, alone)
+
+    def counts(self) -> dict[str, tuple[int, int]]:
+        """(sequences with a token, tokens) to learn from: by source, and `policy_loss`."""
+        segment: np.ndarray = np.repeat(np.arange(len(self)), self.response_lengths)
+
+        def count(mask: np.ndarray) -> tuple[int, int]:
+            return len(np.unique(segment[mask])), int(mask.sum())
+
+        source = self.source[segment]
+        counts = {name: count(self.mask & (source == i)) for i, name in enumerate(SOURCES) if i in self.source}
+        kept = self.mask & (source == SOURCES.index("on_policy")) & self.per_token.get("keep", self.mask).astype(bool)
+        return {**counts, "policy_loss": count(kept)}
 
     @classmethod
-    def from_rollouts(cls, rollouts: Sequence[Rollout], advantages: Sequence[float], learn: Sequence[bool]) -> Batch:
-        """Rollouts with one advantage each."""
-        return cls.build(
-            prompts=[r.prompt_ids for r in rollouts],
-            responses=[r.response_ids for r in rollouts],
-            behavior_logp=[r.logprobs for r in rollouts],
-            versions=[r.versions for r in rollouts],
-            advantages=advantages,
-            learn=learn,
+    def from_samples(cls, samples: Sequence[Sample]) -> Batch:
+        """Samples end to end, each with its weight for an advantage."""
+        response_lengths = np.array([len(s.response_ids) for s in samples], np.int32)
+        anchors = {name for s in samples for name in s.anchors}
+        return cls(
+            tokens=_concat([x for s in samples for x in (s.prompt_ids, s.response_ids)], np.int32),
+            prompt_lengths=np.array([len(s.prompt_ids) for s in samples], np.int32),
+            response_lengths=response_lengths,
+            source=np.array([SOURCES.index(s.source) for s in samples], np.int8),
+            group=np.array([s.group for s in samples], np.int64),
+            mask=_concat([np.ones(len(s.response_ids), bool) if s.mask is None else s.mask for s in samples], bool),
+            behavior_logp=_concat([s.logprobs for s in samples], np.float32),
+            versions=_concat([s.versions for s in samples], np.int32),
+            advantages=np.repeat(np.array([s.weight for s in samples], np.float32), response_lengths),
+            per_token={
+                f"anchors.{name}": _concat(
+                    [s.anchors.get(name, np.zeros(len(s.response_ids), np.float32)) for s in samples], np.float32
+                )
+                for name in sorted(anchors)
+            },
         )
 
     @classmethod
     def from_examples(cls, prompts: Sequence[np.ndarray], completions: Sequence[np.ndarray]) -> Batch:
-        """Worked examples, for supervised learning: nothing was sampled, so there is no behaviour policy."""
-        n = len(prompts)
-        return cls.build(
-            prompts=prompts,
-            responses=completions,
-            behavior_logp=[np.zeros(len(c), np.float32) for c in completions],
-            versions=[np.full(len(c), -1, np.int32) for c in completions],
-            advantages=[1.0] * n,
-            learn=[True] * n,
+        """Worked examples, for supervised learning."""
+        pairs = enumerate(zip(prompts, completions, strict=True))
+        return cls.from_samples([Sample.given(p, c, "sft", i) for i, (p, c) in pairs])
+
+    def carrying(
+        self, per_token: Mapping[str, np.ndarray] | None = None, per_sequence: Mapping[str, np.ndarray] | None = None
+    ) -> Batch:
+        """The same with further arrays."""
+        return replace(
+            self,
+            per_token={**self.per_token, **(per_token or {})},
+            per_sequence={**self.per_sequence, **(per_sequence or {})},
         )
 
-    @classmethod
-    def build(
-        cls,
-        prompts: Sequence[np.ndarray],
-        responses: Sequence[np.ndarray],
-        behavior_logp: Sequence[np.ndarray],
-        versions: Sequence[np.ndarray],
-        advantages: Sequence[float],
-        learn: Sequence[bool],
-    ) -> Batch:
-        response_lengths = np.array([len(r) for r in responses], np.int32)
-        return cls(
-            tokens=_concat([x for pair in zip(prompts, responses, strict=True) for x in pair], np.int32),
-            prompt_lengths=np.array([len(p) for p in prompts], np.int32),
-            response_lengths=response_lengths,
-            behavior_logp=_concat(behavior_logp, np.float32),
-            versions=_concat(versions, np.int32),
-            advantages=np.repeat(np.asarray(advantages, np.float32), response_lengths),
-            learn=np.asarray(learn, bool),
-        )
+    def with_advantages(self, advantages: np.ndarray) -> Batch:
+        """The same with other advantages, float32 (sum of response lengths)."""
+        return replace(self, advantages=advantages)
 
     def select(self, indices: Sequence[int] | np.ndarray) -> Batch:
         """The sequences at `indices`, in that order; an index may come twice."""
         index = np.asarray(indices, np.int64)
-        whole = _ragged_index(self.lengths, index)
-        response = _ragged_index(self.response_lengths, index)
+        response = ragged_index(self.response_lengths, index)
         return Batch(
-            tokens=self.tokens[whole],
+            tokens=self.tokens[ragged_index(self.lengths, index)],
             prompt_lengths=self.prompt_lengths[index],
             response_lengths=self.response_lengths[index],
-            behavior_logp=self.behavior_logp[response],
-            versions=self.versions[response],
-            advantages=self.advantages[response],
-            learn=self.learn[index],
+            **{name: getattr(self, name)[index] for name in SEQUENCE_FIELDS},
+            **{name: getattr(self, name)[response] for name in TOKEN_FIELDS},
+            per_token={name: values[response] for name, values in self.per_token.items()},
+            per_sequence={name: values[index] for name, values in self.per_sequence.items()},
         )
+
+    def of(self, source: str) -> np.ndarray:
+        """int64: indices of the sequences of a source."""
+        return np.flatnonzero(self.source == SOURCES.index(source))
+
+    def tokens_of(self, indices: np.ndarray) -> np.ndarray:
+        """int64: flat positions, in the per-token arrays, of the response tokens of these sequences."""
+        return ragged_index(self.response_lengths, indices)
+
+    def padded(self, values: np.ndarray) -> np.ndarray:
+        """(sum of response lengths) values as (N, longest response), zeros beyond each response's end."""
+        wide: np.ndarray = np.zeros((len(self), int(self.response_lengths.max(initial=0))), values.dtype)
+        wide[np.arange(wide.shape[1]) < self.response_lengths[:, None]] = values
+        return wide
+
+    def flat(self, wide: np.ndarray) -> np.ndarray:
+        """(N, longest response) values as (sum of response lengths): `padded` undone."""
+        return wide[np.arange(wide.shape[1]) < self.response_lengths[:, None]]
+
+    def response_tokens(self) -> np.ndarray:
+        """int32 (sum of response lengths)."""
+        starts = np.cumsum(self.lengths) - self.response_lengths
+        return self.tokens[_segments(starts, self.response_lengths)]
+
+    def shares(self, parts: int) -> list[np.ndarray]:
+        """The sequences in `parts` contiguous shares, of every source alike; units stay whole."""
+        shares: list[list[np.ndarray]] = [[] for _ in range(parts)]
+        for source in np.unique(self.source):
+            indices = np.flatnonzero(self.source == source)
+            _, first = np.unique(self.units[indices], return_index=True)
+            starts = indices[np.sort(first)]
+            unit = np.searchsorted(starts, indices, side="right") - 1
+            for share, chosen in zip(shares, np.array_split(np.arange(len(starts)), parts), strict=True):
+                share.append(indices[np.isin(unit, chosen)])
+        return [np.concatenate(share) for share in shares]
 
 
 def _concat(parts: Sequence[np.ndarray], dtype: type) -> np.ndarray:
     return np.concatenate([np.asarray(p, dtype) for p in parts]) if len(parts) else np.zeros(0, dtype)
 
 
-def _ragged_index(lengths: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """Flat positions of the segments `index` in an array made of segments of `lengths`."""
+def ragged_index(lengths: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """int64: flat positions of the segments `index` in an array made of segments of `lengths`."""
     starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-    if not len(index):
-        return np.zeros(0, np.int64)
-    return np.concatenate([np.arange(starts[i], starts[i + 1]) for i in index])
+    return _segments(starts[index], lengths[index])
+
+
+def _segments(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """int64: starts[0], starts[0] + 1, ... for lengths[0] of them, then those of starts[1], ..."""
+    lengths = lengths.astype(np.int64)
+    within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    return np.repeat(starts, lengths) + within
 
 
 # ---------------------------------------------------------------------------------------------------- who takes what
@@ -164,7 +232,12 @@ class MicroBatch:
 
 
 def plan(
-    lengths: np.ndarray, ranks: int, layout: Layout, tokens_per_micro_batch: int, row_tokens: int | None = None
+    lengths: np.ndarray,
+    ranks: int,
+    layout: Layout,
+    tokens_per_micro_batch: int,
+    row_tokens: int | None = None,
+    units: np.ndarray | None = None,
 ) -> list[list[MicroBatch]]:
     """Deal sequences to ranks and cut each rank's share into micro-batches.
 
@@ -175,21 +248,30 @@ def plan(
         lengths: int (N,), N >= 1.
         tokens_per_micro_batch: rows x row length of a micro-batch stay within this.
         row_tokens: length of a packed row; `tokens_per_micro_batch` when None.
+        units: int (N,), sequences that share a value stay together, in a row or in the rows of a micro-batch; None:
+            each for itself.
 
     Returns:
         for each rank its micro-batches, of indices into `lengths`.
+
+    Raises:
+        ValueError: a sequence, or those of a unit together, are longer than what they have to fit in.
     """
-    if int(lengths.max()) > (row_tokens or tokens_per_micro_batch):
+    together = _together(lengths, units)
+    capacity = (row_tokens or tokens_per_micro_batch) if layout == "packed" else tokens_per_micro_batch
+    size = [_size(lengths, unit, layout) for unit in together]
+    if max(size) > capacity:
+        unit = together[int(np.argmax(size))]
         raise ValueError(
-            f"a sequence of {int(lengths.max())} tokens does not fit learner.row_tokens or tokens_per_micro_batch "
-            f"({row_tokens or tokens_per_micro_batch})"
+            f"{'a sequence' if len(unit) == 1 else f'{len(unit)} sequences that belong together'} of {max(size)} "
+            f"tokens does not fit learner.row_tokens or tokens_per_micro_batch ({capacity})"
         )
-    shares: list[list[int]] = [[] for _ in range(ranks)]
+    shares: list[list[tuple[int, ...]]] = [[] for _ in range(ranks)]
     load: np.ndarray = np.zeros(ranks, np.int64)
-    for i in np.argsort(-lengths, kind="stable"):  # longest first to the least loaded: near-even sums
+    for i in np.argsort([-s for s in size], kind="stable"):  # longest first to the least loaded: near-even sums
         rank = int(np.argmin(load))
-        shares[rank].append(int(i))
-        load[rank] += int(lengths[i])
+        shares[rank].append(together[i])
+        load[rank] += size[i]
     cut = _packed if layout == "packed" else _padded
     plans = [cut(lengths, share, tokens_per_micro_batch, row_tokens) if share else [] for share in shares]
     most = max(len(p) for p in plans)
@@ -199,31 +281,51 @@ def plan(
     return plans
 
 
-def _padded(lengths: np.ndarray, share: list[int], budget: int, row_tokens: int | None) -> list[MicroBatch]:
-    """One sequence a row, padded to the longest of its micro-batch; `share` comes longest first."""
+def _together(lengths: np.ndarray, units: np.ndarray | None) -> list[tuple[int, ...]]:
+    """Indices by unit, the longest of a unit first, units in order of their first sequence."""
+    if units is None:
+        return [(i,) for i in range(len(lengths))]
+    found: dict[int, list[int]] = {}
+    for i, unit in enumerate(units.tolist()):
+        found.setdefault(unit, []).append(i)
+    return [tuple(sorted(unit, key=lambda i: -int(lengths[i]))) for unit in found.values()]
+
+
+def _size(lengths: np.ndarray, unit: tuple[int, ...], layout: Layout) -> int:
+    """Tokens a unit takes: end to end in a packed row, or padded to its longest."""
+    if layout == "packed":
+        return int(sum(lengths[i] for i in unit))
+    return int(lengths[unit[0]]) * len(unit)
+
+
+def _padded(lengths: np.ndarray, share: list[tuple[int, ...]], budget: int, row_tokens: int | None) -> list[MicroBatch]:
+    """One sequence a row, padded to the longest of its micro-batch."""
     micro_batches: list[MicroBatch] = []
     rows: list[tuple[int, ...]] = []
-    for i in share:
-        if rows and (len(rows) + 1) * int(lengths[rows[0][0]]) > budget:
+    width = 0
+    for unit in share:
+        wider = max(width, int(lengths[unit[0]]))
+        if rows and (len(rows) + len(unit)) * wider > budget:
             micro_batches.append(MicroBatch(tuple(rows)))
-            rows = []
-        rows.append((i,))
+            rows, wider = [], int(lengths[unit[0]])
+        rows += [(i,) for i in unit]
+        width = wider
     return [*micro_batches, MicroBatch(tuple(rows))]
 
 
-def _packed(lengths: np.ndarray, share: list[int], budget: int, row_tokens: int | None) -> list[MicroBatch]:
+def _packed(lengths: np.ndarray, share: list[tuple[int, ...]], budget: int, row_tokens: int | None) -> list[MicroBatch]:
     """First-fit decreasing into rows of `row_tokens`, as many rows a micro-batch as the budget holds."""
     capacity = row_tokens or budget
     rows: list[list[int]] = []
     room: list[int] = []
-    for i in share:
-        length = int(lengths[i])
+    for unit in share:
+        length = _size(lengths, unit, "packed")
         row = next((r for r, left in enumerate(room) if left >= length), None)
         if row is None:
             rows.append([])
             room.append(capacity)
             row = len(rows) - 1
-        rows[row].append(i)
+        rows[row] += unit
         room[row] -= length
     per = max(1, budget // capacity)
     return [MicroBatch(tuple(tuple(r) for r in rows[k : k + per])) for k in range(0, len(rows), per)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rlpost.config import DType
 from rlpost.faults import wait
-from rlpost.learner.batch import Batch, plan
+from rlpost.learner.batch import Batch, MicroBatch, plan
 from rlpost.learner.rank import LearnerRank, LearnerSpec, StepPlan
 from rlpost.meter import Meter
 
@@ -54,54 +54,83 @@ class LearnerGroup:
     def _all(self, method: str, *args: Any, what: str) -> list[Any]:
         return wait([getattr(r, method).remote(*args) for r in self.ranks], self.deadline, what)
 
-    def update(self, batch: Batch, version: int) -> Meter:
-        """Learn from a batch: `optimizer_steps_per_batch` optimizer steps over contiguous shares of it.
+    def score(self, batch: Batch, wanted: Collection[str]) -> dict[str, np.ndarray]:
+        """What the learner and its anchors say of every response token, under the weights as they are now.
 
         Args:
-            batch: all sequences; those with `learn` False are left out of the loss, never of the forward pass.
+            wanted: of `old_logp`, `entropy` and `anchors.<name>`.
+
+        Returns:
+            by name, float32 (sum of response lengths), in the batch's order.
+        """
+        names = sorted(wanted)
+        if not names:
+            return {}
+        lo = self.spec.learner
+        cut = plan(batch.lengths, len(self.ranks), lo.layout, lo.tokens_per_micro_batch, lo.row_tokens)
+        found = wait(
+            [
+                rank.score.remote(batch.select(order), [m.renumbered(local) for m in micro_batches], names)
+                for rank, micro_batches in zip(self.ranks, cut, strict=True)
+                for order, local in [_own(micro_batches)]
+            ],
+            self.deadline,
+            "the learner ranks to score",
+        )
+        starts = np.cumsum(batch.response_lengths) - batch.response_lengths
+        scores: dict[str, np.ndarray] = {
+            name: np.zeros(int(batch.response_lengths.sum()), np.float32) for name in names
+        }
+        for micro_batches, values in zip(cut, found, strict=True):
+            sequences = [i for m in micro_batches if not m.muted for i in m.sequences]
+            for name in names:
+                for i, array in zip(sequences, values[name], strict=True):
+                    scores[name][starts[i] : starts[i] + len(array)] = array
+        return scores
+
+    def log_probs(self, batch: Batch) -> list[np.ndarray]:
+        """float32 log-probs of each sequence's response under the current weights, in the batch's order."""
+        flat = self.score(batch, ["old_logp"])["old_logp"]
+        return np.split(flat, np.cumsum(batch.response_lengths)[:-1])
+
+    def update(self, batch: Batch, version: int, coefs: Mapping[str, float] | None = None) -> Meter:
+        """Learn from a batch: `optimizer_steps_per_batch` optimizer steps over shares of it.
+
+        Args:
             version: the weight version the learner holds.
+            coefs: of the terms that have one coefficient for all sequences.
         """
         lo, world = self.spec.learner, len(self.ranks)
-        steps = np.array_split(np.arange(len(batch)), lo.optimizer_steps_per_batch)
         shares: list[list[int]] = [[] for _ in range(world)]
         plans: list[list[StepPlan]] = [[] for _ in range(world)]
-        for indices in steps:
+        for indices in batch.shares(lo.optimizer_steps_per_batch):
             part = batch.select(indices)
             if not part.learned_tokens:
                 continue
-            cut = plan(part.lengths, world, lo.layout, lo.tokens_per_micro_batch, lo.row_tokens)
+            cut = plan(part.lengths, world, lo.layout, lo.tokens_per_micro_batch, lo.row_tokens, part.units)
+            counts = part.counts()
             for rank, micro_batches in enumerate(cut):
-                # Indices of this step's sequences become indices into the rank's own batch.
-                order = sorted({i for m in micro_batches for i in m.sequences})
-                local = {i: len(shares[rank]) + k for k, i in enumerate(order)}
+                order, local = _own(micro_batches)
+                local = {i: len(shares[rank]) + k for i, k in local.items()}
                 shares[rank] += [int(indices[i]) for i in order]
-                plans[rank].append(
-                    StepPlan(
-                        [m.renumbered(local) for m in micro_batches],
-                        sequences=int(part.learn.sum()),
-                        tokens=part.learned_tokens,
-                    )
-                )
+                plans[rank].append(StepPlan([m.renumbered(local) for m in micro_batches], counts))
         if not plans[0]:
             raise ValueError("no sequence of the batch may be learned from")
         meters = wait(
             [
-                rank.update.remote(batch.select(share), rank_plans, version)
+                rank.update.remote(batch.select(share), rank_plans, version, coefs or {})
                 for rank, share, rank_plans in zip(self.ranks, shares, plans, strict=True)
             ],
             self.deadline,
             "the learner ranks to update",
         )
-        return Meter.merge(meters).divided(("loss", "policy_loss"), by=len(plans[0]))
+        merged = Meter.merge(meters)
+        sums = [name for name in merged.entries if name in ("loss", "policy_loss") or name.startswith("loss/")]
+        return merged.divided(sums, by=len(plans[0]))
 
-    def log_probs(self, batch: Batch) -> list[np.ndarray]:
-        """float32 log-probs of each sequence's response under the current weights, in the batch's order."""
-        lo = self.spec.learner
-        (micro_batches,) = plan(batch.lengths, 1, lo.layout, lo.tokens_per_micro_batch, lo.row_tokens)
-        # Every rank runs the same forwards: under ZeRO-3 each is a collective.
-        found = self._all("log_probs", batch, micro_batches, what="the learner's log-probs")[0]
-        order = [i for m in micro_batches for i in m.sequences]
-        return [found[order.index(i)] for i in range(len(batch))]
+    def move_anchor(self, name: str, amount: float, clear_optimizer: bool) -> None:
+        """anchor <- (1 - amount) anchor + amount policy on all ranks; then, if asked, the optimizer forgets."""
+        self._all("move_anchor", name, amount, clear_optimizer, what=f"anchor {name} to move")
 
     def weights(self, dtype: DType, readable: dict[str, tuple[int, ...]], version: int) -> tuple[Any, dict[str, Any]]:
         """A reference to all weights in Ray's object store, and probes to check an engine by."""
@@ -134,3 +163,9 @@ class LearnerGroup:
     def shutdown(self) -> None:
         for rank in self.ranks:
             ray.kill(rank)
+
+
+def _own(micro_batches: Sequence[MicroBatch]) -> tuple[list[int], dict[int, int]]:
+    """The sequences of a rank's micro-batches, and the number each has in the rank's own batch."""
+    order = sorted({i for m in micro_batches for i in m.sequences})
+    return order, {i: k for k, i in enumerate(order)}

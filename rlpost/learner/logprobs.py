@@ -1,18 +1,67 @@
-"""Log-probabilities of given tokens without holding [tokens, vocabulary] for the whole batch."""
+"""Log-probabilities of given tokens, and divergences at them, without [tokens, vocabulary] for the whole batch."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 
+class LogProbs(NamedTuple):
+    """What a policy says of M tokens.
+
+    Attributes:
+        logp: float32 (M,), log-probabilities.
+        entropy: float32 (M,), entropies of the distributions the tokens are of, in nats.
+        full: a float32 (M,) for each divergence that was asked for, in that order.
+    """
+
+    logp: torch.Tensor
+    entropy: torch.Tensor
+    full: tuple[torch.Tensor, ...] = ()
+
+
+@dataclass(frozen=True)
+class Against:
+    """An anchor to compare the policy with over the whole vocabulary, at the same M places.
+
+    Attributes:
+        hidden: (M, H') hidden states of the anchor, `Policy.hidden`; detached, as is all of the anchor.
+        head: the anchor's own head, with its own softcap.
+        divergence: (logp (N, V), logq (N, V)) -> (N,), of log-probs of the policy and of the anchor.
+    """
+
+    hidden: torch.Tensor
+    head: TokenLogProbs
+    divergence: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+    def compare(self, logp: torch.Tensor, hidden: torch.Tensor, temperature: float) -> torch.Tensor:
+        """(N,) divergences of the policy's (N, V) log-probs, at places where the anchor has `hidden` (N, H')."""
+        with torch.no_grad():
+            head = self.head.head
+            logq = self.head.log_softmax(hidden, head.weight, getattr(head, "bias", None), temperature)
+        if logq.shape != logp.shape:
+            raise ValueError(
+                f"the policy has {logp.shape[-1]} logits a token and the anchor {logq.shape[-1]}: a divergence over "
+                "the whole vocabulary needs one and the same, so take an anchor of the same size or form: sampled"
+            )
+        found = self.divergence(logp, logq)
+        if found.shape != logp.shape[:1]:
+            raise ValueError(f"a divergence must be ({len(logp)},), one number a token, got {tuple(found.shape)}")
+        return found
+
+
 class TokenLogProbs(nn.Module):
     """The language-model head, asked only for the tokens that matter, a chunk at a time.
 
     Each chunk's logits are made again in the backward pass, so at most `chunk_tokens` x vocabulary of them exist at
-    once. Under ZeRO-3 this module is a leaf: the head's weight is gathered once for all chunks, on every rank alike,
-    however many chunks a rank has.
+    once, and as many for an anchor. Under ZeRO-3 this module is a leaf: the head's weight is gathered once for all
+    chunks, on every rank alike, however many chunks a rank has. An anchor's head is not gathered from in here, so
+    `full` cannot be had under ZeRO-3.
     """
 
     def __init__(self, head: nn.Module, chunk_tokens: int, softcap: float | None = None) -> None:
@@ -22,40 +71,56 @@ class TokenLogProbs(nn.Module):
         self.softcap = softcap
 
     def forward(
-        self, hidden: torch.Tensor, targets: torch.Tensor, temperature: float
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self, hidden: torch.Tensor, targets: torch.Tensor, temperature: float, full: Sequence[Against] = ()
+    ) -> LogProbs:
         """
         Args:
             hidden: (M, H) hidden states that predict `targets`.
             targets: int64 (M,).
-            temperature: logits are divided by it, as the engine does when it samples.
+            temperature: logits are divided by it, as the engine does when it samples; an anchor's too.
+            full: divergences wanted, each over the whole vocabulary.
 
         Returns:
-            float32 (M,) log-probabilities and float32 (M,) entropies (nats), both differentiable.
+            log-probs, entropies and divergences, all differentiable in the policy.
+
+        Raises:
+            ValueError: an anchor has other places or another vocabulary, or a divergence is not one number a place.
         """
+        for against in full:
+            if len(against.hidden) != len(hidden):
+                raise ValueError(f"the anchor has {len(against.hidden)} hidden states, the policy {len(hidden)}")
         weight, bias = self.head.weight, getattr(self.head, "bias", None)
+        chunks = zip(*(h.split(self.chunk_tokens) for h in (hidden, targets, *(a.hidden for a in full))), strict=True)
         parts = [
-            checkpoint(self._chunk, h, t, weight, bias, temperature, use_reentrant=False)
-            for h, t in zip(hidden.split(self.chunk_tokens), targets.split(self.chunk_tokens), strict=True)
+            checkpoint(self._chunk, weight, bias, temperature, full, *chunk, use_reentrant=False) for chunk in chunks
         ]
-        logp, entropy = zip(*parts, strict=True)
-        return torch.cat(logp), torch.cat(entropy)
+        logp, entropy, *divergences = (torch.cat(values) for values in zip(*parts, strict=True))
+        return LogProbs(logp, entropy, tuple(divergences))
 
     def _chunk(
         self,
-        hidden: torch.Tensor,
-        targets: torch.Tensor,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
         temperature: float,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        full: Sequence[Against],
+        hidden: torch.Tensor,
+        targets: torch.Tensor,
+        *anchors: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:
+        log_softmax = self.log_softmax(hidden, weight, bias, temperature)
+        logp = log_softmax.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+        entropy = -(log_softmax.exp() * log_softmax).sum(-1)
+        divergences = [a.compare(log_softmax, h, temperature) for a, h in zip(full, anchors, strict=True)]
+        return (logp, entropy, *divergences)
+
+    def log_softmax(
+        self, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, temperature: float
+    ) -> torch.Tensor:
+        """float32 (N, V)."""
         logits = nn.functional.linear(hidden, weight, bias).float()
         if self.softcap is not None:
             logits = self.softcap * torch.tanh(logits / self.softcap)
-        log_softmax = torch.log_softmax(logits / temperature, dim=-1)
-        logp = log_softmax.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
-        entropy = -(log_softmax.exp() * log_softmax).sum(-1)
-        return logp, entropy
+        return torch.log_softmax(logits / temperature, dim=-1)
 
 
 class Policy(nn.Module):
@@ -79,8 +144,13 @@ class Policy(nn.Module):
         predictors: torch.Tensor,
         targets: torch.Tensor,
         temperature: float,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-probs and entropies of `targets`; shapes as in `rlpost.learner.batch.Grid`."""
+        full: Sequence[Against] = (),
+    ) -> LogProbs:
+        """Log-probs and entropies of `targets`, and divergences; shapes as in `rlpost.learner.batch.Grid`."""
+        return self.logprobs(self.hidden(input_ids, position_ids, predictors), targets, temperature, full)
+
+    def hidden(self, input_ids: torch.Tensor, position_ids: torch.Tensor, predictors: torch.Tensor) -> torch.Tensor:
+        """(M, H), what the head takes in at `predictors`."""
         backbone = getattr(self.model, self.model.base_model_prefix)
         hidden = backbone(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
-        return self.logprobs(hidden.flatten(0, 1)[predictors], targets, temperature)
+        return hidden.flatten(0, 1)[predictors]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 from rlpost.cluster import set_thread_environment
 from rlpost.config import DType, Learner, Model, Objective
 from rlpost.learner.batch import Batch, MicroBatch
+from rlpost.learner.references import AnchorSpec
 from rlpost.meter import Meter
 
 
@@ -22,14 +24,14 @@ class LearnerSpec:
 
     Attributes:
         path: folder or id of the weights to start from.
-        reference_path: weights of the frozen reference; None when no term asks for one.
+        anchors: models that terms compare with, by name.
         total_steps: optimizer steps of the whole run, for the learning-rate schedule.
         temperature: what the engine samples at; log-probs are of that distribution.
         response_limit: the longest response there can be (the constant of seq_mean_token_sum_norm).
     """
 
     path: str
-    reference_path: str | None
+    anchors: Mapping[str, AnchorSpec]
     model: Model
     learner: Learner
     objective: Objective
@@ -44,11 +46,14 @@ class LearnerSpec:
 
 @dataclass(frozen=True)
 class StepPlan:
-    """One optimizer step of one rank, with denominators that are global over all ranks and micro-batches."""
+    """One optimizer step of one rank.
+
+    Attributes:
+        counts: (sequences, tokens) by pool, over all ranks and micro-batches of the step: `Batch.counts`.
+    """
 
     micro_batches: list[MicroBatch]
-    sequences: int
-    tokens: int
+    counts: dict[str, tuple[int, int]]
 
 
 class LearnerRank:
@@ -85,6 +90,7 @@ class LearnerRank:
         from rlpost.learner.deepspeed_config import deepspeed_config
         from rlpost.learner.logprobs import Policy, TokenLogProbs
         from rlpost.learner.model import load_model
+        from rlpost.learner.references import References
         from rlpost.objective import Objective as Terms
 
         torch.set_num_threads(spec.threads)
@@ -110,8 +116,9 @@ class LearnerRank:
         self.engine, *_ = deepspeed.initialize(
             model=policy, optimizer=self._optimizer(policy), config=config, dist_init_required=False
         )
-        self.reference = self._load_reference(config) if spec.reference_path else None
-        self.terms = Terms.from_config(spec.objective)
+        self._config = config
+        self.anchors = References(spec.anchors, self._load_anchor, self.engine.module)
+        self.terms = Terms(spec.objective)
         self.optimizer_steps = 0
 
         def size(p: Any) -> int:
@@ -135,20 +142,22 @@ class LearnerRank:
             return DeepSpeedCPUAdam(parameters, adamw_mode=True, **settings)
         return torch.optim.AdamW(parameters, **settings)
 
-    def _load_reference(self, config: dict[str, Any]) -> Any:
-        """The frozen anchor, sharded like the policy under ZeRO-3. It never trains and never replays routes."""
+    def _load_anchor(self, path: str, movable: bool) -> Any:
+        """A model that terms compare with: sharded like the policy under ZeRO-3, and with adapters if it is to move.
+
+        It never trains and never replays routes.
+        """
         import deepspeed
 
         from rlpost.learner.logprobs import Policy, TokenLogProbs
         from rlpost.learner.model import load_model
 
-        assert self.spec.reference_path is not None
-        model = load_model(self.spec.reference_path, self.spec.model, trainable=False)
-        reference = Policy(model, self.spec.learner.logits_chunk_tokens)
+        model = load_model(path, self.spec.model, trainable=movable).eval().requires_grad_(False)
+        anchor = Policy(model, self.spec.learner.logits_chunk_tokens)
         if self.spec.learner.zero_stage != 3:
-            return reference.to(self.device)
-        deepspeed.utils.set_z3_leaf_modules(reference, [TokenLogProbs])
-        engine, *_ = deepspeed.initialize(model=reference, config=config, dist_init_required=False)
+            return anchor.to(self.device)
+        deepspeed.utils.set_z3_leaf_modules(anchor, [TokenLogProbs])
+        engine, *_ = deepspeed.initialize(model=anchor, config=self._config, dist_init_required=False)
         return engine
 
     @property
@@ -158,78 +167,134 @@ class LearnerRank:
 
     # ----------------------------------------------------------------------------------------------- learning
 
-    def update(self, batch: Batch, steps: list[StepPlan], version: int) -> Meter:
+    def score(
+        self, batch: Batch, micro_batches: list[MicroBatch], wanted: Sequence[str]
+    ) -> dict[str, list[np.ndarray]]:
+        """Log-probs and entropies under the weights as they are now. All ranks, with as many micro-batches each.
+
+        Args:
+            wanted: of `old_logp`, `entropy` and `anchors.<name>`.
+
+        Returns:
+            by name, float32 (response length,) for each sequence of the micro-batches that are not muted, in order.
+        """
+        import torch
+
+        found: dict[str, list[np.ndarray]] = {name: [] for name in wanted}
+        own = [name for name in wanted if not name.startswith("anchors.")]
+        with torch.no_grad():
+            for micro in micro_batches:
+                rows: dict[str, Any] = {}
+                grid = self._grid(batch, micro)
+                if own:
+                    scored = self._forward(self.engine, grid)
+                    rows = {"old_logp": scored.logp, "entropy": scored.entropy}
+                for name in set(wanted) - set(own):
+                    rows[name] = self._forward(self.anchors.policy(name.removeprefix("anchors.")), grid).logp
+                if micro.muted:
+                    continue
+                for name, values in found.items():
+                    wide = grid.spread(rows[name]).float().cpu().numpy()
+                    values += [wide[b, : int(batch.response_lengths[i])] for b, i in enumerate(micro.sequences)]
+        return found
+
+    def update(self, batch: Batch, steps: list[StepPlan], version: int, coefs: Mapping[str, float]) -> Meter:
         """Learn from this rank's share of a batch: one optimizer step for each plan.
 
         Args:
             batch: this rank's sequences; the plans' indices point into it.
             version: the weight version the learner holds now, to know which sampled tokens are fresh.
+            coefs: of the terms that have one coefficient for all sequences.
 
         Returns:
             metrics of this rank; `Meter.merge` over ranks gives those of the batch.
         """
         meter = Meter()
-        before = [self._log_probs(batch, plan) for plan in steps] if len(steps) > 1 else [None]
-        for plan, old in zip(steps, before, strict=True):
-            meter.update(self._optimizer_step(batch, plan, old, version))
+        for number, plan in enumerate(steps):
+            meter.update(self._optimizer_step(batch, plan, coefs, version, first=number == 0))
         return meter
 
-    def _log_probs(self, batch: Batch, plan: StepPlan) -> list[Any]:
-        """Log-probs under the weights as they are now, for every micro-batch: the proximal policy."""
-        import torch
-
-        with torch.no_grad():
-            return [self._forward(self.engine, batch, micro)[1] for micro in plan.micro_batches]
-
-    def _forward(self, policy: Any, batch: Batch, micro: MicroBatch) -> tuple[Any, Any, Any]:
-        """(grid, log-probs (B, T), entropies (B, T))."""
+    def _grid(self, batch: Batch, micro: MicroBatch) -> Any:
         from rlpost.learner.batch import make_grid
 
-        grid = make_grid(batch, micro, self.spec.pad_id, self.device)
-        logp, entropy = policy(grid.input_ids, grid.position_ids, grid.predictors, grid.targets, self.spec.temperature)
-        return grid, grid.spread(logp), grid.spread(entropy)
+        return make_grid(batch, micro, self.spec.pad_id, self.device)
 
-    def _optimizer_step(self, batch: Batch, plan: StepPlan, old: list[Any] | None, version: int) -> Meter:
+    def _forward(self, policy: Any, grid: Any, full: Any = ()) -> Any:
+        """`LogProbs` of the grid's response tokens, with the divergences asked for."""
+        return policy(
+            grid.input_ids, grid.position_ids, grid.predictors, grid.targets, self.spec.temperature, full=full
+        )
+
+    def _loss_inputs(self, batch: Batch, micro: MicroBatch, coefs: Mapping[str, float]) -> Any:
+        """The micro-batch as the objective takes it; forward passes of the policy, and of anchors held whole."""
         import torch
 
+        from rlpost.objective import LossInputs, TermInputs
+
+        grid = self._grid(batch, micro)
+        exact = self.terms.exact
+        full = [self.anchors.against(anchor, grid, divergence) for anchor, divergence in exact.values()]
+        logp, entropy, divergences = self._forward(self.engine, grid, full)
+        rows = batch.select(micro.sequences)
+
+        def spread(values: np.ndarray, fill: float = 0) -> Any:
+            return grid.spread(torch.from_numpy(values).to(self.device), fill)
+
+        wide = {name: spread(values) for name, values in rows.per_token.items()}
+        by_family: dict[str, dict[str, Any]] = {"anchors": {}, "where": {}}
+        for name, values in wide.items():
+            family, dot, label = name.partition(".")
+            if dot:
+                by_family[family][label] = values
+        behavior = spread(rows.behavior_logp)
+        logp, entropy = grid.spread(logp), grid.spread(entropy)
+        old = behavior if self.terms.proximal == "behavior" else wide.get("old_logp", logp.detach())
+        by_row = {
+            name.removeprefix("coef."): torch.from_numpy(values).to(self.device)
+            for name, values in rows.per_sequence.items()
+        }
+        return (
+            LossInputs(
+                tokens=TermInputs(
+                    logp=logp,
+                    old_logp=old,
+                    behavior_logp=behavior,
+                    anchors={**by_family["anchors"], "old_policy": old},
+                    advantages=spread(rows.advantages),
+                    weights=wide.get("weights", torch.ones_like(behavior)),
+                    mask=spread(rows.mask, False) & (not micro.muted),
+                    entropy=entropy,
+                    group=torch.from_numpy(rows.group).to(self.device),
+                    full={label: grid.spread(value) for label, value in zip(exact, divergences, strict=True)},
+                ),
+                source=torch.from_numpy(rows.source.astype(np.int64)).to(self.device),
+                keep=wide.get("keep"),
+                where=by_family["where"],
+                coefs={**coefs, **by_row},
+            ),
+            spread(rows.versions, fill=-1),
+            wide.get("old_logp"),
+        )
+
+    def _optimizer_step(
+        self, batch: Batch, plan: StepPlan, coefs: Mapping[str, float], version: int, first: bool
+    ) -> Meter:
         from rlpost.learner.deepspeed_config import learning_rate
-        from rlpost.objective import Denominators, TermInputs
+        from rlpost.objective import Denominators
 
         meter = Meter()
-        denominators = Denominators(plan.sequences, plan.tokens, self.spec.response_limit)
+        denominators = {name: Denominators(*count, self.spec.response_limit) for name, count in plan.counts.items()}
         norm: float | None = None
         lr = learning_rate(self.spec.learner, self.optimizer_steps, self.spec.total_steps)
         for k, micro in enumerate(plan.micro_batches):
-            grid, logp, entropy = self._forward(self.engine, batch, micro)
-            rows = batch.select(micro.sequences)
-            learn = torch.from_numpy(rows.learn & (not micro.muted)).to(self.device)
-            mask = grid.mask() & learn[:, None]
-
-            def spread(values: np.ndarray, fill: float = 0, grid: Any = grid) -> Any:
-                return grid.spread(torch.from_numpy(values).to(self.device), fill)
-
-            old_logp = old[k] if old is not None else logp.detach()
-            behavior = spread(rows.behavior_logp)
-            anchors = {}
-            if self.reference is not None:
-                with torch.no_grad():
-                    anchors["frozen"] = self._forward(self.reference, batch, micro)[1]
-            loss, metrics = self.terms.loss(
-                TermInputs(
-                    logp=logp,
-                    old_logp=old_logp,
-                    behavior_logp=behavior,
-                    anchors=anchors,
-                    advantages=spread(rows.advantages),
-                    weights=torch.ones_like(behavior),
-                    mask=mask,
-                    entropy=entropy,
-                ),
-                denominators,
-            )
+            inputs, versions, scored = self._loss_inputs(batch, micro, coefs)
+            loss, metrics = self.terms.loss(inputs, denominators)
             meter.update(metrics)
-            versions = spread(rows.versions, fill=-1)
-            meter.update(_mismatch(old_logp, behavior, mask & (versions >= 0), versions == version))
+            if scored is not None or first:  # later steps of a batch have moved away from what sampled it
+                tokens = inputs.tokens
+                learner = tokens.logp.detach() if scored is None else scored
+                sampled = tokens.mask & (versions >= 0)
+                meter.update(_mismatch(learner, tokens.behavior_logp, sampled, versions == version))
             # DeepSpeed averages gradients over ranks; our loss is already one share of a global sum.
             self.engine.set_gradient_accumulation_boundary(k == len(plan.micro_batches) - 1)
             self.engine.backward(loss * self.world)
@@ -243,6 +308,18 @@ class LearnerRank:
         meter.max("lr", lr)
         self.optimizer_steps += 1
         return meter
+
+    def move_anchor(self, name: str, amount: float, clear_optimizer: bool) -> None:
+        """anchor <- (1 - amount) anchor + amount policy; then, if asked, the optimizer forgets. All ranks."""
+        import torch
+
+        self.anchors.move(name, amount, self.engine.module)
+        if not clear_optimizer:
+            return
+        optimizer = getattr(self.engine.optimizer, "optimizer", self.engine.optimizer)
+        for state in optimizer.state.values():  # moments and step counts; the weights and their float32 copies stay
+            for key, value in state.items():
+                state[key] = torch.zeros_like(value) if isinstance(value, torch.Tensor) else 0
 
     def _grad_norm(self) -> float | None:
         """Norm of the reduced gradient before clipping, where DeepSpeed does not keep it: plain float32 optimizers."""
@@ -296,18 +373,6 @@ class LearnerRank:
         self._sender.send_weights()
         return self._source.probes
 
-    def log_probs(self, batch: Batch, micro_batches: list[MicroBatch]) -> list[np.ndarray]:
-        """float32 (response length,) log-probs of each sequence, in the order of the micro-batches. All ranks."""
-        import torch
-
-        found = []
-        with torch.no_grad():
-            for micro in micro_batches:
-                _, logp, _ = self._forward(self.engine, batch, micro)
-                for b, i in enumerate(micro.sequences):
-                    found.append(logp[b, : int(batch.response_lengths[i])].float().cpu().numpy())
-        return found
-
     # --------------------------------------------------------------------------------------------- checkpoints
 
     def save(self, folder: str) -> None:
@@ -320,6 +385,7 @@ class LearnerRank:
             client_state={"optimizer_steps": self.optimizer_steps},
             save_latest=False,
         )
+        self.anchors.save(Path(folder) / "anchors", self.rank)
         tensors = checkpoint_tensors(self.model, keep=self.rank == 0)
         if self.rank == 0:
             save_pretrained(Path(folder) / "model", self.spec.path, tensors, DTYPES[self.spec.model.dtype])
@@ -333,6 +399,7 @@ class LearnerRank:
             path, state = self.engine.load_checkpoint(str(shards.parent), tag=shards.name)
         if path is None:
             raise FileNotFoundError(f"no DeepSpeed state for rank {self.rank} of {self.world} in {shards}")
+        self.anchors.load(Path(folder) / "anchors", self.rank)
         self.optimizer_steps = state["optimizer_steps"]
         return {"optimizer_steps": self.optimizer_steps}
 

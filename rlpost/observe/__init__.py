@@ -5,7 +5,7 @@ Importable without torch, ray or vllm.
 
 from rlpost.observe.alarms import Alarm, Watch
 from rlpost.observe.console import Console
-from rlpost.observe.passk import pass_at_k, summarize
+from rlpost.observe.passk import bootstrap, pass_at_k, summarize
 from rlpost.observe.recorder import Recorder
 from rlpost.observe.rollouts import read_rollouts, write_rollouts
 from rlpost.observe.run_folder import RunFolder, RunFolderError
@@ -23,6 +23,7 @@ __all__ = [
     "TensorBoardSink",
     "WandbSink",
     "Watch",
+    "bootstrap",
     "make_sinks",
     "pass_at_k",
     "read_metrics",

@@ -56,12 +56,27 @@ def summarize(
             raise ValueError(f"pass@{max(ks)}: prompt {prompt} has only {n} samples; draw more or lower k")
     values = np.array([[pass_at_k(n, c, k) for k in ks] for n, c in counts])  # (prompts, ks)
 
+    intervals = bootstrap(values, seed, resamples, level)
+    return {f"pass@{k}": interval for k, interval in zip(ks, intervals, strict=True)}
+
+
+def bootstrap(
+    values: np.ndarray, seed: int = 0, resamples: int = 2000, level: float = 0.95
+) -> list[tuple[float, float, float]]:
+    """Mean of each column over prompts, with the percentile bootstrap interval of that mean.
+
+    Args:
+        values: (prompts, columns); prompts are what is resampled.
+        level: the share of resampled means inside the interval.
+
+    Returns:
+        (value, low, high) for each column.
+    """
     rng = np.random.default_rng(seed)
     rows = max(1, _BLOCK // max(1, values.size))
     blocks = [min(rows, resamples - start) for start in range(0, resamples, rows)]
     means = np.concatenate(
         [values[rng.integers(len(values), size=(block, len(values)))].mean(axis=1) for block in blocks]
-    )  # (resamples, ks)
+    )  # (resamples, columns)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    mean = values.mean(axis=0)
-    return {f"pass@{k}": (float(mean[i]), float(low[i]), float(high[i])) for i, k in enumerate(ks)}
+    return [(float(m), float(lo), float(hi)) for m, lo, hi in zip(values.mean(axis=0), low, high, strict=True)]

@@ -7,32 +7,16 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rlpost.faults import DeadlineError
 from rlpost.rollout.request import SampleRequest, Sampling, sample_seed
-from rlpost.types import Prompt, Rollout
+from rlpost.types import Group, Prompt, Rollout
 
 if TYPE_CHECKING:
     from rlpost.rollout.fleet import Fleet
     from rlpost.verify import VerifierPool
-
-
-@dataclass(frozen=True)
-class Group:
-    """All samples of one submission of a prompt, scored."""
-
-    id: int
-    step: int
-    prompt: Prompt
-    rollouts: tuple[Rollout, ...]
-    sampled_at: float = field(default_factory=time.monotonic)
-
-    @property
-    def rewards(self) -> list[float | None]:
-        """Reward of each sample; None for one that may not be learned from."""
-        return [r.reward if r.usable else None for r in self.rollouts]
 
 
 @dataclass

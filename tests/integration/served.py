@@ -13,7 +13,7 @@ from rlpost.learner.group import LearnerGroup
 from rlpost.rollout.fleet import Fleet
 from rlpost.rollout.request import SampleRequest, Sampling, sample_seed
 from rlpost.run import engine_spec, learner_spec
-from rlpost.types import Rollout
+from rlpost.types import Rollout, Sample
 from tests.conftest import tiny
 
 
@@ -38,7 +38,7 @@ def ask(
 
 def learner_logp(learner: LearnerGroup, rollouts: list[Rollout]) -> float:
     """Largest difference between what the engine said of its tokens and what the learner says."""
-    batch = Batch.from_rollouts(rollouts, [0.0] * len(rollouts), [True] * len(rollouts))
+    batch = Batch.from_samples([Sample.on_policy(r) for r in rollouts])
     found = learner.log_probs(batch)
     return max(float(np.abs(a - r.logprobs).max()) for a, r in zip(found, rollouts, strict=True))
 
@@ -46,6 +46,7 @@ def learner_logp(learner: LearnerGroup, rollouts: list[Rollout]) -> float:
 def nudge(learner: LearnerGroup) -> None:
     """One update that moves the weights."""
     rng = np.random.default_rng(0)
+    examples = [(rng.integers(4, 20, 5), rng.integers(4, 20, 6)) for _ in range(4)]
     learner.update(
-        Batch.from_examples([rng.integers(4, 20, 5)] * 4, [rng.integers(4, 20, 6) for _ in range(4)]), version=0
+        Batch.from_samples([Sample.given(p, r, "on_policy", i) for i, (p, r) in enumerate(examples)]), version=0
     )

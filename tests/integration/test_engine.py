@@ -10,6 +10,7 @@ from rlpost.config import CreateModel
 from rlpost.learner.batch import Batch
 from rlpost.learner.model import create_model
 from rlpost.rollout.request import SampleRequest, Sampling
+from rlpost.types import Sample
 from tests.conftest import merge, tiny
 from tests.integration.served import ask, build, learner_logp, nudge
 
@@ -95,7 +96,7 @@ def test_tokens_sampled_across_an_update_carry_both_versions(ray_cluster, small_
             assert (np.diff(r.versions) >= 0).all()
         # The keys and values of what was running are made anew, so tokens after the update are the new weights' own.
         after = [r for r in rollouts if set(r.versions.tolist()) == {1}]
-        batch = Batch.from_rollouts(mixed + after, [0.0] * len(mixed + after), [True] * len(mixed + after))
+        batch = Batch.from_samples([Sample.on_policy(r) for r in mixed + after])
         for r, logp in zip(mixed + after, learner.log_probs(batch), strict=True):
             new = r.versions == 1
             assert np.abs(logp[new] - r.logprobs[new]).max() < 1e-4

@@ -12,6 +12,8 @@ from rlpost.config import Learner, Lora, Model, Objective
 from rlpost.learner.batch import Batch
 from rlpost.learner.group import LearnerGroup
 from rlpost.learner.rank import LearnerSpec
+from rlpost.learner.references import AnchorSpec
+from rlpost.types import Sample
 from rlpost.weights import to_tensor
 
 pytestmark = pytest.mark.integration
@@ -26,13 +28,20 @@ def ragged_batches(count: int = 3, sequences: int = 13) -> list[Batch]:
     for _ in range(count):
         sizes = [(int(rng.integers(1, 9)), int(rng.integers(1, 12))) for _ in range(sequences)]
         batches.append(
-            Batch.build(
-                prompts=[rng.integers(4, 20, p) for p, _ in sizes],
-                responses=[rng.integers(4, 20, r) for _, r in sizes],
-                behavior_logp=[-rng.random(r) * 3 for _, r in sizes],
-                versions=[np.zeros(r) for _, r in sizes],
-                advantages=rng.normal(size=sequences).tolist(),
-                learn=[i % 5 != 2 for i in range(sequences)],
+            Batch.from_samples(
+                [
+                    Sample(
+                        rng.integers(4, 20, p),
+                        rng.integers(4, 20, r),
+                        source="on_policy",
+                        group=i,
+                        logprobs=-rng.random(r) * 3,
+                        versions=np.zeros(r),
+                        weight=float(rng.normal()),
+                        mask=np.full(r, i % 5 != 2),
+                    )
+                    for i, (p, r) in enumerate(sizes)
+                ]
             )
         )
     return batches
@@ -44,7 +53,7 @@ def spec(path: Path, model: dict | None = None, **learner: object) -> LearnerSpe
     settings = {"lr": 0.3, "eps": 1.0, "tokens_per_micro_batch": 64, "layout": "padded", "warmup_steps": 2, **learner}
     return LearnerSpec(
         path=str(path),
-        reference_path=str(path),
+        anchors={"frozen": AnchorSpec(((str(path), 1.0),))},
         model=Model.model_validate({"path": str(path), "dtype": "float32", **(model or {})}),
         learner=Learner.model_validate(settings),
         objective=OBJECTIVE,
@@ -64,11 +73,17 @@ def group(learner_spec: LearnerSpec, ranks: int) -> LearnerGroup:
     return made
 
 
+def learn(learner: LearnerGroup, batch: Batch) -> dict[str, float]:
+    """One update as the loop makes it: scored, with the divergence's coefficient."""
+    wanted = ["anchors.frozen"] + (["old_logp"] if learner.spec.learner.optimizer_steps_per_batch > 1 else [])
+    return learner.update(batch.carrying(learner.score(batch, wanted)), version=0, coefs={"k2": 0.1}).values()
+
+
 def trained(learner_spec: LearnerSpec, ranks: int) -> tuple[np.ndarray, list[dict[str, float]]]:
     """All weights after three updates, as one vector, and the metrics of each update."""
     learner = group(learner_spec, ranks)
     try:
-        metrics = [learner.update(batch, version=0).values() for batch in ragged_batches()]
+        metrics = [learn(learner, batch) for batch in ragged_batches()]
         return flat(learner), metrics
     finally:
         learner.shutdown()
@@ -130,7 +145,7 @@ def test_three_ranks_with_packing_learn_the_same(reference, small_model):
 def test_several_optimizer_steps_a_batch_use_the_log_probs_from_before_the_first(ray_cluster, small_model):
     learner = group(spec(small_model, optimizer_steps_per_batch=3, warmup_steps=0), 1)
     try:
-        metrics = learner.update(ragged_batches(1)[0], version=0).values()
+        metrics = learn(learner, ragged_batches(1)[0])
         assert metrics["ratio/max"] > 1.0001, "later steps must see a policy that has moved"
     finally:
         learner.shutdown()
@@ -139,15 +154,15 @@ def test_several_optimizer_steps_a_batch_use_the_log_probs_from_before_the_first
 def test_a_saved_learner_goes_on_as_if_it_had_not_stopped(ray_cluster, small_model, tmp_path):
     batches = ragged_batches()
     whole = group(spec(small_model, zero_stage=3, eps=1e-8, lr=1e-2), 2)
-    first = [whole.update(b, version=0).values() for b in batches[:2]]
+    first = [learn(whole, b) for b in batches[:2]]
     whole.save(tmp_path)
-    rest = whole.update(batches[2], version=0).values()
+    rest = learn(whole, batches[2])
     expected = flat(whole)
     whole.shutdown()
     again = group(spec(small_model, zero_stage=3, eps=1e-8, lr=1e-2), 2)
     try:
         assert again.load(tmp_path)["optimizer_steps"] == len(first)
-        resumed = again.update(batches[2], version=0).values()
+        resumed = learn(again, batches[2])
         assert (resumed["lr"], resumed["loss"]) == (rest["lr"], pytest.approx(rest["loss"], rel=1e-6))
         np.testing.assert_allclose(flat(again), expected, atol=1e-7)
         with pytest.raises(Exception, match="no DeepSpeed state"):
@@ -163,7 +178,7 @@ def test_only_adapters_learn_under_lora_and_they_are_merged_into_what_is_sent(ra
         arrays, _ = learner.weights("float32", {"model.norm.weight": (64,)}, version=0)
         before = {k: v.copy() for k, v in ray.get(arrays).items()}
         for batch in ragged_batches():
-            learner.update(batch, version=0)
+            learn(learner, batch)
         arrays, _ = learner.weights("float32", {"model.norm.weight": (64,)}, version=1)
         after = ray.get(arrays)
         changed = {name for name in after if not np.array_equal(before[name], after[name])}
@@ -185,7 +200,7 @@ def test_bfloat16_with_zero_3_trains_and_exports_what_it_holds(ray_cluster, smal
     learner = group(spec(small_model, model={"dtype": "bfloat16"}, zero_stage=3, eps=1e-8, lr=1e-2), 2)
     try:
         for batch in ragged_batches():
-            assert np.isfinite(learner.update(batch, version=0).values()["loss"])
+            assert np.isfinite(learn(learner, batch)["loss"])
         learner.save_model(tmp_path / "model")
         arrays, _ = learner.weights("bfloat16", {"model.norm.weight": (64,)}, version=1)
         sent = {name: to_tensor(array) for name, array in ray.get(arrays).items()}

@@ -35,6 +35,11 @@ def refused(values: dict) -> str:
     return str(caught.value)
 
 
+def regularized(**given: object) -> dict:
+    """A change of the configuration: one regularizer."""
+    return {"objective": {"regularizers": [{"divergence": "k2", "coef": 0.1, **given}]}}
+
+
 # ------------------------------------------------------------------------------------------------- ready files
 
 
@@ -225,7 +230,41 @@ def test_names_that_do_not_exist_are_refused_with_those_that_do(change: dict, pa
     [
         ({"evaluation": {"k": [1, 8]}}, "pass@8 needs at least 8 samples: raise evaluation.samples_per_prompt (4)"),
         ({"rollout": {"samples_per_prompt": 1}}, "set rollout.samples_per_prompt >= 2"),
-        ({"objective": {"policy_loss": "sft"}}, "objective.policy_loss: sft is for"),
+        ({"objective": {"policy_loss": "sft"}}, "objective.policy_loss: sft is a term"),
+        ({"objective": {"policy_loss": None}}, "there is nothing to learn"),
+        (regularized(divergence="js", source="rehearsal", anchor="cached"), "comes with data.strategy: mastery_part"),
+        (regularized(divergence="js", form="generator"), "set source: rehearsal"),
+        (regularized(divergence="k3", source="rehearsal"), "k3 estimates on samples of the policy"),
+        (regularized(divergence="k3", form="full"), "full is of an f-divergence"),
+        (regularized(divergence="js", form="full", anchor="old_policy"), "old_policy is log-probs alone"),
+        (regularized(divergence="js", form="full", placement="reward"), "placement: reward is for on-policy samples"),
+        (regularized(divergence="js", form="full") | {"learner": {"zero_stage": 3}}, "set form: sampled"),
+        (regularized(anchor="cached"), "cached log-probs come with source: rehearsal"),
+        (regularized(anchor="slow"), "unknown anchor 'slow'"),
+        (regularized(coef={"name": "dads", "base": 0.1}, placement="reward"), "dads weighs on-policy samples"),
+        ({"objective": {"terms": [{"loss": "sft", "source": "sft", "coef": "adaptive_kl"}]}}, "adaptive_kl follows"),
+        ({"objective": {"terms": [{"loss": "dpo", "source": "pair"}]}}, "pair comes with data.strategy: pairs"),
+        ({"data": {"strategy": "pairs"}}, "set objective.policy_loss: null"),
+        (
+            {"data": {"strategy": "pairs"}, "learner": {"tokens_per_micro_batch": 64}},
+            "keeps the two responses of a pair",
+        ),
+        ({"objective": {"advantage": "jepo_loo"}}, "belong together"),
+        ({"objective": {"likelihood": {"name": "logprob", "marker": "["}}}, "objective.likelihood.clip: logprob is"),
+        ({"objective": {"likelihood": {"name": "prob", "marker": "[", "scorer": "x"}}}, "scorer: unknown 'x'"),
+        (
+            {
+                "objective": {
+                    "likelihood": {"name": "avg_prob", "marker": "["},
+                    "terms": [{"loss": "reference_nll", "source": "reference"}],
+                }
+            },
+            "reference_nll finds no samples",
+        ),
+        (
+            {"objective": {"references": {"anchor": {"name": "hard_reset", "patience": 2}}}},
+            "patience follows pass@1 of evaluations on the way: set evaluation.every",
+        ),
         ({"verifiers": ["exact", "exact"]}, "must be unique"),
         ({"verifiers": [{"name": "exact", "weight": 0}]}, "there is no reward"),
         ({"data": {"test": None}}, "evaluation needs held-out prompts: give data.test or data.holdout"),

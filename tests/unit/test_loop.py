@@ -9,11 +9,12 @@ import pytest
 
 from rlpost import loop
 from rlpost.config import parse
-from rlpost.data import PromptOrder, judge_group
-from rlpost.objective import Objective
+from rlpost.data import STRATEGIES, PromptOrder, judge_group
+from rlpost.learner.batch import Batch
+from rlpost.objective import Credit
 from rlpost.rollout.request import Sampling
-from rlpost.rollout.sampler import Account, Group
-from rlpost.types import Prompt, Rollout, Verdict
+from rlpost.rollout.sampler import Account
+from rlpost.types import Group, Prompt, Rollout, Sample, Verdict
 from tests.conftest import tiny
 
 
@@ -64,13 +65,21 @@ class StandInSampler:
 def stand_in_run(script: dict[str, list[float | None]], prompts: int = 20, **changes: object) -> SimpleNamespace:
     config = parse(tiny(learner={"prompts_per_step": 4}, rollout={"samples_per_prompt": 2}, **changes))
     pool = [Prompt(f"p{i}", f"p{i}", np.ones(2, np.int32)) for i in range(prompts)]
+    order = PromptOrder(pool, seed=0, shuffle=False)
+    strategy = STRATEGIES.create(config.data.strategy)
+    strategy.begin(order)
     return SimpleNamespace(
         config=config,
-        order=PromptOrder(pool, seed=0, shuffle=False),
+        order=order,
+        strategy=strategy,
+        rewarded=list,
+        samples=lambda groups, step: strategy.samples(groups, "v", step),
+        learner=SimpleNamespace(score=lambda batch, wanted: {}),
+        wanted=set(),
+        credit=Credit(config.objective, config.steps),
         order_before={},
         sampler=StandInSampler(script),
         sampling=Sampling(1.0, 4),
-        objective=Objective.from_config(config.objective),
         submitted=0,
         step=0,
         version=0,
@@ -116,10 +125,10 @@ def test_groups_without_signal_are_learned_from_with_no_advantage_unless_the_pol
     loop.submit(run, 1)
     groups = loop.collect(run, 1)
     assert all(run.judge(g) == "keep" for g in groups)
-    rollouts, advantages = loop.credit(run, groups)
-    assert advantages[:2] == [0.0, 0.0]
-    assert advantages[2:4] == pytest.approx([-(0.5**0.5), 0.5**0.5], abs=1e-5)
-    assert len(rollouts) == 8
+    credited = loop.credit(run, groups, 1).credited
+    assert [credited[0, 0], credited[0, 1]] == [0.0, 0.0]
+    assert [credited[1, 0], credited[1, 1]] == pytest.approx([-(0.5**0.5), 0.5**0.5], abs=1e-5)
+    assert len(credited) == 8
 
 
 def test_unverified_samples_are_left_out_of_the_batch_and_of_their_groups_statistics():
@@ -128,9 +137,9 @@ def test_unverified_samples_are_left_out_of_the_batch_and_of_their_groups_statis
     groups = loop.collect(run, 1)
     assert [run.judge(g) for g in groups[:2]] == ["keep", "incomplete"]
     kept = [g for g in groups if run.judge(g) == "keep"]
-    rollouts, advantages = loop.credit(run, kept)
-    assert [(r.group, r.sample) for r in rollouts[:2]] == [(0, 0), (0, 1)]
-    assert advantages[0] == pytest.approx(-advantages[1])
+    credited = loop.credit(run, kept, 1).credited
+    assert list(credited)[:2] == [(0, 0), (0, 1)]
+    assert credited[0, 0] == pytest.approx(-credited[0, 1])
     loop.settle(run, groups, kept)
     assert (run.sampler.account.consumed, run.sampler.account.dropped) == (6, 4)
 
@@ -141,13 +150,19 @@ def test_aborted_samples_are_never_learned_from():
         0, 1, Prompt("p0", "", np.ones(2, np.int32)), (rollout(0, 0, 1.0), rollout(0, 1, 0.0, finish="abort"))
     )
     assert run.judge(group) == "incomplete"
-    assert [r.sample for r in loop.credit(run, [group])[0]] == [0]
+    assert list(loop.credit(run, [group], 1).credited) == [(0, 0)]
+    assert loop.credit(run, [], 1) is None
 
 
 def test_a_token_older_than_the_bound_is_an_error():
-    loop.check_staleness([rollout(0, 0, 1.0, version=3)], version=4, bound=1)
+    def lesson(version: int) -> SimpleNamespace:
+        given = Sample.given(np.ones(1, np.int32), np.ones(1, np.int32), "sft", 9)
+        return SimpleNamespace(batch=Batch.from_samples([Sample.on_policy(rollout(0, 0, 1.0, version)), given]))
+
+    loop.check_staleness(lesson(3), version=4, bound=1)
+    loop.check_staleness(None, version=4, bound=1)
     with pytest.raises(RuntimeError, match="staleness 2 is more than"):
-        loop.check_staleness([rollout(0, 0, 1.0, version=2)], version=4, bound=1)
+        loop.check_staleness(lesson(2), version=4, bound=1)
 
 
 def test_the_clock_divides_a_step_into_phases_without_a_gap():

@@ -8,8 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rlpost.config import SOURCES
 from rlpost.learner.batch import Batch, make_grid, plan
-from rlpost.types import Rollout
+from rlpost.types import Rollout, Sample
 
 lengths = st.lists(st.tuples(st.integers(1, 6), st.integers(1, 9)), min_size=1, max_size=24)
 
@@ -18,13 +19,21 @@ def make_batch(sizes: list[tuple[int, int]]) -> Batch:
     """Sequences whose every value names its sequence and place, so that a slip shows."""
     prompts = [np.arange(p, dtype=np.int32) + 1000 * i for i, (p, _) in enumerate(sizes)]
     responses = [np.arange(r, dtype=np.int32) + 1000 * i + 500 for i, (_, r) in enumerate(sizes)]
-    return Batch.build(
-        prompts,
-        responses,
-        behavior_logp=[-(r.astype(np.float32)) for r in responses],
-        versions=[r + 1 for r in responses],
-        advantages=[float(i) for i in range(len(sizes))],
-        learn=[i % 3 != 0 for i in range(len(sizes))],
+    return Batch.from_samples(
+        [
+            Sample(
+                prompt,
+                response,
+                source=SOURCES[i % len(SOURCES)],
+                group=i // 2,
+                logprobs=-(response.astype(np.float32)),
+                versions=response + 1,
+                weight=float(i),
+                mask=np.full(len(response), i % 3 != 0),
+                anchors={"cached": response.astype(np.float32) / 2},
+            )
+            for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True))
+        ]
     )
 
 
@@ -42,7 +51,10 @@ def test_select_keeps_every_array_with_its_sequence(sizes, data):
         assert list(chosen.behavior_logp[response : response + r]) == [-(1000.0 * i + 500 + k) for k in range(r)]
         assert list(chosen.versions[response : response + r]) == [1000 * i + 501 + k for k in range(r)]
         assert set(chosen.advantages[response : response + r]) == {float(i)}
-        assert chosen.learn[place] == (i % 3 != 0)
+        assert set(chosen.mask[response : response + r]) == {i % 3 != 0}
+        cached = chosen.per_token["anchors.cached"][response : response + r]
+        assert list(cached) == [(1000 * i + 500 + k) / 2 for k in range(r)]
+        assert (chosen.source[place], chosen.group[place]) == (i % len(SOURCES), i // 2)
         whole, response = whole + p + r, response + r
 
 
@@ -97,12 +109,77 @@ def test_misaligned_arrays_are_refused():
             tokens=np.zeros(4, np.int32),
             prompt_lengths=np.array([2]),
             response_lengths=np.array([2]),
+            source=np.zeros(1, np.int8),
+            group=np.zeros(1, np.int64),
+            mask=np.ones(2, bool),
             behavior_logp=np.zeros(1, np.float32),
             versions=np.zeros(2, np.int32),
             advantages=np.zeros(2, np.float32),
-            learn=np.ones(1, bool),
         )
+    with pytest.raises(ValueError, match=r"per_token\['keep'\] has 3 entries, expected 2"):
+        make_batch([(1, 2)]).carrying({"keep": np.ones(3, bool)})
     with pytest.raises(ValueError, match="weight versions"):
         Rollout(
             "p", 0, 0, np.zeros(1, np.int32), np.zeros(2, np.int32), np.zeros(2, np.float32), np.zeros(1), "stop", "", 0
         )
+
+
+@given(lengths, st.integers(1, 3), st.sampled_from(["packed", "padded"]))
+@settings(max_examples=100)
+def test_sequences_that_belong_together_share_a_micro_batch(sizes, ranks, layout):
+    batch = make_batch(sizes)
+    units = np.arange(len(sizes)) // 2
+    for micro_batches in plan(batch.lengths, ranks, layout, 40, None, units):
+        for micro in (m for m in micro_batches if not m.muted):
+            here = set(micro.sequences)
+            assert all(i in here for i in range(len(sizes)) for j in here if units[i] == units[j])
+            width = max(sum(int(batch.lengths[i]) for i in row) for row in micro.rows)
+            assert width * len(micro.rows) <= 40
+
+
+def test_sequences_that_do_not_fit_together_are_refused():
+    with pytest.raises(ValueError, match="2 sequences that belong together of 14 tokens does not fit"):
+        plan(np.array([7, 7]), 1, "packed", 10, None, np.array([0, 0]))
+
+
+@given(lengths, st.integers(1, 4))
+def test_shares_hold_every_sequence_once_and_every_source_alike(sizes, parts):
+    batch = make_batch(sizes)
+    shares = batch.shares(parts)
+    assert sorted(i for share in shares for i in share) == list(range(len(sizes)))
+    for source in range(len(SOURCES)):
+        units = [len({int(u) for u in batch.units[share[batch.source[share] == source]]}) for share in shares]
+        assert max(units) - min(units) <= 1
+
+
+def test_only_the_two_of_a_pair_belong_together():
+    batch = Batch.from_samples(
+        [
+            Sample.given(np.ones(1, np.int32), np.ones(2, np.int32), source, group)
+            for source, group in (("pair", 3), ("sft", 3), ("pair", 3), ("sft", 3), ("pair", 4))
+        ]
+    )
+    units = batch.units.tolist()
+    assert units[0] == units[2]
+    assert len(set(units)) == 4
+
+
+@given(lengths)
+def test_padding_and_taking_it_off_again_loses_nothing(sizes):
+    batch = make_batch(sizes)
+    assert np.array_equal(batch.flat(batch.padded(batch.versions)), batch.versions)
+    for i, row in enumerate(batch.padded(batch.response_tokens())):
+        assert list(row) == [1000 * i + 500 + k for k in range(sizes[i][1])] + [0] * (len(row) - sizes[i][1])
+
+
+def test_counts_are_by_source_and_the_policy_loss_counts_what_it_keeps():
+    sizes = [(1, 2), (1, 3), (1, 4)]
+    ones = np.ones(1, np.int32)
+    samples = [
+        Sample.given(ones, np.ones(r, np.int32), source, 0)
+        for (_, r), source in zip(sizes, ("on_policy", "on_policy", "sft"), strict=True)
+    ]
+    batch = Batch.from_samples(samples)
+    assert batch.counts() == {"on_policy": (2, 5), "sft": (1, 4), "policy_loss": (2, 5)}
+    keep = np.array([False, False, True, True, False, True, True, True, True])
+    assert batch.carrying({"keep": keep}).counts()["policy_loss"] == (1, 2)

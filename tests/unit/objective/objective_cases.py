@@ -44,6 +44,7 @@ def inputs(logp: Tensor, **given: Any) -> TermInputs:
         "weights": ones,
         "mask": ones.bool(),
         "entropy": torch.zeros_like(detached),
+        "group": torch.arange(len(detached)),
     }
     return TermInputs(**{**defaults, **given})
 

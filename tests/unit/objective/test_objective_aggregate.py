@@ -8,7 +8,7 @@ from objective_cases import gradient
 
 from rlpost import config
 from rlpost.meter import Meter
-from rlpost.objective import Denominators, Objective, TermInputs, token_weights
+from rlpost.objective import Denominators, LossInputs, Objective, TermInputs, token_weights
 
 MODES = ["seq_mean_token_mean", "token_mean", "seq_mean_token_sum_norm", "seq_mean_token_sum"]
 LENGTHS = [5, 1, 0, 9, 3, 3, 7, 2, 0, 4]  # two sequences have nothing to learn from
@@ -37,8 +37,11 @@ def written_out(mode, losses):
 
 
 def objective(mode):
-    return Objective.from_config(
-        config.Objective(aggregation=mode, regularizers=[config.Regularizer(divergence="k3", coef=0.3)])
+    return Objective(
+        config.Objective(
+            aggregation=mode,
+            regularizers=[config.Regularizer(divergence="k3", coef=0.3)],
+        )
     )
 
 
@@ -56,7 +59,12 @@ def micro_batch(theta, rows):
         weights=torch.ones_like(old),
         mask=mask,
         entropy=-logp.detach(),
+        group=torch.tensor(rows),
     )
+
+
+POOLS = {"policy_loss": STEP, "on_policy": STEP}
+COEFS = {"k3": 0.3}
 
 
 def step(mode, split):
@@ -64,7 +72,9 @@ def step(mode, split):
     total, meters = torch.zeros_like(THETA), []
     for rows in split:
         theta = THETA.clone().requires_grad_()
-        loss, meter = objective(mode).loss(micro_batch(theta, rows), STEP)
+        terms = micro_batch(theta, rows)
+        on_policy = torch.zeros(len(rows), dtype=torch.int64)
+        loss, meter = objective(mode).loss(LossInputs(terms, on_policy, coefs=COEFS), POOLS)
         total += gradient(loss, theta)
         meters.append(meter)
     return total, Meter.merge(meters).values()

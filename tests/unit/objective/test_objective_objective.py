@@ -5,17 +5,30 @@ from dataclasses import replace
 
 import pytest
 import torch
-from objective_cases import gradient, inputs, one_token, parameters, sequence_kl
+from objective_cases import gradient, inputs
 
 from rlpost import config
 from rlpost.config import ConfigError
-from rlpost.objective import Denominators, Objective, mismatch_metrics
+from rlpost.objective import Credit, Denominators, LossInputs, Objective
 
 STEP = Denominators(sequences=2, tokens=4, max_tokens=3)
 
 
-def make(**settings):
-    return Objective.from_config(config.Objective.model_validate(settings))
+class Made:
+    """An objective with its coefficients at the first step, and one micro-batch that is the whole step."""
+
+    def __init__(self, **settings):
+        self.settings = config.Objective.model_validate(settings)
+        self.objective = Objective(self.settings)
+
+    def loss(self, terms, source=None, **more):
+        source = torch.zeros(len(terms.mask), dtype=torch.int64) if source is None else source
+        pools = dict.fromkeys(("policy_loss", *config.SOURCES), STEP)
+        coefs = {**Credit(self.settings, 10).coefficients(1), **more.pop("coefs", {})}
+        return self.objective.loss(LossInputs(terms, source, coefs=coefs, **more), pools)
+
+
+make = Made
 
 
 def batch(**given):
@@ -34,7 +47,7 @@ def batch(**given):
 def test_the_loss_is_the_policy_term_plus_each_divergence_times_its_coefficient():
     terms = batch()
     both = [{"divergence": "k3", "coef": 0.5}, {"divergence": "k2", "coef": 2.0}]
-    loss, meter = make(regularizers=both).loss(terms, STEP)
+    loss, meter = make(regularizers=both).loss(terms)
     d = (terms.logp - terms.anchors["frozen"]).detach()[terms.mask]
     k2, k3 = (d**2 / 2).mean().item(), ((-d).exp() - 1 + d).mean().item()
     policy = -math.exp(0.1) * terms.advantages[terms.mask].mean().item()
@@ -53,7 +66,7 @@ def test_the_loss_is_the_policy_term_plus_each_divergence_times_its_coefficient(
 def test_metrics_are_means_over_tokens_whatever_the_aggregation():
     regularizers = [{"divergence": "k3", "coef": 0.5}]
     by_mode = [
-        make(regularizers=regularizers, aggregation=mode).loss(batch(), STEP)[1].values()["kl/k3"]
+        make(regularizers=regularizers, aggregation=mode).loss(batch())[1].values()["kl/k3"]
         for mode in ("token_mean", "seq_mean_token_sum")
     ]
     assert by_mode[0] == by_mode[1]
@@ -69,7 +82,7 @@ def test_what_stands_outside_the_mask_reaches_neither_loss_nor_gradient_nor_metr
     nan["logp"].requires_grad_()
     dirty = replace(clean, **nan, anchors={"frozen": clean.anchors["frozen"].masked_fill(hole, torch.nan)})
     objective = make(regularizers=[{"divergence": "k3", "coef": 0.5}])
-    (loss, meter), (dirty_loss, dirty_meter) = objective.loss(clean, STEP), objective.loss(dirty, STEP)
+    (loss, meter), (dirty_loss, dirty_meter) = objective.loss(clean), objective.loss(dirty)
     assert torch.equal(loss, dirty_loss)
     assert meter.values() == dirty_meter.values()
     slope = gradient(dirty_loss, dirty.logp)
@@ -80,21 +93,21 @@ def test_what_stands_outside_the_mask_reaches_neither_loss_nor_gradient_nor_metr
 
 def test_a_micro_batch_without_tokens_has_loss_0_that_still_runs_backward():
     empty = batch(mask=torch.zeros(2, 3, dtype=torch.bool))
-    loss, meter = make(regularizers=[{"divergence": "k3", "coef": 0.5}]).loss(empty, STEP)
+    loss, meter = make(regularizers=[{"divergence": "k3", "coef": 0.5}]).loss(empty)
     assert loss.item() == 0
     assert not gradient(loss, empty.logp).any()
-    assert meter.values() == {"loss": 0, "policy_loss": 0}
+    assert meter.values() == {"loss": 0}
 
 
 def test_the_loss_keeps_the_dtype_of_the_log_probs():
     logp = torch.tensor([[-1.0, -2.0]], requires_grad=True)
-    assert make().loss(inputs(logp), STEP)[0].dtype == torch.float32
+    assert make().loss(inputs(logp))[0].dtype == torch.float32
 
 
 def test_rollout_correction_weights_scale_the_policy_term_and_not_the_divergence():
     objective = make(regularizers=[{"divergence": "k3", "coef": 0.5}])
-    plain = objective.loss(batch(), STEP)[1].values()
-    doubled = objective.loss(batch(weights=torch.full((2, 3), 2.0, dtype=torch.float64)), STEP)[1].values()
+    plain = objective.loss(batch())[1].values()
+    doubled = objective.loss(batch(weights=torch.full((2, 3), 2.0, dtype=torch.float64)))[1].values()
     assert doubled["policy_loss"] == pytest.approx(2 * plain["policy_loss"], abs=1e-12)
     assert doubled["loss"] - doubled["policy_loss"] == pytest.approx(plain["loss"] - plain["policy_loss"], abs=1e-12)
 
@@ -123,21 +136,21 @@ def test_inputs_that_do_not_fit_are_refused_by_name(given, message):
 
 
 def test_an_objective_says_which_anchors_it_needs_and_refuses_to_do_without():
-    assert make().anchors == set()
+    assert make().objective.anchors == set()
     objective = make(regularizers=[{"divergence": "k3", "coef": 0.5}])
-    assert objective.anchors == {"frozen"}
+    assert objective.objective.anchors == {"frozen"}
     with pytest.raises(ValueError, match=r"needs log-probs of anchors \['frozen'\], got \[\]"):
-        objective.loss(batch(anchors={}), STEP)
+        objective.loss(batch(anchors={}))
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_name_of_the_term():
     broken = batch(anchors={"frozen": torch.full((2, 3), torch.nan, dtype=torch.float64)})
-    with pytest.raises(FloatingPointError, match=r"\{'k3': nan\}, over 4 tokens"):
-        make(regularizers=[{"divergence": "k3", "coef": 0.5}]).loss(broken, STEP)
+    with pytest.raises(FloatingPointError, match="'loss/k3': nan"):
+        make(regularizers=[{"divergence": "k3", "coef": 0.5}]).loss(broken)
 
 
 def test_the_same_regularizer_twice_is_refused():
-    with pytest.raises(ConfigError, match="k3@frozen is there twice"):
+    with pytest.raises(ConfigError, match="k3@frozen#on_policy is there twice"):
         make(regularizers=[{"divergence": "k3", "coef": 0.5}, {"divergence": "k3", "coef": 0.1}])
 
 
@@ -146,26 +159,6 @@ def test_a_wrong_parameter_in_the_objective_is_refused_when_it_is_built():
         make(policy_loss={"name": "ppo_clip", "hihg": 0.28})
     with pytest.raises(ConfigError, match="divergence 'k3': unknown parameter 'level'"):
         make(regularizers=[{"divergence": "k3", "coef": 0.5, "level": "token"}])
-
-
-# ------------------------------------------------------------------------------------------------ advantages
-
-
-def test_advantages_come_from_the_configured_estimator():
-    found = make(advantage={"name": "grpo", "normalize_std": False}).advantages(
-        torch.tensor([3.0, 1.0, torch.nan]), torch.tensor([0, 0, 0]), torch.tensor([True, True, False])
-    )
-    assert found.tolist() == [1, -1, 0]
-
-
-def test_a_usable_reward_that_is_not_finite_is_refused():
-    with pytest.raises(ValueError, match="usable sample's reward is not finite"):
-        make().advantages(torch.tensor([1.0, torch.nan]), torch.tensor([0, 0]), torch.tensor([True, True]))
-
-
-def test_shapes_that_differ_are_refused():
-    with pytest.raises(ValueError, match=r"must all be \(B,\)"):
-        make().advantages(torch.zeros(3), torch.zeros(2, dtype=torch.int64), torch.ones(3, dtype=torch.bool))
 
 
 # ------------------------------------------------------------------------------------------------ a user's own entries
@@ -180,9 +173,6 @@ def fancy(batch, *, sharpness: float = 1.0):
 def absolute(batch, anchor):
     d = batch.logp - anchor
     return TermOutputs(d.abs(), means={"divergence": d.abs()})
-
-def credit(rewards, group, usable):
-    return rewards + 1
 
 def scalar(batch):
     return TermOutputs(-batch.logp.mean())
@@ -204,12 +194,11 @@ def my_file(tmp_path, monkeypatch):
 @pytest.mark.usefixtures("my_file")
 def test_a_users_own_entries_from_a_file_work_end_to_end():
     objective = make(
-        advantage="my_losses.py:credit",
         policy_loss={"name": "my_losses.py:fancy", "sharpness": 3.0},
         regularizers=[{"divergence": "my_losses.py:absolute", "coef": 0.5}],
     )
     terms = batch()
-    loss, meter = objective.loss(terms, STEP)
+    loss, meter = objective.loss(terms)
     credit, mask = terms.advantages, terms.mask
     d = (terms.logp - terms.anchors["frozen"]).detach()
     values = meter.values()
@@ -219,61 +208,99 @@ def test_a_users_own_entries_from_a_file_work_end_to_end():
     expected = torch.where(mask, (-3 * credit + 0.5 * d.sign()) / STEP.tokens, 0.0)
     torch.testing.assert_close(gradient(loss, terms.logp), expected, rtol=0, atol=1e-12)
 
-    usable = torch.tensor([True, False])
-    assert objective.advantages(torch.tensor([1.0, 5.0]), torch.tensor([0, 0]), usable).tolist() == [2, 0]
-
 
 @pytest.mark.usefixtures("my_file")
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("scalar", r"must return one loss per token, \(2, 3\), got \(\)"),
+        ("scalar", r"must return one loss per token, \(2, 3\), or per sequence, \(2,\), got \(\)"),
         ("detached", "does not depend on logp"),
         ("bare", "must return TermOutputs, got Tensor"),
     ],
 )
 def test_a_users_loss_that_breaks_the_contract_is_told_so(name, message):
     with pytest.raises(ValueError, match=message):
-        make(policy_loss=f"my_losses.py:{name}").loss(batch(), STEP)
+        make(policy_loss=f"my_losses.py:{name}").loss(batch())
 
 
-# ------------------------------------------------------------------------------------------------ mismatch
+# ------------------------------------------------------------------------------------------------ sources and selections
+
+SFT = config.SOURCES.index("sft")
 
 
-def test_mismatch_metrics_have_the_values_worked_out_by_hand():
-    engine = torch.tensor([[0.5, 0.2, 0.9]], dtype=torch.float64).log()
-    learner = torch.tensor([[0.25, 0.5, 0.1]], dtype=torch.float64).log()
-    values = mismatch_metrics(learner, engine, torch.tensor([[True, True, False]])).values()
-    assert values == pytest.approx(
-        {
-            "mismatch/logp_abs_max": math.log(2.5),
-            "mismatch/logp_abs_mean": (math.log(2) + math.log(2.5)) / 2,
-            "mismatch/kl": ((0.5 - 1 + math.log(2)) + (2.5 - 1 - math.log(2.5))) / 2,
-            "mismatch/prob_abs_mean": (0.25 + 0.3) / 2,
-            "mismatch/f2": 0.5,
-        },
-        abs=1e-12,
-    )
+def test_a_term_sees_the_tokens_of_its_source_alone():
+    terms, source = batch(), torch.tensor([0, SFT])
+    _, meter = make(terms=[{"loss": "sft", "source": "sft", "coef": 0.25}]).loss(terms, source)
+    logp, mask = terms.logp.detach(), terms.mask
+    values = meter.values()
+    assert values["loss/sft"] == pytest.approx(-logp[1][mask[1]].sum().item() / STEP.tokens, abs=1e-12)
+    policy = -(math.exp(0.1) * terms.advantages[0][mask[0]]).sum().item() / STEP.tokens
+    assert values["policy_loss"] == pytest.approx(policy, abs=1e-12)
+    assert values["loss"] == pytest.approx(policy + 0.25 * values["loss/sft"], abs=1e-12)
+    assert values["entropy"] == 1.5, "of on-policy tokens"
 
 
-def test_mismatch_kl_estimates_the_kl_from_the_engine_to_the_learner():
-    engine, learner = (one_token(parameters(one_token, seed)).detach() for seed in (1, 2))
-    each = [
-        mismatch_metrics(learner[i : i + 1], engine[i : i + 1], torch.tensor([[True]])).values()["mismatch/kl"]
-        for i in range(len(engine))
+def test_each_pool_has_denominators_of_its_own():
+    terms, source = batch(), torch.tensor([0, SFT])
+    objective = Objective(config.Objective.model_validate({"terms": [{"loss": "sft", "source": "sft"}]}))
+    pools = {"policy_loss": Denominators(1, 2, 3), "on_policy": Denominators(1, 2, 3), "sft": Denominators(1, 8, 3)}
+    values = objective.loss(LossInputs(terms, source), pools)[1].values()
+    assert values["loss/sft"] == pytest.approx(-terms.logp[1][terms.mask[1]].sum().item() / 8, abs=1e-12)
+
+
+def test_a_selection_leaves_tokens_out_of_the_sum_and_not_out_of_the_denominators():
+    terms = batch()
+    chosen = torch.tensor([[True, False, True], [False, False, False]])
+    objective = make(regularizers=[{"divergence": "k2", "coef": 1.0, "where": "positive"}])
+    values = objective.loss(terms, where={"k2": chosen})[1].values()
+    d = (terms.logp - terms.anchors["frozen"]).detach()[0, 0].item()
+    assert values["loss/k2"] == pytest.approx(d**2 / 2 / STEP.tokens, abs=1e-12)
+    assert values["kl/k2"] == pytest.approx(d**2 / 2, abs=1e-12), "a metric is the mean over what was selected"
+
+
+def test_keep_takes_tokens_out_of_the_policy_loss_alone():
+    terms = batch()
+    keep = torch.tensor([[True, True, True], [False, False, False]])
+    objective = make(regularizers=[{"divergence": "k2", "coef": 1.0}])
+    values, whole = (objective.loss(terms, **k)[1].values() for k in ({"keep": keep}, {}))
+    assert values["loss/k2"] == whole["loss/k2"]
+    assert values["policy_loss"] == pytest.approx(-math.exp(0.1) * 2 / STEP.tokens, abs=1e-12)
+
+
+def test_a_coefficient_may_differ_from_sequence_to_sequence():
+    terms = batch()
+    objective = make(regularizers=[{"divergence": "k2", "coef": 1.0}])
+    loss, meter = objective.loss(terms, coefs={"k2": torch.tensor([3.0, 0.0], dtype=torch.float64)})
+    d = (terms.logp - terms.anchors["frozen"]).detach()
+    expected = 3 * (d[0][terms.mask[0]] ** 2 / 2).sum().item() / STEP.tokens
+    assert loss.item() - meter.values()["policy_loss"] == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_loss_per_sequence_is_averaged_over_sequences_whatever_the_aggregation():
+    values = [
+        make(policy_loss="gspo", aggregation=mode).loss(batch())[1].values()["policy_loss"]
+        for mode in ("token_mean", "seq_mean_token_sum")
     ]
-    expected = (engine.exp()[:, 0] * torch.tensor(each, dtype=torch.float64)).sum()
-    torch.testing.assert_close(expected, sequence_kl(engine, learner), rtol=0, atol=1e-10)
-    assert (expected - sequence_kl(learner, engine)).abs() > 1e-2
+    assert values[0] == values[1]
 
 
-def test_equal_log_probs_have_no_mismatch():
-    logp = torch.tensor([[-1.0, -2.0]])
-    assert set(mismatch_metrics(logp, logp, torch.tensor([[True, True]]), "m").values().values()) == {0.0}
+def test_a_term_on_samples_of_a_source_it_is_not_for_is_refused():
+    with pytest.raises(ConfigError, match="dpo is for samples of source pair, not on_policy"):
+        make(terms=[{"loss": "dpo", "source": "on_policy"}])
 
 
-def test_no_token_is_no_metric_and_a_broken_log_prob_is_an_error_not_a_quiet_alarm():
-    logp = torch.tensor([[-1.0, torch.nan]])
-    assert mismatch_metrics(logp, logp, torch.zeros(1, 2, dtype=torch.bool)).values() == {}
-    with pytest.raises(FloatingPointError, match="1 of 2 log-probs of the learner are not finite"):
-        mismatch_metrics(logp, torch.zeros(1, 2), torch.ones(1, 2, dtype=torch.bool))
+def test_a_policy_loss_with_a_divergence_of_its_own_refuses_another():
+    with pytest.raises(ConfigError, match="policy loss rpg has a divergence of its own"):
+        make(policy_loss="rpg", regularizers=[{"divergence": "k2", "coef": 0.1}])
+
+
+def test_a_divergence_over_the_whole_vocabulary_is_asked_of_the_learner():
+    made = make(regularizers=[{"divergence": "js", "form": "full", "coef": 0.5}])
+    anchor, divergence = made.objective.exact["js"]
+    assert anchor == "frozen"
+    assert made.objective.anchors == set()
+    p, q = (torch.randn(2, 5, dtype=torch.float64).log_softmax(-1) for _ in range(2))
+    assert (divergence(p, q) > 0).all()
+    full = torch.ones(2, 3, dtype=torch.float64, requires_grad=True)
+    values = made.loss(batch(full={"js": full}))[1].values()
+    assert values["loss/js"] == values["divergence/js"] == 1.0

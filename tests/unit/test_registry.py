@@ -7,7 +7,8 @@ from pydantic import Field
 
 from rlpost import config
 from rlpost.config import Component, ConfigError
-from rlpost.objective import ADVANTAGES, DIVERGENCES, POLICY_LOSSES, Registry
+from rlpost.objective import ADVANTAGES, DIVERGENCES, POLICY_LOSSES
+from rlpost.registry import Registry
 
 
 @pytest.fixture
@@ -51,7 +52,7 @@ def test_a_class_gets_its_parameters_in_the_constructor(registry):
 
 
 def test_a_name_cannot_be_registered_twice(registry):
-    with pytest.raises(ValueError, match="sauce 'pesto' is already registered, by test_objective_registry"):
+    with pytest.raises(ValueError, match="sauce 'pesto' is already registered, by test_registry"):
         registry.register("pesto")(lambda pasta: pasta)
 
 

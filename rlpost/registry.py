@@ -33,7 +33,8 @@ class Registry(Generic[T]):
     Args:
         role: what the entries are, as error messages call it: "policy loss".
         inputs: names of the leading arguments that the objective passes at run time; a configuration cannot set them.
-            A class gets its parameters in the constructor and the inputs when its instance is called.
+            A class gets its parameters in the constructor and the inputs when its instance is called. A role without
+            inputs has classes whose instances are not called.
     """
 
     def __init__(self, role: str, inputs: Sequence[str]) -> None:
@@ -41,8 +42,12 @@ class Registry(Generic[T]):
         self.inputs = tuple(inputs)
         self._entries: dict[str, Callable[..., Any]] = {}
 
-    def register(self, name: str) -> Callable[[Entry], Entry]:
+    def register(self, name: str, **traits: Any) -> Callable[[Entry], Entry]:
         """Decorator that adds a function or class under `name`.
+
+        Args:
+            traits: what the objective has to know of the entry before it runs, such as `needs=("entropy",)`. They
+                become attributes of it; an entry in a user's file sets them itself: `fancy.needs = ("entropy",)`.
 
         Raises:
             ValueError: the name is taken.
@@ -51,6 +56,8 @@ class Registry(Generic[T]):
         def add(entry: Entry) -> Entry:
             if name in self._entries:
                 raise ValueError(f"{self.role} {name!r} is already registered, by {self._entries[name].__module__}")
+            for trait, value in traits.items():
+                setattr(entry, trait, value)
             self._entries[name] = entry
             return entry
 
@@ -70,9 +77,17 @@ class Registry(Generic[T]):
         entry = self._find(component.name)
         params = self._check(component, entry)
         bound = entry(**params) if inspect.isclass(entry) else functools.partial(entry, **params)
-        if not callable(bound):
+        if self.inputs and not callable(bound):
             raise ConfigError(f"{self.role} {component.name!r}: instances of the class must be callable: add __call__")
         return bound  # type: ignore[return-value]  # the role's call signature is the entry's promise
+
+    def trait(self, name: str, trait: str, default: Any) -> Any:
+        """A trait of the entry `name`, or `default` where it does not say.
+
+        Raises:
+            ConfigError: no such entry.
+        """
+        return getattr(self._find(name), trait, default)
 
     def _find(self, name: str) -> Callable[..., Any]:
         if name in self._entries:

@@ -1,81 +1,19 @@
-"""The schema of a run, and how a YAML file becomes one.
+"""The schema of a run: one class for each section of the file.
 
-Importable, and able to reject a bad file, without torch, ray or vllm. Each quantity has one name:
-`prompts_per_step`, `samples_per_prompt`, `optimizer_steps_per_batch`, `tokens_per_micro_batch`.
+Each quantity has one name: `prompts_per_step`, `samples_per_prompt`, `optimizer_steps_per_batch`,
+`tokens_per_micro_batch`.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from rlpost.user_code import nearest
-
-# What the registries hold, so that a name can be refused without importing torch; a test keeps the two in step.
-ADVANTAGES = ("grpo",)
-POLICY_LOSSES = ("ppo_clip", "sft")
-DIVERGENCES = ("k1", "k2", "k3")
-REFERENCES = ("frozen",)
-VERIFIERS = ("math", "reasoning_gym", "exact", "format", "countdown")
-
-Aggregation = Literal["seq_mean_token_mean", "token_mean", "seq_mean_token_sum_norm", "seq_mean_token_sum"]
-DType = Literal["float32", "bfloat16"]
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot run. The message names the key, the value, the place and the fix."""
-
-
-def _known_name(key: str, name: str, known: Iterable[str]) -> None:
-    """Accept a built-in name, or `file.py:function` / `package.module:function` whose file, when it is one, exists."""
-    known = list(known)
-    if name in known:
-        return
-    origin, colon, attribute = name.partition(":")
-    if colon and attribute:
-        if origin.endswith(".py") and not Path(origin).expanduser().is_file():
-            raise ValueError(f"{key}: file {origin!r} does not exist (relative paths start at the current directory)")
-        return
-    if key.startswith("verifiers") and name in _entry_points():
-        return
-    raise ValueError(
-        f"{key}: unknown name {name!r}{nearest(name, known)} (known: {', '.join(known)}, or file.py:function)"
-    )
-
-
-def _entry_points() -> set[str]:
-    from importlib.metadata import entry_points
-
-    return {e.name for e in entry_points(group="rlpost.verifiers")}
-
-
-class Section(BaseModel):
-    """A part of the file. Unknown keys are refused."""
-
-    model_config = ConfigDict(extra="forbid", validate_default=True)
-
-
-class Component(Section):
-    """A registry entry by name, with its parameters: `grpo`, `{name: ppo_clip, low: 0.2}`, `my_file.py:function`."""
-
-    model_config = ConfigDict(extra="allow")
-    name: str
-
-    @property
-    def params(self) -> dict[str, Any]:
-        return dict(self.model_extra or {})
-
-
-def _component(value: Any) -> Any:
-    return {"name": value} if isinstance(value, str) else value
-
-
-Named = Annotated[Component, BeforeValidator(_component)]
+from rlpost.config.checks import check_batch, check_method, check_placement
+from rlpost.config.objective import Objective
+from rlpost.config.section import Component, DType, Named, Section, as_component
 
 
 class CreateModel(Section):
@@ -187,6 +125,13 @@ class Groups(Section):
     no_signal: Literal["keep", "drop", "refill"] = "keep"
     incomplete: Literal["drop", "refill"] = "drop"
     max_rounds: int = Field(4, ge=1)
+    valid_fraction: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="with no_signal: refill, the share of prompts_per_step that must have a signal; "
+        "the rest of the step is filled with groups that have none",
+    )
 
 
 class Data(Section):
@@ -204,6 +149,9 @@ class Data(Section):
     bad_rows: Literal["error", "skip"] = "error"
     bad_rows_budget: int = Field(0, ge=0, description="with bad_rows: skip, how many rows may be bad")
     groups: Groups = Groups()
+    strategy: Named = Field(
+        Component(name="uniform"), description="which prompts come next and what is learned from beside them"
+    )
 
     @model_validator(mode="after")
     def _one_test(self) -> Data:
@@ -257,35 +205,6 @@ class Rollout(Section):
     deadline: float = Field(1800.0, gt=0, description="seconds one step's sampling may take")
     sync_deadline: float = Field(600.0, gt=0, description="seconds a weight update may take")
     engine_args: dict[str, Any] = Field(default_factory=dict, description="passed to vLLM's EngineArgs as they are")
-
-
-class Regularizer(Section):
-    """A divergence to an anchor, added to the loss with a coefficient."""
-
-    model_config = ConfigDict(extra="allow")
-    divergence: str
-    coef: float = Field(gt=0)
-    anchor: str = "frozen"
-
-    @property
-    def params(self) -> dict[str, Any]:
-        return dict(self.model_extra or {})
-
-
-class Objective(Section):
-    advantage: Named = Component(name="grpo")
-    policy_loss: Named = Component(name="ppo_clip")
-    regularizers: list[Regularizer] = Field(default_factory=list)
-    aggregation: Aggregation = "token_mean"
-
-    @model_validator(mode="after")
-    def _known(self) -> Objective:
-        _known_name("objective.advantage", self.advantage.name, ADVANTAGES)
-        _known_name("objective.policy_loss", self.policy_loss.name, POLICY_LOSSES)
-        for i, r in enumerate(self.regularizers):
-            _known_name(f"objective.regularizers.{i}.divergence", r.divergence, DIVERGENCES)
-            _known_name(f"objective.regularizers.{i}.anchor", r.anchor, REFERENCES)
-        return self
 
 
 class Optimizer(Section):
@@ -422,14 +341,14 @@ class Config(Section):
     @classmethod
     def _verifiers_by_name(cls, value: Any) -> Any:
         if isinstance(value, dict) and isinstance(value.get("verifiers"), list):
-            value = {**value, "verifiers": [_component(v) for v in value["verifiers"]]}
+            value = {**value, "verifiers": [as_component(v) for v in value["verifiers"]]}
         return value
 
     @model_validator(mode="after")
     def _fits_together(self) -> Config:
-        _check_batch(self)
-        _check_placement(self)
-        _check_method(self)
+        check_batch(self)
+        check_placement(self)
+        check_method(self)
         return self
 
     @property
@@ -452,220 +371,3 @@ class Config(Section):
         if not self.on_gpu:
             return "object_store"
         return "ipc" if self.cluster.colocate else "nccl"
-
-
-def _check_batch(c: Config) -> None:
-    le, ro = c.learner, c.rollout
-    samples = le.prompts_per_step * ro.samples_per_prompt
-    if le.prompts_per_step % le.optimizer_steps_per_batch:
-        raise ValueError(
-            f"learner.prompts_per_step {le.prompts_per_step} does not divide by learner.optimizer_steps_per_batch "
-            f"{le.optimizer_steps_per_batch}: every optimizer step takes the same number of whole groups"
-        )
-    if samples // le.optimizer_steps_per_batch < le.ranks:
-        raise ValueError(
-            f"learner.ranks {le.ranks} is more than the samples of one optimizer step: prompts_per_step "
-            f"{le.prompts_per_step} x samples_per_prompt {ro.samples_per_prompt} / optimizer_steps_per_batch "
-            f"{le.optimizer_steps_per_batch} = {samples // le.optimizer_steps_per_batch}"
-        )
-    if le.tokens_per_micro_batch < c.max_sequence_tokens:
-        raise ValueError(
-            f"learner.tokens_per_micro_batch {le.tokens_per_micro_batch} cannot hold one sequence of "
-            f"data.max_prompt_tokens + rollout.max_tokens = {c.max_sequence_tokens} tokens: raise it"
-        )
-    if le.row_tokens is not None and not c.max_sequence_tokens <= le.row_tokens <= le.tokens_per_micro_batch:
-        raise ValueError(
-            f"learner.row_tokens {le.row_tokens} must lie between the longest sequence ({c.max_sequence_tokens}) and "
-            f"learner.tokens_per_micro_batch ({le.tokens_per_micro_batch})"
-        )
-
-
-def _check_placement(c: Config) -> None:
-    cl, ro, le = c.cluster, c.rollout, c.learner
-    if not c.on_gpu:
-        for key, wrong in (
-            ("cluster.colocate: true", cl.colocate),
-            ("rollout.weight_transfer: " + ro.weight_transfer, ro.weight_transfer in ("nccl", "ipc")),
-            ("rollout.tensor_parallel: " + str(ro.tensor_parallel), ro.tensor_parallel > 1),
-            ("model.attention: flash_attention_2", c.model.attention == "flash_attention_2"),
-        ):
-            if wrong:
-                raise ValueError(f"{key} needs GPUs: set cluster.gpus_per_node")
-        return
-    have, engines, ranks = cl.nodes * cl.gpus_per_node, ro.engines * ro.tensor_parallel, le.ranks
-    if ro.tensor_parallel > cl.gpus_per_node:
-        raise ValueError(
-            f"rollout.tensor_parallel {ro.tensor_parallel} is more than cluster.gpus_per_node {cl.gpus_per_node}"
-        )
-    if cl.colocate:
-        if ro.tensor_parallel != 1 or ro.engines != ranks:
-            raise ValueError(
-                "cluster.colocate pairs one engine with one rank on a GPU: set rollout.tensor_parallel: 1 and "
-                f"rollout.engines: {ranks} (learner.ranks)"
-            )
-        need, what = ranks, f"learner.ranks {ranks} (shared with the engines)"
-    else:
-        need, what = (
-            engines + ranks,
-            (f"rollout.engines {ro.engines} x rollout.tensor_parallel {ro.tensor_parallel} + learner.ranks {ranks}"),
-        )
-    if need > have:
-        raise ValueError(
-            f"{what} = {need} GPUs, but cluster.nodes {cl.nodes} x cluster.gpus_per_node {cl.gpus_per_node} = {have}"
-        )
-
-
-def _check_method(c: Config) -> None:
-    if c.objective.policy_loss.name == "sft":
-        raise ValueError("objective.policy_loss: sft is for `rlpost sft` and `warmup`, not for sampled data")
-    if c.objective.advantage.name == "grpo" and c.rollout.samples_per_prompt < 2:
-        raise ValueError(
-            "objective.advantage: grpo compares the samples of a group: set rollout.samples_per_prompt >= 2"
-        )
-    names = [v.name for v in c.verifiers]
-    if len(set(names)) != len(names):
-        raise ValueError(f"verifiers are named by their name, which must be unique; got {names}")
-    for i, v in enumerate(c.verifiers):
-        _known_name(f"verifiers.{i}.name", v.name, VERIFIERS)
-    if all(v.weight == 0 for v in c.verifiers):
-        raise ValueError("every verifier has weight 0: there is no reward")
-    if "reasoning_gym" in names and c.data.train.source != "reasoning_gym":
-        raise ValueError("the reasoning_gym verifier scores rows of a reasoning_gym source; data.train is another")
-    if (c.evaluation.before or c.evaluation.after or c.evaluation.every) and not (c.data.test or c.data.holdout):
-        raise ValueError(
-            "evaluation needs held-out prompts: give data.test or data.holdout, or set evaluation.before and "
-            "evaluation.after to false and evaluation.every to 0"
-        )
-
-
-# ---------------------------------------------------------------------------------------------- files and overrides
-
-
-def load(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> Config:
-    """Read YAML files, later ones over earlier ones, then `key=value` overrides, and check the result.
-
-    Raises:
-        ConfigError: with every problem found, one a line, each naming key, value and fix.
-    """
-    merged: dict[str, Any] = {}
-    for path in paths:
-        merged = _merge(merged, _read_yaml(Path(path)))
-    for override in overrides:
-        merged = _merge(merged, _parse_override(override))
-    return parse(merged, origin=", ".join(str(p) for p in paths))
-
-
-def parse(values: Mapping[str, Any], origin: str = "the configuration") -> Config:
-    """Check a nested mapping against the schema."""
-    try:
-        return Config.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(_explain(error, values, origin)) from None
-
-
-def dump(config: Config) -> str:
-    """The resolved configuration as YAML; `load` of it gives the same configuration."""
-    return yaml.safe_dump(config.model_dump(mode="json", exclude_none=False), sort_keys=False, allow_unicode=True)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        near = nearest(path.name, [p.name for p in path.parent.glob("*.y*ml")]) if path.parent.is_dir() else ""
-        raise ConfigError(f"configuration file {str(path)!r} does not exist{near}")
-    try:
-        values = yaml.load(path.read_text(), Loader=_UniqueKeys)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} must hold a mapping of keys to values, not {type(values).__name__}")
-    return values
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML that refuses a key given twice, and reads 1e-6 as the number it is meant to be."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":
-                continue
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-_UniqueKeys.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+0123456789."),
-)
-
-
-def _parse_override(text: str) -> dict[str, Any]:
-    key, equals, raw = text.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"override {text!r} must look like key=value, for example learner.lr=1e-6")
-    try:
-        value = yaml.load(raw, Loader=_UniqueKeys)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override {text!r}: the value is not valid YAML: {error}") from None
-    for part in reversed(key.split(".")):
-        value = {part: value}
-    return value
-
-
-def _merge(low: Any, high: Any) -> Any:
-    """`high` over `low`: mappings by key, a list's items by index (`verifiers.0.weight=2`), all else replaced.
-
-    A bare name that gets keys is an entry with that name: `grpo` and `{eps: 1e-4}` make `{name: grpo, eps: 1e-4}`.
-    """
-    if isinstance(low, str) and isinstance(high, dict) and high:
-        low = {"name": low}
-    if isinstance(low, dict) and isinstance(high, dict):
-        return {**low, **{k: _merge(low[k], v) if k in low else v for k, v in high.items()}}
-    if isinstance(low, list) and isinstance(high, dict) and high and all(str(k).isdigit() for k in high):
-        merged = list(low)
-        for index, value in high.items():
-            if int(index) >= len(merged):
-                raise ConfigError(f"override index {index}: the list has {len(merged)} items")
-            merged[int(index)] = _merge(merged[int(index)], value)
-        return merged
-    return high
-
-
-def _explain(error: ValidationError, values: Mapping[str, Any], origin: str) -> str:
-    lines = [f"{origin} cannot run:"]
-    for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"]) or "(whole file)"
-        message = item["msg"].removeprefix("Value error, ")
-        if item["type"] == "extra_forbidden":
-            known = _keys_at(item["loc"][:-1])
-            fix = nearest(str(item["loc"][-1]), known) or f" (known here: {', '.join(sorted(known))})"
-            lines.append(f"  {key}: unknown key, value {item['input']!r}{fix}")
-        elif item["type"] == "missing":
-            lines.append(f"  {key}: missing; it has no default")
-        elif item["type"] == "value_error":
-            lines.append(f"  {key}: {message}")
-        else:
-            lines.append(f"  {key}: {message}, got {item['input']!r} ({type(item['input']).__name__})")
-    return "\n".join(lines)
-
-
-def _keys_at(location: Sequence[str | int]) -> list[str]:
-    """The keys the schema knows at a place in the file."""
-    model: Any = Config
-    for part in location:
-        if isinstance(part, int) or model is None:
-            continue
-        annotation = model.model_fields[part].annotation if part in model.model_fields else None
-        model = next(iter(_sections(annotation)), None)
-    return list(model.model_fields) if model is not None else []
-
-
-def _sections(annotation: Any) -> Iterable[type[Section]]:
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        yield annotation
-    for argument in getattr(annotation, "__args__", ()):
-        yield from _sections(argument)

@@ -1,0 +1,187 @@
+"""Checks across sections: placement fits, batch arithmetic divides, method and data agree."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rlpost.config.names import ADVANTAGES, REFERENCES, STRATEGIES, VERIFIERS, known_name
+from rlpost.user_code import nearest
+
+if TYPE_CHECKING:
+    from rlpost.config.schema import Config
+
+
+def check_batch(c: Config) -> None:
+    le, ro = c.learner, c.rollout
+    samples = le.prompts_per_step * ro.samples_per_prompt
+    if le.prompts_per_step % le.optimizer_steps_per_batch:
+        raise ValueError(
+            f"learner.prompts_per_step {le.prompts_per_step} does not divide by learner.optimizer_steps_per_batch "
+            f"{le.optimizer_steps_per_batch}: every optimizer step takes the same number of whole groups"
+        )
+    if samples // le.optimizer_steps_per_batch < le.ranks:
+        raise ValueError(
+            f"learner.ranks {le.ranks} is more than the samples of one optimizer step: prompts_per_step "
+            f"{le.prompts_per_step} x samples_per_prompt {ro.samples_per_prompt} / optimizer_steps_per_batch "
+            f"{le.optimizer_steps_per_batch} = {samples // le.optimizer_steps_per_batch}"
+        )
+    if le.tokens_per_micro_batch < c.max_sequence_tokens:
+        raise ValueError(
+            f"learner.tokens_per_micro_batch {le.tokens_per_micro_batch} cannot hold one sequence of "
+            f"data.max_prompt_tokens + rollout.max_tokens = {c.max_sequence_tokens} tokens: raise it"
+        )
+    if le.row_tokens is not None and not c.max_sequence_tokens <= le.row_tokens <= le.tokens_per_micro_batch:
+        raise ValueError(
+            f"learner.row_tokens {le.row_tokens} must lie between the longest sequence ({c.max_sequence_tokens}) and "
+            f"learner.tokens_per_micro_batch ({le.tokens_per_micro_batch})"
+        )
+
+
+def check_placement(c: Config) -> None:
+    cl, ro, le = c.cluster, c.rollout, c.learner
+    if not c.on_gpu:
+        for key, wrong in (
+            ("cluster.colocate: true", cl.colocate),
+            ("rollout.weight_transfer: " + ro.weight_transfer, ro.weight_transfer in ("nccl", "ipc")),
+            ("rollout.tensor_parallel: " + str(ro.tensor_parallel), ro.tensor_parallel > 1),
+            ("model.attention: flash_attention_2", c.model.attention == "flash_attention_2"),
+        ):
+            if wrong:
+                raise ValueError(f"{key} needs GPUs: set cluster.gpus_per_node")
+        return
+    have, engines, ranks = cl.nodes * cl.gpus_per_node, ro.engines * ro.tensor_parallel, le.ranks
+    if ro.tensor_parallel > cl.gpus_per_node:
+        raise ValueError(
+            f"rollout.tensor_parallel {ro.tensor_parallel} is more than cluster.gpus_per_node {cl.gpus_per_node}"
+        )
+    if cl.colocate:
+        if ro.tensor_parallel != 1 or ro.engines != ranks:
+            raise ValueError(
+                "cluster.colocate pairs one engine with one rank on a GPU: set rollout.tensor_parallel: 1 and "
+                f"rollout.engines: {ranks} (learner.ranks)"
+            )
+        need, what = ranks, f"learner.ranks {ranks} (shared with the engines)"
+    else:
+        need, what = (
+            engines + ranks,
+            (f"rollout.engines {ro.engines} x rollout.tensor_parallel {ro.tensor_parallel} + learner.ranks {ranks}"),
+        )
+    if need > have:
+        raise ValueError(
+            f"{what} = {need} GPUs, but cluster.nodes {cl.nodes} x cluster.gpus_per_node {cl.gpus_per_node} = {have}"
+        )
+
+
+def check_method(c: Config) -> None:
+    _check_advantage(c)
+    _check_sources(c)
+    if c.learner.zero_stage == 3:
+        for i, r in enumerate(c.objective.regularizers):
+            if r.form == "full":
+                raise ValueError(
+                    f"objective.regularizers.{i}.form: full needs the anchor's whole head on every rank, which "
+                    "learner.zero_stage: 3 shards: set form: sampled, or zero_stage: 2"
+                )
+    _check_likelihood(c)
+    for name, reference in c.objective.references.items():
+        watched = reference.params.get("metric", "pass@1")
+        validated = {"patience", "max_drop"} & reference.params.keys()
+        known = {f"pass@{k}" for k in c.evaluation.k}
+        if reference.name == "hard_reset" and validated and (not c.evaluation.every or watched not in known):
+            raise ValueError(
+                f"objective.references.{name}: {min(validated)} follows {watched} of evaluations on the way: set "
+                f"evaluation.every (now {c.evaluation.every}) and have its k in evaluation.k (now {c.evaluation.k})"
+            )
+    names = [v.name for v in c.verifiers]
+    if len(set(names)) != len(names):
+        raise ValueError(f"verifiers are named by their name, which must be unique; got {names}")
+    for i, v in enumerate(c.verifiers):
+        known_name(f"verifiers.{i}.name", v.name, VERIFIERS)
+    if all(v.weight == 0 for v in c.verifiers) and c.objective.likelihood is None:
+        raise ValueError("every verifier has weight 0: there is no reward")
+    if "reasoning_gym" in names and c.data.train.source != "reasoning_gym":
+        raise ValueError("the reasoning_gym verifier scores rows of a reasoning_gym source; data.train is another")
+    if (c.evaluation.before or c.evaluation.after or c.evaluation.every) and not (c.data.test or c.data.holdout):
+        raise ValueError(
+            "evaluation needs held-out prompts: give data.test or data.holdout, or set evaluation.before and "
+            "evaluation.after to false and evaluation.every to 0"
+        )
+
+
+def _check_advantage(c: Config) -> None:
+    advantage, samples = c.objective.advantage, c.rollout.samples_per_prompt
+    alone = advantage.name in ("reinforce_pp", "trice") or advantage.params.get("mean") in ("none", "batch")
+    if advantage.name in ADVANTAGES and not alone and samples < 2:
+        raise ValueError(
+            f"objective.advantage: {advantage.name} compares the samples of a group: set "
+            "rollout.samples_per_prompt >= 2"
+        )
+    k = advantage.params.get("k", 1)
+    if advantage.name == "pass_at_k" and isinstance(k, int):
+        least = k + (advantage.params.get("baseline") == "leave_one_out")
+        if samples < least:
+            raise ValueError(
+                f"objective.advantage: pass_at_k with k {k} needs rollout.samples_per_prompt >= {least}, not {samples}"
+            )
+    if advantage.name == "f_dpg" and c.objective.corrections:
+        raise ValueError(
+            "objective.corrections: the advantage f_dpg carries the ratio to the engine's policy itself, which would "
+            "be counted twice: remove them"
+        )
+
+
+def _check_likelihood(c: Config) -> None:
+    likelihood, advantage = c.objective.likelihood, c.objective.advantage.name
+    if (likelihood is not None and likelihood.name == "jepo") != (advantage == "jepo_loo"):
+        raise ValueError("objective.likelihood.name: jepo and objective.advantage: jepo_loo belong together: set both")
+    if likelihood is None:
+        return
+    if likelihood.name in ("logprob", "avg_logprob", "jepo") and likelihood.clip is None:
+        raise ValueError(
+            f"objective.likelihood.clip: {likelihood.name} is a logarithm without lower bound, and a response without "
+            "the marker gets that bound: set clip, for example [-20, 0]"
+        )
+    known = ("learner", *c.objective.references, *REFERENCES)
+    if likelihood.scorer not in known:
+        raise ValueError(
+            f"objective.likelihood.scorer: unknown {likelihood.scorer!r}{nearest(likelihood.scorer, known)} "
+            f"(known: {', '.join(known)})"
+        )
+    answers = any(t.loss == "reference_nll" for t in c.objective.terms)
+    none_come = likelihood.answer_weight == "zero" or (
+        likelihood.answer_weight is None and likelihood.name in ("avg_prob", "nover")
+    )
+    if answers and none_come:
+        raise ValueError(
+            f"objective.terms: reference_nll finds no samples: objective.likelihood {likelihood.name} gives the "
+            "reference answer no weight; set objective.likelihood.answer_weight, or remove the term"
+        )
+
+
+def _check_sources(c: Config) -> None:
+    """Every term finds samples of its source, or it would train on nothing without a word."""
+    strategy = c.data.strategy.name
+    known_name("data.strategy", strategy, STRATEGIES)
+    if strategy not in STRATEGIES:  # a user's own says what it gives when it is built
+        return
+    row = c.learner.row_tokens or c.learner.tokens_per_micro_batch
+    if "pair" in STRATEGIES[strategy] and row < 2 * c.max_sequence_tokens:
+        raise ValueError(
+            f"data.strategy: {strategy} keeps the two responses of a pair together: learner.row_tokens or "
+            f"learner.tokens_per_micro_batch ({row}) must hold 2 x (data.max_prompt_tokens + rollout.max_tokens) = "
+            f"{2 * c.max_sequence_tokens}"
+        )
+    given = [*STRATEGIES[strategy], *(["reference"] if c.objective.likelihood else [])]
+    for key, summand in c.objective.summands():
+        if summand.source not in given:
+            fix = [name for name, sources in STRATEGIES.items() if summand.source in sources]
+            how = f"data.strategy: {' or '.join(fix)}" if fix else "objective.likelihood"
+            raise ValueError(
+                f"objective.{key}.source: {summand.source}, but data.strategy: {strategy} gives {', '.join(given)}; "
+                f"{summand.source} comes with {how}"
+            )
+    if c.objective.policy_loss is not None and "on_policy" not in given:
+        raise ValueError(
+            f"objective.policy_loss learns from on-policy samples, and data.strategy: {strategy} gives "
+            f"{', '.join(given)}: set objective.policy_loss: null"
+        )

@@ -1,0 +1,169 @@
+"""How YAML files and `key=value` overrides become a `Config`, or an error that says what to change."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+import yaml
+from pydantic import ValidationError
+
+from rlpost.config.schema import Config
+from rlpost.config.section import Component, ConfigError, Section
+from rlpost.user_code import nearest
+
+
+def load(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> Config:
+    """Read YAML files, later ones over earlier ones, then `key=value` overrides, and check the result.
+
+    Raises:
+        ConfigError: with every problem found, one a line, each naming key, value and fix.
+    """
+    merged: dict[str, Any] = {}
+    for path in paths:
+        merged = _merge(merged, _read_yaml(Path(path)))
+    for override in overrides:
+        merged = _merge(merged, _parse_override(override))
+    return parse(merged, origin=", ".join(str(p) for p in paths))
+
+
+def parse(values: Mapping[str, Any], origin: str = "the configuration") -> Config:
+    """Check a nested mapping against the schema."""
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, values, origin)) from None
+
+
+def dump(config: Config) -> str:
+    """The resolved configuration as YAML; `load` of it gives the same configuration."""
+    return yaml.safe_dump(config.model_dump(mode="json", exclude_none=False), sort_keys=False, allow_unicode=True)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        near = nearest(path.name, [p.name for p in path.parent.glob("*.y*ml")]) if path.parent.is_dir() else ""
+        raise ConfigError(f"configuration file {str(path)!r} does not exist{near}")
+    try:
+        values = yaml.load(path.read_text(), Loader=_UniqueKeys)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold a mapping of keys to values, not {type(values).__name__}")
+    return values
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML that refuses a key given twice, and reads 1e-6 as the number it is meant to be."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_UniqueKeys.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+def _parse_override(text: str) -> dict[str, Any]:
+    key, equals, raw = text.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"override {text!r} must look like key=value, for example learner.lr=1e-6")
+    try:
+        value = yaml.load(raw, Loader=_UniqueKeys)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {text!r}: the value is not valid YAML: {error}") from None
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
+
+
+def _merge(low: Any, high: Any, place: Any = Config) -> Any:
+    """`high` over `low`: mappings by key, a list's items by index (`verifiers.0.weight=2`), all else replaced.
+
+    A bare name that gets keys is an entry with that name: `grpo` and `{eps: 1e-4}` make `{name: grpo, eps: 1e-4}`. An
+    entry that gets another name is another entry, and takes the place of the whole one: `{name: gspo}` over
+    `{name: ppo_clip, low: 0.2}` has no `low`.
+
+    Args:
+        place: the schema's type at this place of the file; None where the schema does not say.
+    """
+    if isinstance(low, str) and isinstance(high, dict) and high:
+        low = {"name": low}
+    if isinstance(low, dict) and isinstance(high, dict):
+        if _holds(place, Component) and high.get("name", low.get("name")) != low.get("name"):
+            return high
+        return {**low, **{k: _merge(low[k], v, _place_of(place, k)) if k in low else v for k, v in high.items()}}
+    if isinstance(low, list) and isinstance(high, dict) and high and all(str(k).isdigit() for k in high):
+        merged = list(low)
+        for index, value in high.items():
+            if int(index) >= len(merged):
+                raise ConfigError(f"override index {index}: the list has {len(merged)} items")
+            merged[int(index)] = _merge(merged[int(index)], value, _place_of(place, index))
+        return merged
+    return high
+
+
+def _holds(place: Any, kind: type[Section]) -> bool:
+    """Whether a type is a section of this kind, alone or as one of several."""
+    if isinstance(place, type):
+        return issubclass(place, kind)
+    return get_origin(place) not in (list, dict) and any(_holds(part, kind) for part in get_args(place))
+
+
+def _place_of(place: Any, key: Any) -> Any:
+    """The type at a key of a section, a mapping or a list; None where the schema does not say."""
+    if get_origin(place) in (list, dict):
+        return get_args(place)[-1]
+    if isinstance(place, type):
+        field = place.model_fields.get(str(key)) if issubclass(place, Section) else None
+        return field.annotation if field is not None else None
+    return next((found for part in get_args(place) if (found := _place_of(part, key)) is not None), None)
+
+
+def _explain(error: ValidationError, values: Mapping[str, Any], origin: str) -> str:
+    lines = [f"{origin} cannot run:"]
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"]) or "(whole file)"
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            known = _keys_at(item["loc"][:-1])
+            fix = nearest(str(item["loc"][-1]), known) or f" (known here: {', '.join(sorted(known))})"
+            lines.append(f"  {key}: unknown key, value {item['input']!r}{fix}")
+        elif item["type"] == "missing":
+            lines.append(f"  {key}: missing; it has no default")
+        elif item["type"] == "value_error":
+            lines.append(f"  {key}: {message}")
+        else:
+            lines.append(f"  {key}: {message}, got {item['input']!r} ({type(item['input']).__name__})")
+    return "\n".join(lines)
+
+
+def _keys_at(location: Sequence[str | int]) -> list[str]:
+    """The keys the schema knows at a place in the file."""
+    model: Any = Config
+    for part in location:
+        if isinstance(part, int) or model is None:
+            continue
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        model = next(iter(_sections(annotation)), None)
+    return list(model.model_fields) if model is not None else []
+
+
+def _sections(annotation: Any) -> Iterable[type[Section]]:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        yield annotation
+    for argument in getattr(annotation, "__args__", ()):
+        yield from _sections(argument)
