@@ -533,6 +533,7 @@ def parser(description: str, name: str, seeds: int, methods: Iterable[str]) -> a
         help="all seeds start from one warmed-up model; or each from one of its own",
     )
     made.add_argument("--runs-dir", type=Path, default=ROOT / "runs" / name, help="where runs go, finished ones stay")
+    made.add_argument("--threads", type=positive, help="CPU threads of engine and learner; by default rlpost's choice")
     made.add_argument("--deadline", type=positive, default=3600, help="seconds one run may take")
     made.add_argument("--out", type=Path, default=HERE / "results" / f"{name}.json", help="JSON file to write")
     made.add_argument("--write", type=Path, help="page to write tables and plot to, such as docs/" + name + ".md")
@@ -558,6 +559,7 @@ def common(arguments: argparse.Namespace) -> dict[str, Any]:
         "observe.rollouts": False,
         "observe.sinks": [],
         "observe.console": "plain",
+        **({f"{part}.threads": arguments.threads for part in ("rollout", "learner")} if arguments.threads else {}),
     }
 
 
