@@ -73,8 +73,8 @@ def memory_plan(config: Config) -> dict[str, float] | None:
         "weights, an engine's GPU": count * BYTES[config.rollout_dtype] / config.rollout.tensor_parallel,
         "a checkpoint": count * width + optimizer,
     }
-    if any(r.anchor == "frozen" for r in config.objective.regularizers):
-        plan["reference, a rank"] = count * width / shard[0]
+    for anchor in config.objective.anchor_models():
+        plan[f"anchor {anchor}, a rank"] = count * width / shard[0]
     return plan
 
 

@@ -18,6 +18,7 @@ POLICY_LOSSES = ("ppo_clip", "gspo", "gspo_token", "cispo", "reinforce", "rpg", 
 TERMS = ("sft", "reference_nll", "dco", "dpo", "f_dpo", "h_dpo")
 F_DIVERGENCES = ("reverse_kl", "forward_kl", "js", "alpha", "tv", "pearson", "neyman", "hellinger")
 DIVERGENCES = ("k1", "k2", "k3", "k1_st", "k3_st", *F_DIVERGENCES, "entropy", "split_kl")
+UNANCHORED = ("entropy", "sft", "reference_nll", "dco")  # terms and divergences that compare with no anchor
 REFERENCES = ("frozen", "hard_reset", "ema", "soup", "teacher", "old_policy", "cached")
 SCHEDULES = (
     "constant", "linear", "cosine", "exponential", "step", "adaptive_kl", "adaptive_entropy", "dads",

@@ -20,6 +20,7 @@ from rlpost.config.names import (
     SELECTORS,
     TERMS,
     TRANSFORMS,
+    UNANCHORED,
     known_name,
 )
 from rlpost.config.section import Aggregation, Coefficient, Component, Named, SampleSource, Section, Selectors
@@ -162,9 +163,22 @@ class Objective(Section):
         terms = [(f"terms.{i}", t) for i, t in enumerate(self.terms)]
         return [*terms, *((f"regularizers.{i}", r) for i, r in enumerate(self.regularizers))]
 
+    def anchor_models(self) -> list[str]:
+        """Anchors that are models of their own, as far as it can be told without building the objective."""
+        used = {s.anchor for _, s in self.summands() if _name(s) not in UNANCHORED}
+        if self.advantage.name == "f_dpg":
+            used.add(str(self.advantage.params.get("anchor", "frozen")))
+        if self.likelihood is not None:
+            used |= {self.likelihood.scorer} - {"learner"}
+        return sorted(a for a in used if self.reference(a).name not in ("old_policy", "cached"))
+
     def reference(self, anchor: str) -> Component:
         """What kind of reference an anchor's name stands for."""
         return self.references.get(anchor, Component(name=anchor))
+
+
+def _name(summand: Term | Regularizer) -> str:
+    return summand.divergence if isinstance(summand, Regularizer) else summand.loss
 
 
 def _check_summand(key: str, summand: Term | Regularizer, anchors: Sequence[str]) -> None:
@@ -200,6 +214,13 @@ def _check_form(key: str, r: Regularizer) -> None:
             f"{key}.divergence: {r.divergence} estimates on samples of the policy; on source: rehearsal take "
             "forward_kl or reverse_kl"
         )
+    if on_anchor_samples and r.params.get("is_weight", "none") != "none":
+        raise ValueError(
+            f"{key}.is_weight: it is about samples of an older policy, and form: generator takes those of the anchor: "
+            "leave it out"
+        )
+    if r.placement == "reward" and r.divergence in ("k2", "k3", "k3_st"):
+        raise ValueError(f"{key}.divergence: {r.divergence} has the gradient of no KL in the reward: take k1")
     if r.form == "full" and r.anchor in ("cached", "old_policy"):
         raise ValueError(f"{key}.form: full needs the anchor's whole distribution, and {r.anchor} is log-probs alone")
     if r.placement == "reward" and (r.source != "on_policy" or r.form == "full"):

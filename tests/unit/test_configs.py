@@ -239,9 +239,18 @@ def test_names_that_do_not_exist_are_refused_with_those_that_do(change: dict, pa
         (regularized(divergence="js", form="full", anchor="old_policy"), "old_policy is log-probs alone"),
         (regularized(divergence="js", form="full", placement="reward"), "placement: reward is for on-policy samples"),
         (regularized(divergence="js", form="full") | {"learner": {"zero_stage": 3}}, "set form: sampled"),
+        (regularized(placement="reward"), "k2 has the gradient of no KL in the reward: take k1"),
+        (
+            regularized(divergence="js", source="rehearsal", anchor="cached", is_weight="detached")
+            | {"data": {"strategy": "mastery_partition"}},
+            "leave it out",
+        ),
         (regularized(anchor="cached"), "cached log-probs come with source: rehearsal"),
         (regularized(anchor="slow"), "unknown anchor 'slow'"),
-        (regularized(coef={"name": "dads", "base": 0.1}, placement="reward"), "dads weighs on-policy samples"),
+        (
+            regularized(divergence="k1", coef={"name": "dads", "base": 0.1}, placement="reward"),
+            "dads weighs on-policy samples",
+        ),
         ({"objective": {"terms": [{"loss": "sft", "source": "sft", "coef": "adaptive_kl"}]}}, "adaptive_kl follows"),
         ({"objective": {"terms": [{"loss": "dpo", "source": "pair"}]}}, "pair comes with data.strategy: pairs"),
         ({"data": {"strategy": "pairs"}}, "set objective.policy_loss: null"),

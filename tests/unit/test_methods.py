@@ -28,6 +28,7 @@ from rlpost.objective import (
     Credit,
     Objective,
 )
+from rlpost.run import references
 from tests.conftest import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -125,6 +126,12 @@ def test_a_likelihood_reward_and_what_the_run_wants_of_the_learner_can_be_built(
     named = {s.anchor for _, s in found.objective.summands()} - {"frozen", "cached", "old_policy"}
     assert named <= set(references(found)), "an anchor that is named is made"
     assert wanted_scores(found) <= {"old_logp", "entropy", *(f"anchors.{name}" for name in references(found))}
+
+
+@each
+def test_the_plan_counts_the_anchors_that_the_run_loads(file: Path):
+    made = over_base(file)
+    assert made.objective.anchor_models() == sorted(n for n, r in references(made).items() if r.origin())
 
 
 @pytest.mark.parametrize("file", [f for f in FILES if f.stem not in LIKELIHOOD_METHODS], ids=lambda f: f.stem)
