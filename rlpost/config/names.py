@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from rlpost.user_code import nearest
+from rlpost.user_code import check_file, nearest
 
 ADVANTAGES = (
     "grpo", "dr_grpo", "rloo", "reinforce_pp", "reinforce_pp_baseline", "gpg", "normalized", "pass_at_k", "jepo_loo",
@@ -38,15 +38,25 @@ STRATEGIES: dict[str, tuple[str, ...]] = {
 VERIFIERS = ("math", "reasoning_gym", "exact", "format", "countdown")
 
 
-def known_name(key: str, name: str, known: Iterable[str]) -> None:
-    """Accept a built-in name, or `file.py:function` / `package.module:function` whose file, when it is one, exists."""
+def known_name(key: str, name: str, known: Iterable[str], params: Iterable[str] = ()) -> None:
+    """Accept a built-in name, or `file.py:function` / `package.module:function`.
+
+    Args:
+        params: what is set besides the name, to be compared with the arguments of a function in a file.
+
+    Raises:
+        ValueError: neither, or the file, when it is one, does not hold the function.
+    """
     known = list(known)
     if name in known:
         return
     origin, colon, attribute = name.partition(":")
     if colon and attribute:
-        if origin.endswith(".py") and not Path(origin).expanduser().is_file():
-            raise ValueError(f"{key}: file {origin!r} does not exist (relative paths start at the current directory)")
+        if origin.endswith(".py"):
+            try:
+                check_file(Path(origin), attribute, params)
+            except ValueError as error:
+                raise ValueError(f"{key}: {error}") from None
         return
     if key.startswith("verifiers") and name in _entry_points():
         return

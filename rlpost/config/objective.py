@@ -129,29 +129,29 @@ class Objective(Section):
 
     @model_validator(mode="after")
     def _known(self) -> Objective:
-        known_name("objective.advantage", self.advantage.name, ADVANTAGES)
+        known_name("objective.advantage", self.advantage.name, ADVANTAGES, self.advantage.params)
         for key, names, known in (
             ("transforms", self.transforms, TRANSFORMS),
             ("corrections", self.corrections, CORRECTIONS),
         ):
             for i, entry in enumerate(names):
-                known_name(f"objective.{key}.{i}", entry.name, known)
+                known_name(f"objective.{key}.{i}", entry.name, known, entry.params)
         if self.policy_loss is not None:
             if self.policy_loss.name in TERMS:
                 raise ValueError(
                     f"objective.policy_loss: {self.policy_loss.name} is a term, not a surrogate over sampled data: "
                     f"set objective.policy_loss: null and objective.terms: [{{loss: {self.policy_loss.name}, source: ...}}]"
                 )
-            known_name("objective.policy_loss", self.policy_loss.name, POLICY_LOSSES)
+            known_name("objective.policy_loss", self.policy_loss.name, POLICY_LOSSES, self.policy_loss.params)
         if self.reweight is not None:
             known_name("objective.reweight", self.reweight.name, REWEIGHTERS)
         for name, reference in self.references.items():
             known_name(f"objective.references.{name}", reference.name, REFERENCES)
         for i, r in enumerate(self.regularizers):
-            known_name(f"objective.regularizers.{i}.divergence", r.divergence, DIVERGENCES)
+            known_name(f"objective.regularizers.{i}.divergence", r.divergence, DIVERGENCES, r.params)
             _check_form(f"objective.regularizers.{i}", r)
         for i, t in enumerate(self.terms):
-            known_name(f"objective.terms.{i}.loss", t.loss, TERMS)
+            known_name(f"objective.terms.{i}.loss", t.loss, TERMS, t.params)
         for key, summand in self.summands():
             _check_summand(f"objective.{key}", summand, [*self.references, *REFERENCES])
         if self.policy_loss is None and not self.terms and not self.regularizers:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import COUNTDOWN, ROOT
 
 pytestmark = pytest.mark.integration
 
@@ -150,11 +150,20 @@ def test_weights_that_never_arrive_set_off_the_alarm_by_step_two(config):
     assert metrics(run)[-1]["step"] <= 2
 
 
-def test_a_killed_run_resumes_at_the_right_step_rate_data_and_weights(config):
+def test_a_killed_run_resumes_at_the_right_step_rate_data_weights_and_state_of_every_role(config):
     settings: dict = {
         "steps": 6,
         "learner": {"schedule": "cosine", "warmup_steps": 1},
         "evaluation": {"before": False, "after": False},
+        "data": {"strategy": {"name": "replay_mixture", "source": {**COUNTDOWN, "size": 40, "seed": 4}, "per_step": 4}},
+        "objective": {
+            "references": {"slow": {"name": "ema", "decay": 0.5}},
+            "regularizers": [
+                {"divergence": "k2", "anchor": "slow", "coef": {"name": "adaptive_kl", "initial": 0.1, "target": 1e-4}}
+            ],
+            "terms": [{"loss": "sft", "source": "sft", "coef": 0.5}],
+            "reweight": {"name": "recap", "window": 1},
+        },
     }
     path, straight = config("straight", **settings)
     rlpost("train", path)
@@ -169,6 +178,10 @@ def test_a_killed_run_resumes_at_the_right_step_rate_data_and_weights(config):
         assert a["lr"] == pytest.approx(b["lr"], rel=1e-12)
         assert prompts(straight, a["step"]) == prompts(killed, b["step"])
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-4)
+        for name in ("kl/k2", "coef/k2", "coef/sft", "coef/policy_loss", "loss/sft", "samples/sft"):
+            assert a[name] == pytest.approx(b[name], rel=1e-3, abs=1e-6), name
+    assert len({row["coef/k2"] for row in found}) > 3, "the coefficient adapts"
+    assert len({row["coef/sft"] for row in found}) > 3, "terms are reweighted"
     rlpost("resume", killed, expect=3)
 
 
@@ -199,6 +212,20 @@ def test_ctrl_c_stops_after_the_step_with_a_checkpoint_and_the_run_can_go_on(con
     assert f"stopped after step {stopped}" in out
     rlpost("resume", run, f"steps={stopped + 1}")
     assert metrics(run)[-1]["step"] == stopped + 1
+
+
+def test_a_loss_of_the_users_own_trains(config, tmp_path):
+    file = tmp_path / "my_losses.py"
+    file.write_text(
+        "from rlpost.objective import TermOutputs\n"
+        "def fancy(batch, *, sharpness: float = 1.0):\n"
+        "    loss = -sharpness * batch.advantages * batch.logp\n"
+        "    return TermOutputs(loss, means={'fancy/credit': batch.advantages})\n"
+    )
+    path, run = config("own-loss", evaluation={"before": False, "after": False})
+    rlpost("train", path, f"objective.policy_loss={{name: {file}:fancy, sharpness: 2.0}}")
+    assert len(metrics(run)) == 3
+    assert all("fancy/credit" in row for row in metrics(run))
 
 
 def test_real_questions_go_through_to_a_verdict_each(tmp_path):

@@ -393,3 +393,57 @@ def test_a_bad_file_is_refused_before_anything_heavy_is_imported(tmp_path: Path)
 def test_train_without_a_file_says_what_to_type(capsys: pytest.CaptureFixture[str]):
     assert cli.run(["train", "steps=3"]) == cli.BAD_USAGE
     assert "no configuration file given, only overrides" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------ a user's own file
+
+
+MINE = """
+from rlpost.verify import verifier
+
+def fancy(batch, *, sharpness: float = 1.0):
+    return batch
+
+class Slow:
+    def __init__(self, rate: float):
+        self.rate = rate
+
+@verifier("score")
+def checks(response):
+    return 1.0
+
+also = fancy
+"""
+
+
+@pytest.mark.parametrize(
+    ("objective", "why"),
+    [
+        ({"policy_loss": "mine.py:fanci"}, "mine.py has no 'fanci', did you mean 'fancy'?"),
+        ({"policy_loss": {"name": "mine.py:fancy", "sharp": 2}}, "takes no 'sharp', did you mean 'sharpness'?"),
+        ({"policy_loss": "other.py:fancy"}, "file 'other.py' does not exist"),
+        ({"policy_loss": "broken.py:fancy"}, "broken.py is not Python that can be read"),
+        ({"regularizers": [{"divergence": "mine.py:dist", "coef": 1.0}]}, "mine.py has no 'dist'"),
+    ],
+)
+def test_a_file_of_the_users_is_read_before_anything_starts(objective: dict, why: str, tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(MINE)
+    (tmp_path / "broken.py").write_text("def fancy(:")
+    monkeypatch.chdir(tmp_path)
+    assert why in refused(tiny(objective=objective))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"objective": {"policy_loss": {"name": "mine.py:fancy", "sharpness": 2}}},
+        {"objective": {"policy_loss": "mine.py:also"}},
+        {"verifiers": ["mine.py:score"]},
+        {"objective": {"policy_loss": "star.py:anything"}},
+    ],
+)
+def test_what_a_file_of_the_users_may_hold_is_accepted(change: dict, tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(MINE)
+    (tmp_path / "star.py").write_text("from somewhere import *")
+    monkeypatch.chdir(tmp_path)
+    parse(tiny(**change))
