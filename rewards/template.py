@@ -1,7 +1,9 @@
 """A verifier to copy. Use it as `verifiers: [{name: path/to/this_file.py:verify, weight: 1.0, tolerance: 0.1}]`.
 
 Plain Python: nothing of rlpost is imported. It runs in a process of its own, killed when a verdict takes longer than
-`timeout` seconds; what it prints goes to standard error.
+`timeout` seconds; what it prints goes to standard error. Try it before training:
+
+    rlpost verify path/to/this_file.py:verify --data my_responses.jsonl --label right --contract
 """
 
 from __future__ import annotations
@@ -19,16 +21,16 @@ from typing import Any
 # `async def` works as well.
 def verify(response: str, reference: float | str, tolerance: float = 0.0) -> float | bool | dict[str, Any] | None:
     """Correct when the last word of the response is a number near the reference."""
+    # What the model cannot cause is None, "could not be verified": the sample is then left out of the loss.
+    try:
+        expected = float(reference)
+    except (TypeError, ValueError):
+        return {"score": None, "reason": "bad_reference"}
     # What the model can cause is wrong, never an exception: it must not be able to choose to be left out.
     words = response.split()
     try:
         answer = float(words[-1])
     except (IndexError, ValueError):
         return {"score": 0.0, "reason": "no_answer"}
-    # What the model cannot cause is None, "could not be verified": the sample is then left out of the loss.
-    try:
-        expected = float(reference)
-    except ValueError:
-        return {"score": None, "reason": "bad_reference"}
     # True or 1.0 is correct, False or 0.0 is wrong, between them is partial; a dict adds what is worth a look later.
     return {"score": float(abs(answer - expected) <= tolerance), "extracted": words[-1]}

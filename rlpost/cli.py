@@ -105,6 +105,73 @@ def eval(
 
 
 @app.command()
+def verify(
+    verifier: Annotated[
+        str, typer.Argument(metavar="VERIFIER", help="A name, file.py:function or package.module:function.")
+    ],
+    data: Annotated[
+        Path, typer.Option(help="JSONL or Parquet file of responses, a run's folder, or a file of its rollouts.")
+    ],
+    response: Annotated[
+        str | None, typer.Option(help="Column or template of the response.", show_default="response")
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="Column or template of the reference.", show_default="reference")
+    ] = None,
+    label: Annotated[
+        str | None, typer.Option(help="Column that says whether the response is right; a run has its own verdicts.")
+    ] = None,
+    group: Annotated[
+        str | None, typer.Option(help="Column that says which rows are responses to one prompt, for group verifiers.")
+    ] = None,
+    param: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="A parameter of the verifier; may be repeated.")
+    ] = None,
+    env: Annotated[
+        list[str] | None, typer.Option(help="Environment variable the verifier may see; may be repeated.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Verifier processes.")] = 2,
+    timeout: Annotated[
+        float | None, typer.Option(min=0.01, help="Seconds a verdict may take.", show_default="10, or the run's")
+    ] = None,
+    contract: Annotated[
+        bool, typer.Option("--contract", help="Also check determinism, time-out, bad input, concurrency and results.")
+    ] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most this many rows.")] = None,
+    show: Annotated[int, typer.Option(min=0, help="At most this many rows in each list.")] = 10,
+    max_unverified: Annotated[
+        float, typer.Option(min=0, max=1, help="Exit code 4 when a larger share of the rows is unverified.")
+    ] = 0.05,
+    max_errors: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Exit code 4 when a larger share of the labels disagrees.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Where to write everything found as JSON.")] = None,
+) -> None:
+    """Score responses offline: verdicts, confusion against labels, latency, slow and failing rows."""
+    from rlpost.commands.verify import Request, run
+
+    request = Request(
+        verifier=verifier,
+        data=data,
+        response=response,
+        reference=reference,
+        label=label,
+        group=group,
+        params=tuple(param or ()),
+        env=tuple(env or ()),
+        workers=workers,
+        timeout=timeout,
+        contract=contract,
+        limit=limit,
+        show=show,
+        max_unverified=max_unverified,
+        max_errors=max_errors,
+        out=out,
+    )
+    raise typer.Exit(run(request))
+
+
+@app.command()
 def export(
     run: RunDir,
     to: Annotated[Path, typer.Option(help="New folder for the model.")],

@@ -53,7 +53,7 @@ def evaluate(
     correct = []
     unverified = 0
     for group in groups:
-        verdicts = [r.verdicts[judge] for r in group.rollouts]
+        verdicts = [r.judged(judge) for r in group.rollouts]
         known = [v.status == "correct" for v in verdicts if v.status != "unverified"]
         unverified += len(verdicts) - len(known)
         if len(known) < max(k):
@@ -69,7 +69,7 @@ def evaluate(
 
 def diversity(groups: Sequence[Group], judge: str, greedy: bool) -> dict[str, tuple[float, float, float]]:
     """How many ways to be right, and how spread out the samples are, with intervals over prompts."""
-    right = [len({r.text for r in g.rollouts if r.verdicts[judge].status == "correct"}) for g in groups]
+    right = [len({r.text for r in g.rollouts if r.judged(judge).status == "correct"}) for g in groups]
     columns = {"distinct_correct": [float(n) for n in right]}
     if not greedy:
         columns["nll"] = [-float(np.concatenate([r.logprobs for r in g.rollouts]).mean()) for g in groups]

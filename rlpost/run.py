@@ -27,11 +27,13 @@ from rlpost.rollout.fleet import Fleet
 from rlpost.rollout.request import EngineSpec, Sampling
 from rlpost.rollout.sampler import GroupSampler
 from rlpost.types import Group, Prompt, Sample, Status
-from rlpost.verify import VerifierPool
+from rlpost.verify import open_pool
 
 if TYPE_CHECKING:
     from rlpost.likelihood import LikelihoodReward
     from rlpost.objective import Move, Reference
+    from rlpost.verify import VerifierPool
+    from rlpost.verify.remote import ClusterPool
 
 
 class Run:
@@ -44,7 +46,7 @@ class Run:
         prompts: PromptSets,
         learner: LearnerGroup,
         fleet: Fleet,
-        pool: VerifierPool,
+        pool: VerifierPool | ClusterPool,
         base: str,
         tokenizer: Any,
     ) -> None:
@@ -331,12 +333,12 @@ def step_metrics(
     if lesson is not None:
         metrics |= {f"samples/{s}": int(n) for s in SOURCES if (n := len(lesson.batch.of(s)))}
     for name in (v.name for v in run.config.verifiers):
-        found = [r.verdicts[name].status for r in rollouts if r.finish_reason != "abort"]
+        found = [r.verdicts[name].status for r in rollouts if name in r.verdicts and r.finish_reason != "abort"]
         metrics |= {f"verifier/{name}/{status}": found.count(status) for status in get_args(Status)}
     if usable:
         metrics["reward/mean"] = float(np.mean([r.reward for r in usable]))
         metrics["reward/std"] = float(np.std([r.reward for r in usable]))
-        metrics["train/pass@1"] = float(np.mean([r.verdicts[first].status == "correct" for r in usable]))
+        metrics["train/pass@1"] = float(np.mean([r.judged(first).status == "correct" for r in usable]))
     return metrics
 
 
@@ -475,8 +477,9 @@ def running(config: Config, recorder: Recorder, base: str, resume: checkpoint.Ch
         console.info(line)
     with ExitStack() as stack:
         console.phase("starting verifiers, engines and learner")
-        pool = stack.enter_context(VerifierPool(config.verifiers, config.verifier_pool))
         placement = cluster.place(config)
+        pool = open_pool(config.verifiers, config.verifier_pool, config.cluster.start_deadline)
+        stack.enter_context(pool)
         fleet = start_fleet(config, base, placement)
         stack.callback(fleet.shutdown)
         learner = start_learner(config, learner_spec(config, base, tokenizer.pad_token_id), placement)

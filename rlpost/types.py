@@ -108,6 +108,12 @@ class Rollout:
         """Whether this sample may enter a group's statistics and the loss."""
         return self.finish_reason != "abort" and self.reward is not None and len(self.response_ids) > 0
 
+    def judged(self, judge: str) -> Verdict:
+        """What the verifier `judge` says, or the first of the configuration that applied where it did not."""
+        if judge in self.verdicts:
+            return self.verdicts[judge]
+        return next(iter(self.verdicts.values()), Verdict("unverified", None, "no_verifier"))
+
     def scored(self, verdicts: Mapping[str, Verdict], weights: Mapping[str, float]) -> Rollout:
         """This rollout with its verdicts and the reward they give."""
         weighted = [(verdicts[name].score, weight) for name, weight in weights.items() if weight != 0]
@@ -183,7 +189,7 @@ class Sample:
             versions=rollout.versions,
             number=rollout.sample,
             reward=rollout.reward or 0.0,
-            correct=judge is not None and rollout.verdicts[judge].status == "correct",
+            correct=judge is not None and rollout.judged(judge).status == "correct",
             truncated=rollout.finish_reason == "length",
         )
 

@@ -40,10 +40,29 @@ def show() -> int:
     out.print(f"python {sys.version.split()[0]}, {os.cpu_count()} cores, {_memory_gb():.0f} GiB memory")
     out.print(f"free disk here: {shutil.disk_usage('.').free / 2**30:.0f} GiB")
     out.print(f"accelerators: {_accelerators()}")
+    _show_sandbox(out)
     if wrong:
         out.print(f"install the tested versions: make setup (requirements/*.lock); differing: {', '.join(wrong)}")
         return BAD_USAGE
     return DONE
+
+
+def _show_sandbox(out: Console) -> None:
+    """Which tier of the sandbox for generated code this machine gives; its attack list is run to find out."""
+    from rlpost.verify.sandbox import probe, refuse_unsafe
+    from rlpost.verify.sandbox.limits import SandboxError
+
+    found = probe()
+    out.print(f"sandbox for generated code: tier {found.tier} ({', '.join(found.layers) or 'no layer'})")
+    if found.reason:
+        out.print(f"  why not A: {found.reason}")
+    stopped = sum(found.attacks.values())
+    escaped = [name for name, held in found.attacks.items() if not held]
+    out.print(f"  attacks stopped: {stopped} of {len(found.attacks)}{': not ' + ', '.join(escaped) if escaped else ''}")
+    try:
+        refuse_unsafe(found.tier, allow_unsafe=False, reason=found.reason)
+    except SandboxError as error:
+        out.print(f"  code rewards will refuse to start: {error}")
 
 
 def _installed(name: str) -> str | None:

@@ -20,7 +20,7 @@ from rlpost.observe import RunFolder, summarize
 from rlpost.observe.console import Console
 from rlpost.rollout.request import Sampling
 from rlpost.rollout.sampler import GroupSampler
-from rlpost.verify import VerifierPool
+from rlpost.verify import open_pool
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def run(request: Request) -> int:
     per_seed: dict[int, dict[str, Any]] = {}
     correct: list[list[bool]] = [[] for _ in prompts]
     unverified = 0
-    with cluster.connected(config), VerifierPool(config.verifiers, config.verifier_pool) as pool:
+    with cluster.connected(config), open_pool(config.verifiers, config.verifier_pool) as pool:
         # As long as these prompts need, and no longer: a model may hold less than the configuration allows for.
         longest = max(len(p.token_ids) for p in prompts) + sampling.max_tokens
         fleet = start_fleet(config, model, cluster.place(config), max_model_len=longest)

@@ -35,7 +35,10 @@ STRATEGIES: dict[str, tuple[str, ...]] = {
     "success_memory": ("on_policy", "success_memory"),
     "pairs": ("pair",),
 }
-VERIFIERS = ("math", "reasoning_gym", "exact", "format", "countdown")
+VERIFIERS = (
+    *("math", "reasoning_gym", "exact", "format", "countdown", "code", "sql", "length", "overlong", "repetition"),
+    *("language", "choice", "regex", "json_schema", "instructions", "ensemble", "judge"),
+)
 
 
 def known_name(key: str, name: str, known: Iterable[str], params: Iterable[str] = ()) -> None:

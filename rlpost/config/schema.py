@@ -6,6 +6,7 @@ Each quantity has one name: `prompts_per_step`, `samples_per_prompt`, `optimizer
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -168,13 +169,45 @@ class VerifierSpec(Component):
     """A verifier by short name, entry point, or `file.py:function`; extra keys are passed to it by name."""
 
     weight: float = 1.0
-    timeout: float = Field(10.0, gt=0, description="seconds a verdict may take before the worker is killed")
+    timeout: float = Field(
+        10.0, gt=0, description="seconds a verdict may take before the worker is killed; 30 for code, 60 in C++"
+    )
+    when: dict[str, Any] = Field(
+        default_factory=dict,
+        description="score only rows whose metadata columns have these values; a list holds several",
+    )
+    batch_size: int = Field(16, ge=1, le=128, description="most samples a batched verifier gets at once")
+    concurrency: int | None = Field(None, ge=1, description="workers that may run it at once; all by default")
+    env: list[str] = Field(
+        default_factory=list, description="environment variables it sees beside the harmless ones, such as an API key"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _programs_take_longer(cls, value: Any) -> Any:
+        # Above what the verifier itself allows a program in all: else the pool kills the worker, warm sandbox and all.
+        if isinstance(value, dict) and value.get("name") == "code" and "timeout" not in value:
+            return {**value, "timeout": 30.0 if value.get("language", "python") == "python" else 60.0}
+        return value
+
+    def applies(self, metadata: Mapping[str, Any]) -> bool:
+        """Whether it scores samples of a row with these columns."""
+        for column, wanted in self.when.items():
+            values = wanted if isinstance(wanted, list) else [wanted]
+            if column not in metadata or metadata[column] not in values:
+                return False
+        return True
 
 
 class VerifierPool(Section):
-    workers: int = Field(2, ge=1, description="verifier processes")
+    workers: int = Field(2, ge=1, description="verifier processes; on each node when `where` is cluster")
+    where: Literal["driver", "cluster"] = Field(
+        "driver", description="beside the driver, or on each node of the cluster"
+    )
     retries: int = Field(1, ge=0, description="how often a killed or broken item is tried again")
     recycle_after: int = Field(5000, ge=1, description="items after which a worker process is replaced")
+    memory_mb: int = Field(4096, gt=0, description="resident memory past which an idle worker process is replaced")
+    cache_mb: int = Field(64, ge=0, description="memory for verdicts of answers seen before; 0 scores each anew")
 
 
 class Rollout(Section):

@@ -117,7 +117,7 @@ class Uniform(Strategy):
 
 def is_correct(rollout: Rollout, judge: str) -> bool:
     """Whether a rollout may be learned from and the verifier `judge` calls it correct."""
-    return rollout.usable and rollout.verdicts[judge].status == "correct"
+    return rollout.usable and rollout.judged(judge).status == "correct"
 
 
 def own_group(step: int, index: int) -> int:

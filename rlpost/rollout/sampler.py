@@ -17,6 +17,7 @@ from rlpost.types import Group, Prompt, Rollout
 if TYPE_CHECKING:
     from rlpost.rollout.fleet import Fleet
     from rlpost.verify import VerifierPool
+    from rlpost.verify.remote import ClusterPool
 
 
 @dataclass
@@ -57,7 +58,7 @@ class GroupSampler:
         deadline: seconds one group may take to be sampled.
     """
 
-    def __init__(self, fleet: Fleet, pool: VerifierPool, seed: int, deadline: float) -> None:
+    def __init__(self, fleet: Fleet, pool: VerifierPool | ClusterPool, seed: int, deadline: float) -> None:
         self.fleet = fleet
         self.pool = pool
         self.seed = seed
@@ -128,7 +129,7 @@ class GroupSampler:
         def sampled(future: Future[list[Rollout]]) -> None:
             try:
                 at, rollouts = time.monotonic(), future.result()
-                scoring = [self.pool.submit(rollout, prompt) for rollout in rollouts]
+                scoring = self.pool.submit_group(rollouts, prompt)
             except Exception as error:  # noqa: BLE001 - a callback's error would be lost: hand it to who collects
                 put(error)
                 return

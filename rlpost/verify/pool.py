@@ -4,12 +4,13 @@ Promises:
 - every future ends: with the scored rollout, or with a `VerifierError` when the pool is closed or cannot go on;
 - a verdict takes at most its verifier's time-out from the moment its work begins, then the worker's process group is
   killed, reaped and replaced, and whatever else waited there goes back to the front of the queue, unblamed;
-- what the completion can cause is wrong, what it cannot cause is unverified, never a zero reward.
+- what the completion can cause is wrong, what it cannot cause is unverified, never a zero reward;
+- at most `MAX_CALLS` calls, or one batch, are with a worker at a time.
 """
 
 from __future__ import annotations
 
-import itertools
+import os
 import threading
 import time
 from collections import deque
@@ -18,23 +19,25 @@ from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from typing import TYPE_CHECKING, Any
 
 from rlpost.types import Prompt, Rollout, Verdict
+from rlpost.verify.cache import VerdictCache, prefix, shared
+from rlpost.verify.plan import Plan, made_of
 from rlpost.verify.process import WorkerProcess
-from rlpost.verify.protocol import STATUSES, VerifierError
-from rlpost.verify.task import Failure, Item, Tally, Task, described, encoded, outcome_of
+from rlpost.verify.protocol import Traits, VerifierError
+from rlpost.verify.task import Backlog, Call, Failure, Item, Tally, Task, described, outcomes_of, summary
 
 if TYPE_CHECKING:
     from rlpost import config
 
-MAX_BATCH = 16
 SPAWN_ATTEMPTS = 3
 TIMEOUT_ATTEMPTS = 2  # once more alone, so that a loaded machine is not held against the completion
 JOIN_SECONDS = 60.0
 
 
 class VerifierPool:
-    """Worker processes that score rollouts with every verifier of `specs`.
+    """Worker processes that score rollouts with the verifiers of `specs` that apply to them.
 
-    Thread-safe. A future's done-callbacks run on the pool's threads and must be short.
+    Thread-safe. A future's done-callbacks run on the pool's threads, or on the one that submits when the verdicts are
+    known already, and must be short.
 
         with VerifierPool(config.verifiers, config.verifier_pool) as pool:
             scored = pool.submit(rollout, prompt).result(timeout=60)
@@ -45,12 +48,12 @@ class VerifierPool:
     ) -> None:
         """`start_deadline`: seconds a worker process may take to load the verifiers, at first and when replaced."""
         self._specs = list(specs)
-        self._weights = {spec.name: spec.weight for spec in specs}
         self._settings = pool
         self._start_deadline = start_deadline
-        self._loads = [{"name": spec.name, "params": spec.params} for spec in specs]
         self._lock = threading.Condition()
-        self._queue: deque[Task] = deque()
+        self._plan: Plan | None = None  # known when the first worker has loaded the verifiers
+        self._backlog = Backlog([], pool.workers)
+        self._cache: VerdictCache[Task] = VerdictCache(pool.cache_mb * 2**20)
         self._pending: set[Item] = set()
         self._workers: set[WorkerProcess] = set()
         self._threads: list[threading.Thread] = []
@@ -58,7 +61,6 @@ class VerifierPool:
         self._closing = threading.Event()  # set with `_stopped`
         self._tallies = {spec.name: Tally() for spec in specs}
         self._restarts = 0
-        self._numbers = itertools.count()
 
     def __enter__(self) -> VerifierPool:
         self.start()
@@ -73,10 +75,14 @@ class VerifierPool:
         """Start the workers and wait until they have loaded the verifiers.
 
         Raises:
-            VerifierError: a verifier does not load (as soon as that is known), or not within `start_deadline`.
+            VerifierError: a verifier does not load (as soon as that is known), or not within `start_deadline`; a
+                variable of `env` is not set; a verifier needs the verdict of one that is not there, or of itself.
         """
         if self._threads:
             raise VerifierError("this verifier pool was started before; make a new one")
+        self._loads = [
+            {"name": s.name, "params": s.params, "timeout": s.timeout, "env": environment(s)} for s in self._specs
+        ]
         readies: list[Future[None]] = [Future() for _ in range(self._settings.workers)]
         self._threads = [
             threading.Thread(target=self._run, args=(ready,), name=f"verifier-{i}", daemon=True)
@@ -99,50 +105,71 @@ class VerifierPool:
     def submit(self, rollout: Rollout, prompt: Prompt) -> Future[Rollout]:
         """Score a rollout; the future gives `rollout.scored(...)`. It cannot be cancelled.
 
-        An aborted rollout is unverified by every verifier without being run, and is not counted in `stats`.
+        An aborted rollout is unverified by every verifier without being run, and is not counted in `stats`. One that no
+        verifier with a weight applies to is unverified, with the reason `no_verifier`.
 
         Raises:
-            VerifierError: the pool is not running, or the prompt's reference or metadata is not plain JSON.
+            VerifierError: the pool is not running, the prompt's reference or metadata is not plain JSON, or a verifier
+                looks at groups.
         """
-        future: Future[Rollout] = Future()
-        future.set_running_or_notify_cancel()
-        if rollout.finish_reason == "abort":
-            aborted = {spec.name: Verdict("unverified", None, "aborted") for spec in self._specs}
-            future.set_result(rollout.scored(aborted, self._weights))
-            return future
-        sample = encoded(rollout, prompt)
-        item = Item(rollout, {spec.name: None for spec in self._specs}, future)
-        tasks = [
-            Task(item, spec, number, b'{"id":%d,"verifier":%d,"sample":%s}\n' % (number, index, sample))
-            for index, (spec, number) in enumerate(zip(self._specs, self._numbers, strict=False))
-        ]
+        plan = self._running(rollout)
+        grouping = [e.spec.name for e in plan.applying(prompt.metadata) if e.traits.mode == "group"]
+        if grouping:
+            raise VerifierError(f"verifier {grouping[0]!r} looks at all responses of a group: use submit_group")
+        return self.submit_group([rollout], prompt)[0]
+
+    def submit_group(self, rollouts: Sequence[Rollout], prompt: Prompt) -> list[Future[Rollout]]:
+        """Score all responses of a group to one prompt; as `submit`, and for group verifiers too.
+
+        A group verifier gets the responses that were not aborted. Its time-out or crash cannot be laid to one of
+        several responses, and makes them unverified.
+        """
+        if not rollouts:
+            return []
+        plan = self._running(rollouts[0])
+        items = plan.items(rollouts, prompt)
+        live = [item for item in items if item.rollout.finish_reason != "abort"]
+        tasks = plan.tasks(live, prompt)
+        for task in tasks:
+            if (
+                task.entry.traits.deterministic
+                and task.entry.traits.mode != "group"
+                and not task.entry.traits.dependent
+            ):
+                task.key = self._cache.key(task.entry.prefix, task.items[0].sample)
         with self._lock:
             if self._stopped is not None:
-                raise VerifierError(f"cannot score {described(rollout)}: {self._stopped}")
-            if not self._threads:
-                raise VerifierError(f"cannot score {described(rollout)}: the verifier pool is not started")
-            self._pending.add(item)
-            self._queue.extend(tasks)
-            self._lock.notify(len(tasks))
-        return future
+                raise VerifierError(f"cannot score {described(rollouts[0])}: {self._stopped}")
+            for item in live:
+                self._pending.add(item)
+                for name, verdict in item.verdicts.items():
+                    if verdict is not None:  # no_verifier
+                        self._tallies[name].statuses[verdict.status] += 1
+            known = [found for task in tasks if task.needs == 0 and (found := self._enqueue(task)) is not None]
+            done = self._settle(known) + [item for item in live if not tasks]
+            self._pending.difference_update(done)
+        for item in [*done, *(item for item in items if item.rollout.finish_reason == "abort")]:
+            item.future.set_result(item.scored())
+        return [item.future for item in items]
 
     def stats(self) -> dict[str, float]:
-        """Counts since the last call.
+        """Counts and times since the last call.
 
-        For each verifier `verifier/<name>/correct|wrong|partial|unverified`, `.../timeouts` (workers killed, retries
-        included) and, when it gave a verdict, `.../seconds_mean`; `verifier/restarts` are the workers replaced because
-        they were killed or died.
+        For each verifier `verifier/<name>/correct|wrong|partial|unverified`, `.../timeouts` (workers killed), `.../errors`
+        (exceptions, crashes, replies that are none; like time-outs, retries included) and `.../cache_hits`;
+        when it worked out a verdict, `.../seconds_mean|p50|p99` of its work and `.../wait_mean|p50|p99` from when it could
+        have begun until a worker took it, in seconds. `verifier/restarts` are the workers replaced because they were
+        killed or died, `verifier/waiting` the tasks that no worker has taken yet.
         """
+        tallies, restarts, waiting = self.drain()
+        return {"verifier/restarts": restarts, "verifier/waiting": waiting, **summary(tallies)}
+
+    def drain(self) -> tuple[dict[str, Tally], int, int]:
+        """What `stats` is made of, counted from zero again: tallies by verifier, restarts, tasks that wait."""
         with self._lock:
             tallies, self._tallies = self._tallies, {name: Tally() for name in self._tallies}
             restarts, self._restarts = self._restarts, 0
-        values: dict[str, float] = {"verifier/restarts": restarts}
-        for name, tally in tallies.items():
-            values |= {f"verifier/{name}/{status}": tally.statuses[status] for status in STATUSES}
-            values[f"verifier/{name}/timeouts"] = tally.timeouts
-            if total := tally.statuses.total():
-                values[f"verifier/{name}/seconds_mean"] = tally.seconds / total
-        return values
+            return tallies, restarts, len(self._backlog)
 
     def close(self) -> None:
         """Kill the workers and wait for their threads; what is not scored yet fails with `VerifierError`."""
@@ -191,7 +218,7 @@ class VerifierPool:
                     continue
                 self._workers.add(worker)
             try:
-                worker.wait_ready(self._start_deadline)
+                self._loaded(worker.wait_ready(self._start_deadline))
                 return worker
             except VerifierError:
                 self._discard(worker)
@@ -202,7 +229,15 @@ class VerifierPool:
                 break
             except (EOFError, ValueError) as error:
                 problem = f"{error} (exit code {self._discard(worker)})"
-        raise VerifierError(f"no verifier worker could load {', '.join(self._weights)}: {problem}")
+        raise VerifierError(f"no verifier worker could load {', '.join(self._tallies)}: {problem}")
+
+    def _loaded(self, traits: Sequence[Traits]) -> None:
+        """What the verifiers are is known in the workers only: nothing of theirs is imported here."""
+        with self._lock:
+            if self._plan is None:
+                keys = [prefix(s.name, t.version, s.params) for s, t in zip(self._specs, traits, strict=True)]
+                self._plan = made_of(self._specs, traits, keys)
+                self._backlog = Backlog(self._plan.entries, self._settings.workers)
 
     def _discard(self, worker: WorkerProcess) -> int:
         with self._lock:
@@ -212,53 +247,68 @@ class VerifierPool:
     def _serve(self, worker: WorkerProcess) -> Failure | None:
         """Score with one worker until it is used up, fails, or the pool stops."""
         served = 0
-        while served < self._settings.recycle_after and (batch := self._take()):
-            if not worker.quiet():  # it died while it had nothing to do: no item is to blame
-                self._give_back(batch)
+        while served < self._settings.recycle_after and (calls := self._take()):
+            entry = calls[0].entry
+            try:
+                if not worker.quiet():  # it died while it had nothing to do: no item is to blame
+                    self._give_back(calls)
+                    with self._lock:
+                        self._restarts += 1
+                    return None
+                worker.send(b"".join(call.line() for call in calls))
+                served += sum(len(task.items) for call in calls for task in call.tasks)
+                if failure := self._listen(worker, calls):
+                    return failure
+            finally:
                 with self._lock:
-                    self._restarts += 1
-                return None
-            worker.send(b"".join(task.line for task in batch))
-            served += len(batch)
-            while batch:
-                task, started = batch[0], time.monotonic()
-                try:
-                    outcome = outcome_of(task, worker.receive(started + task.spec.timeout))
-                except TimeoutError as error:
-                    cause, text = "timeout", str(error)
-                except EOFError as error:
-                    cause, text = "crash", str(error)
-                except ValueError as error:
-                    cause, text = "invalid_reply", str(error)
-                else:
-                    batch.popleft()
-                    if isinstance(outcome, Verdict):
-                        self._finish(task, outcome)
-                    else:
-                        self._try_again(task, "exception", outcome, time.monotonic() - started)
-                    continue
-                batch.popleft()
-                self._give_back(batch)
-                return Failure(task, cause, text, time.monotonic() - started)
+                    self._backlog.done(entry)
+                    self._lock.notify()
+            if worker.resident_mb() > self._settings.memory_mb:
+                break
         return None
 
-    def _take(self) -> deque[Task]:
-        """The next tasks for one worker; none when the pool has stopped. A task that failed before comes alone."""
+    def _listen(self, worker: WorkerProcess, calls: deque[Call]) -> Failure | None:
+        """Hear what becomes of the calls that a worker was given."""
+        while calls:
+            call, started = calls[0], time.monotonic()
+            try:
+                outcomes = outcomes_of(call, worker.receive(started + call.entry.spec.timeout))
+            except TimeoutError as error:
+                cause, text = "timeout", str(error)
+            except EOFError as error:
+                cause, text = "crash", str(error)
+            except ValueError as error:
+                cause, text = "invalid_reply", str(error)
+            else:
+                calls.popleft()
+                scored: list[tuple[Task, list[Verdict]]] = []
+                for task, outcome in zip(call.tasks, outcomes, strict=True):
+                    if isinstance(outcome, Mapping):
+                        self._erred(call, task, "exception", outcome, time.monotonic() - started)
+                    else:
+                        scored.append((task, outcome))
+                self._finish(scored)
+                continue
+            calls.popleft()
+            self._give_back(calls)
+            return Failure(call, cause, text, time.monotonic() - started)
+        return None
+
+    def _take(self) -> deque[Call]:
+        """The next calls for one worker, all of one verifier; none when the pool has stopped."""
         with self._lock:
-            self._lock.wait_for(lambda: self._queue or self._stopped)
+            self._lock.wait_for(lambda: self._stopped or self._backlog.ready())
             if self._stopped is not None:
                 return deque()
-            # Batches save round trips while the queue is long; at its end they would only keep work from idle workers.
-            size = max(1, min(MAX_BATCH, len(self._queue) // (2 * self._settings.workers)))
-            batch = deque([self._queue.popleft()])
-            while len(batch) < size and not batch[0].alone and not self._queue[0].alone:
-                batch.append(self._queue.popleft())
-            return batch
+            calls = self._backlog.take()
+            now = time.monotonic()
+            self._tallies[calls[0].entry.spec.name].waits += [now - t.queued for call in calls for t in call.tasks]
+            return calls
 
-    def _give_back(self, batch: deque[Task]) -> None:
+    def _give_back(self, calls: deque[Call]) -> None:
         with self._lock:
-            self._queue.extendleft(reversed(batch))
-            self._lock.notify(len(batch))
+            self._backlog.give_back(calls)
+            self._lock.notify(len(calls))
 
     def _failed(self, failure: Failure, pid: int, code: int) -> None:
         with self._lock:
@@ -266,37 +316,87 @@ class VerifierPool:
                 return
             self._restarts += 1
             if failure.cause == "timeout":
-                self._tallies[failure.task.spec.name].timeouts += 1
+                self._tallies[failure.call.entry.spec.name].timeouts += 1
         details = {"error": failure.text, "worker": pid, "exit_code": code}
-        self._try_again(failure.task, failure.cause, details, failure.seconds)
+        for task in failure.call.tasks:
+            self._erred(failure.call, task, failure.cause, details, failure.seconds)
 
-    def _try_again(self, task: Task, cause: str, details: Mapping[str, Any], seconds: float) -> None:
+    def _erred(self, call: Call, task: Task, cause: str, details: Mapping[str, Any], seconds: float) -> None:
         """The blame rule: again while attempts are left, then wrong if the completion caused it, else unverified."""
-        task.failures[cause] += 1
+        batch = len(call.tasks) > 1  # then which of them it was is found out one by one
+        task.failures["batch" if batch else cause] += 1
         allowed = TIMEOUT_ATTEMPTS if cause == "timeout" else self._settings.retries + 1
-        if task.failures[cause] < allowed:
-            with self._lock:
-                self._queue.append(task)
-                self._lock.notify()
-            return
-        details = {"verifier": task.spec.name, "prompt_id": task.item.rollout.prompt_id, **details}
-        if cause in ("timeout", "crash"):
-            self._finish(task, Verdict("wrong", 0.0, cause, None, {}, details, seconds, task.failures.total()))
-        else:
-            self._finish(task, Verdict("unverified", None, cause, None, {}, details, seconds, task.failures.total()))
-
-    def _finish(self, task: Task, verdict: Verdict) -> None:
-        item = task.item
         with self._lock:
-            tally = self._tallies[task.spec.name]
-            tally.statuses[verdict.status] += 1
-            tally.seconds += verdict.seconds
-            item.verdicts[task.spec.name] = verdict
-            verdicts = {name: v for name, v in item.verdicts.items() if v is not None}
-            if len(verdicts) < len(self._specs) or item not in self._pending:
+            if cause != "timeout":
+                self._tallies[task.entry.spec.name].errors += 1
+            if batch or task.failures[cause] < allowed:
+                if self._stopped is None:
+                    self._backlog.add(task, time.monotonic())
+                    self._lock.notify()
                 return
-            self._pending.remove(item)
-        item.future.set_result(item.rollout.scored(verdicts, self._weights))
+        traits, rollout = task.entry.traits, task.items[0].rollout
+        details = {"verifier": task.entry.spec.name, "prompt_id": rollout.prompt_id, **details}
+        caused = cause == "crash" or (cause == "timeout" and not traits.service)
+        status, score = ("wrong", 0.0) if caused and len(task.items) == 1 else ("unverified", None)
+        verdict = Verdict(status, score, cause, None, {}, details, seconds, task.failures.total())  # type: ignore[arg-type]
+        self._finish([(task, [verdict] * len(task.items))])
+
+    # --------------------------------------------------------------------------------------------- verdicts to futures
+
+    def _enqueue(self, task: Task) -> tuple[Task, list[Verdict]] | None:
+        """Under the lock: put a task into the queue, unless its verdict is known, or on its way for another."""
+        if task.key is not None:
+            if (verdict := self._cache.find(task.key)) is not None:
+                self._tallies[task.entry.spec.name].cache_hits += 1
+                return task, [verdict]
+            if not self._cache.lead(task.key, task):
+                self._tallies[task.entry.spec.name].cache_hits += 1
+                return None
+        self._backlog.add(task, time.monotonic())
+        self._lock.notify()
+        return None
+
+    def _finish(self, scored: list[tuple[Task, list[Verdict]]]) -> None:
+        with self._lock:
+            for task, verdicts in list(scored):
+                if task.key is not None and self._stopped is None:
+                    # What is the machine's doing may be otherwise next time; those who wait already share it.
+                    sound = verdicts[0].status != "unverified" and not task.alone
+                    followers = self._cache.arrived(task.key, verdicts[0], keep=sound)
+                    scored += [(follower, [shared(verdicts[0])]) for follower in followers]
+            done = self._settle(scored)
+            self._pending.difference_update(done)
+        for item in done:
+            item.future.set_result(item.scored())
+
+    def _settle(self, scored: list[tuple[Task, list[Verdict]]]) -> list[Item]:
+        """Under the lock: note verdicts, begin what waited for them; the items that now have all of theirs."""
+        done = []
+        for task, verdicts in scored:
+            name = task.entry.spec.name
+            tally = self._tallies[name]
+            for item, verdict in zip(task.items, verdicts, strict=True):
+                tally.statuses[verdict.status] += 1
+                if not verdict.cached:
+                    tally.seconds.append(verdict.seconds)
+                item.verdicts[name] = verdict
+                if item not in self._pending:  # the pool has stopped
+                    continue
+                for dependent in item.dependents.get(name, ()):
+                    dependent.needs -= 1
+                    if dependent.needs == 0:
+                        self._enqueue(dependent)  # these have no key, so nothing of theirs is known yet
+                if None not in item.verdicts.values():
+                    done.append(item)
+        return done
+
+    def _running(self, rollout: Rollout) -> Plan:
+        with self._lock:
+            if self._stopped is not None:
+                raise VerifierError(f"cannot score {described(rollout)}: {self._stopped}")
+            if self._plan is None:
+                raise VerifierError(f"cannot score {described(rollout)}: the verifier pool is not started")
+            return self._plan
 
     def _stop(self, error: VerifierError) -> None:
         """Stop for good; the first reason stays."""
@@ -307,9 +407,24 @@ class VerifierPool:
             self._closing.set()
             abandoned = list(self._pending)
             self._pending.clear()
-            self._queue.clear()
+            self._backlog.clear()
+            self._cache.clear()
             for worker in self._workers:
                 worker.interrupt()
             self._lock.notify_all()
         for item in abandoned:
             item.future.set_exception(VerifierError(f"{described(item.rollout)} was not scored: {error}"))
+
+
+def environment(spec: config.VerifierSpec) -> dict[str, str]:
+    """The variables a verifier is let see.
+
+    Raises:
+        VerifierError: one is not set.
+    """
+    for name in spec.env:
+        if name not in os.environ:
+            raise VerifierError(
+                f"verifier {spec.name!r}: env names {name!r}, which is not set; export it before the run"
+            )
+    return {name: os.environ[name] for name in spec.env}

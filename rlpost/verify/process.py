@@ -12,9 +12,10 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from rlpost.verify.protocol import VerifierError
+from rlpost.verify.protocol import Traits, VerifierError
 
 # What a Python process needs to run; everything else, API keys above all, stays with the trainer.
 ENVIRONMENT = {
@@ -77,8 +78,8 @@ class WorkerProcess:
     def pid(self) -> int:
         return self._process.pid
 
-    def wait_ready(self, seconds: float) -> None:
-        """Wait until the verifiers are loaded.
+    def wait_ready(self, seconds: float) -> list[Traits]:
+        """Wait until the verifiers are loaded; what each of them is.
 
         Raises:
             VerifierError: the verifiers do not load.
@@ -87,9 +88,21 @@ class WorkerProcess:
         reply = self.receive(time.monotonic() + seconds)
         if "load_error" in reply:
             raise VerifierError(reply["load_error"])
+        try:
+            return [Traits(**traits) for traits in reply["ready"]]
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"verifier worker {self.pid} sent {str(reply)[:200]} instead of being ready") from error
+
+    def resident_mb(self) -> float:
+        """Memory of the process itself, in MiB; 0 when it is gone."""
+        try:
+            pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
+        except (FileNotFoundError, ProcessLookupError):
+            return 0.0
+        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
     def send(self, lines: bytes) -> None:
-        """Queue items, one JSON document a line; they are written while `receive` waits."""
+        """Queue calls, one JSON document a line; they are written while `receive` waits."""
         self._outbox += lines
 
     def quiet(self) -> bool:

@@ -3,25 +3,45 @@
 A verifier is plain Python, sync or async, and need not import anything from here:
 
     def verify(response: str, reference, **sample) -> float | bool | dict | None
+
+Attributes of the function (`verify.group = True`, or arguments of `@verifier`) say what else it is:
+
+    batched         `verify_batch(samples: list[dict], **params) -> list`: many samples at once, of any prompts; a function
+                    of that name, or one beside `verify` in the module, needs no attribute
+    group           `verify(responses: list[str], reference, **prompt) -> list`: all responses to one prompt at once
+    deterministic   False: the same sample may get another verdict, so none is kept
+    service         True: it waits for a service, so that a time-out is not the completion's doing
+    version         what changes when its verdicts do; by default a digest of its file
+
+A verifier with an argument `verdicts` runs after others, and gets their scores by name.
 """
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import math
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from numbers import Real
-from typing import Any, TypeVar
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from rlpost.types import Status, Verdict
 
 SAMPLE_FIELDS = ("response", "reference", "prompt", "prompt_id", "finish_reason", "token_count")
+GROUP_FIELDS = ("responses", "reference", "prompt", "prompt_id", "finish_reasons", "token_counts")
+BATCH_FIELDS = ("samples",)
 RESULT_KEYS = ("score", "reason", "extracted", "components", "details", "status")
 STATUSES = ("correct", "wrong", "partial", "unverified")
-# `extracted` comes from the completion, which must not be able to flood the trainer's memory through it.
+TRAITS = ("batched", "group", "deterministic", "service", "version")
+# These come from the completion, which must not be able to flood the trainer's memory through them.
 MAX_EXTRACTED = 2000
+MAX_REASON = 1000
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -32,12 +52,41 @@ class VerifierError(RuntimeError):
     """A verifier that cannot be found, loaded, called or kept alive. The message names it and the fix."""
 
 
-def verifier(name: str) -> Callable[[F], F]:
+@dataclass(frozen=True)
+class Traits:
+    """What the pool must know of a verifier; see the attributes above.
+
+    `dependent`: it has an argument `verdicts`. `version` is part of the key of a verdict that is kept.
+    """
+
+    mode: Literal["single", "batch", "group"] = "single"
+    dependent: bool = False
+    deterministic: bool = True
+    service: bool = False
+    version: str = ""
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A verifier ready to be called: samples in, as many results out (a coroutine from an async one)."""
+
+    traits: Traits
+    call: Callable[[Sequence[Mapping[str, Any]]], Any]
+
+
+def verifier(name: str, **traits: Any) -> Callable[[F], F]:
     """Register the decorated function under `name`, so that `file.py:name` or `module:name` finds it.
 
+    Args:
+        traits: attributes to set on the function: `@verifier("novelty", group=True)`.
+
     Raises:
-        VerifierError: when another function has the name already.
+        VerifierError: when another function has the name already, or a trait is not one.
     """
+    if unknown := [key for key in traits if key not in TRAITS]:
+        raise VerifierError(
+            f"verifier {name!r}: {unknown[0]!r} is no trait of a verifier; they are {', '.join(TRAITS)}"
+        )
 
     def register(function: F) -> F:
         known = REGISTERED.get(name)
@@ -46,6 +95,8 @@ def verifier(name: str) -> Callable[[F], F]:
                 f"verifier {name!r} is registered twice: by {known.__module__}.{known.__qualname__} and by "
                 f"{function.__module__}.{function.__qualname__}; rename one"
             )
+        for key, value in traits.items():
+            setattr(function, key, value)
         REGISTERED[name] = function
         return function
 
@@ -63,6 +114,118 @@ def bind(name: str, function: Callable[..., Any], params: Mapping[str, Any]) -> 
         VerifierError: now, for a signature that cannot be filled by name or a parameter the function does not take;
             when called, for an argument without default that the sample does not have.
     """
+    fill = _filled(name, function, params, SAMPLE_FIELDS)
+    return lambda sample: fill(sample["metadata"], _given(sample, *SAMPLE_FIELDS))
+
+
+def load(name: str, function: Callable[..., Any], params: Mapping[str, Any], timeout: float | None = None) -> Bound:
+    """A verifier of whatever kind as a function of a list of samples, and what kind it is.
+
+    Args:
+        params: of the configuration. `of` is the pool's, for a verifier with `verdicts`, unless it takes that too.
+        timeout: seconds a call may take, for a verifier that has an argument of that name.
+
+    Raises:
+        VerifierError: as `bind`; or it is called for samples and does not return as many results.
+    """
+    module = _module(function)
+    if module is not None and getattr(module, "verify", None) is function:
+        function = getattr(module, "verify_batch", function)
+    traits = traits_of(function)
+    arguments = inspect.signature(function).parameters
+    params = {key: v for key, v in params.items() if key != "of" or not traits.dependent or key in arguments}
+    if timeout is not None and "timeout" in arguments:
+        params = {"timeout": timeout, **params}
+    if traits.mode == "single":
+        one = bind(name, function, params)
+        return Bound(traits, lambda samples: _each(one(sample) for sample in samples))
+    fields = GROUP_FIELDS if traits.mode == "group" else BATCH_FIELDS
+    if fields[0] not in arguments and not any(a.kind is a.VAR_KEYWORD for a in arguments.values()):
+        raise VerifierError(f"verifier {name!r} is {traits.mode}, so it must have an argument {fields[0]!r}")
+    fill = _filled(name, function, params, fields)
+    values_of = _group if traits.mode == "group" else _batch
+
+    def call(samples: Sequence[Mapping[str, Any]]) -> Any:
+        metadata = samples[0]["metadata"] if traits.mode == "group" else {}
+        result = fill(metadata, values_of(samples))
+        return (
+            _later(name, result, len(samples)) if inspect.isawaitable(result) else _listed(name, result, len(samples))
+        )
+
+    return Bound(traits, call)
+
+
+def traits_of(function: Callable[..., Any]) -> Traits:
+    """What a verifier's attributes and signature say of it."""
+    batched = getattr(function, "batched", getattr(function, "__name__", "") == "verify_batch")
+    group = getattr(function, "group", False)
+    if batched and group:
+        raise VerifierError(f"{function!r} is both batched and group: a group verifier gets one group at a time")
+    return Traits(
+        mode="group" if group else "batch" if batched else "single",
+        dependent="verdicts" in inspect.signature(function).parameters,
+        deterministic=bool(getattr(function, "deterministic", True)),
+        service=bool(getattr(function, "service", False)),
+        version=_version(function),
+    )
+
+
+def _version(function: Callable[..., Any]) -> str:
+    if (given := getattr(function, "version", None)) is not None:
+        return str(given)
+    file = getattr(_module(function), "__file__", None)
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:12] if file else ""
+
+
+def _module(function: Callable[..., Any]) -> ModuleType | None:
+    return sys.modules.get(getattr(function, "__module__", None) or "")
+
+
+def _given(sample: Mapping[str, Any], *fields: str) -> dict[str, Any]:
+    return {key: sample[key] for key in (*fields, "verdicts") if key in sample}
+
+
+def _group(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return {
+        **_given(samples[0], "reference", "prompt", "prompt_id"),
+        "responses": [s["response"] for s in samples],
+        "finish_reasons": [s["finish_reason"] for s in samples],
+        "token_counts": [s["token_count"] for s in samples],
+        **({"verdicts": [s["verdicts"] for s in samples]} if "verdicts" in samples[0] else {}),
+    }
+
+
+def _batch(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    values: dict[str, Any] = {"samples": [{**s["metadata"], **{key: s[key] for key in SAMPLE_FIELDS}} for s in samples]}
+    if "verdicts" in samples[0]:
+        values["verdicts"] = [s["verdicts"] for s in samples]
+    return values
+
+
+def _each(results: Any) -> Any:
+    (result,) = results  # a single verifier is called for one sample
+    return _wrapped(result) if inspect.isawaitable(result) else [result]
+
+
+async def _wrapped(awaitable: Any) -> list[Any]:
+    return [await awaitable]
+
+
+async def _later(name: str, awaitable: Any, count: int) -> list[Any]:
+    return _listed(name, await awaitable, count)
+
+
+def _listed(name: str, results: Any, count: int) -> list[Any]:
+    if not isinstance(results, list | tuple) or len(results) != count:
+        what = f"{len(results)} results" if isinstance(results, list | tuple) else type(results).__name__
+        raise VerifierError(f"verifier {name!r} returned {what} for {count} samples; it must return a list of {count}")
+    return list(results)
+
+
+def _filled(
+    name: str, function: Callable[..., Any], params: Mapping[str, Any], fields: Sequence[str]
+) -> Callable[[Mapping[str, Any], Mapping[str, Any]], Any]:
+    """`function`, called with its arguments by name out of metadata, `params`, and the values of a sample's fields."""
     arguments = inspect.signature(function).parameters
     for argument in arguments.values():
         if argument.kind in (argument.POSITIONAL_ONLY, argument.VAR_POSITIONAL):
@@ -74,13 +237,13 @@ def bind(name: str, function: Callable[..., Any], params: Mapping[str, Any]) -> 
     takes_all = len(named) < len(arguments)
     required = [a.name for a in named if a.default is a.empty]
     for key in params:
-        if key in SAMPLE_FIELDS:
+        if key in fields or key == "verdicts":
             raise VerifierError(f"verifier {name!r}: {key!r} is filled from each sample and cannot be a parameter")
         if not takes_all and key not in arguments:
             raise VerifierError(f"verifier {name!r} takes no {key!r}; its arguments are {', '.join(arguments)}")
 
-    def call(sample: Mapping[str, Any]) -> Any:
-        values = {**sample["metadata"], **params, **{key: sample[key] for key in SAMPLE_FIELDS}}
+    def call(metadata: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
+        values = {**metadata, **params, **given}
         missing = [key for key in required if key not in values]
         if missing:
             raise VerifierError(
@@ -130,7 +293,7 @@ def to_verdict(result: Any) -> Verdict:
     return Verdict(
         status=status,
         score=score,
-        reason=str(result.get("reason") or ("no_verdict" if score is None else "")),
+        reason=str(result.get("reason") or ("no_verdict" if score is None else ""))[:MAX_REASON],
         extracted=None if extracted is None else str(extracted)[:MAX_EXTRACTED],
         components={str(key): float(value) for key, value in components.items()},
         details={str(key): value for key, value in details.items()},

@@ -18,9 +18,14 @@ from rlpost.verify.protocol import REGISTERED, VerifierError
 BUILT_IN = {
     "math": "rewards.math_equivalence:verify",
     "reasoning_gym": "rewards.reasoning_gym_task:verify",
-    "exact": "rewards.exact:verify",
-    "format": "rewards.format:verify",
-    "countdown": "rewards.countdown:verify",
+    **{
+        name: f"rewards.{name}:verify"
+        for name in (
+            *("exact", "format", "countdown", "code", "sql", "length", "overlong", "repetition", "language", "choice"),
+            *("regex", "json_schema", "instructions", "ensemble"),
+        )
+    },
+    "judge": "rlpost.verify.judge:verify",
 }
 ENTRY_POINTS = "rlpost.verifiers"
 

@@ -1,14 +1,17 @@
 """The process that runs verifiers: `python -m rlpost.verify.worker REQUESTS_FD REPLIES_FD PARENT_PID`.
 
 One JSON document a line, over two pipes of its own; never pickle.
-    in:   {"verifiers": [{"name", "params"}, ...]}, then for each item {"id", "verifier": index, "sample": {...}}
-    out:  {"ready": true} or {"load_error": text}, then for each item, before the next one begins,
-          {"id", "verdict": {...}, "details": {...}} or {"id", "exception": {...}}
+    in:   {"verifiers": [{"name", "params", "timeout", "env"}, ...]}, then for each call
+          {"id", "verifier": index, "samples": [{...}, ...]}: one sample, a batch, or a group
+    out:  {"ready": [traits, ...]} or {"load_error": text}, then for each call, before the next one begins,
+          {"id", "outcomes": [{"verdict": {...}, "details": {...}} or {"exception": {...}}, ...]} or
+          {"id", "exception": {...}}
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import dataclasses
 import inspect
@@ -18,16 +21,17 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from rlpost.types import Verdict
-from rlpost.verify.protocol import VerifierError, bind, to_verdict
+from rlpost.verify.protocol import VerifierError, load, to_verdict
 from rlpost.verify.registry import resolve
 
 PR_SET_PDEATHSIG = 1
 MAX_DETAILS = 100_000
+MAX_REPLY_DETAILS = 4_000_000  # of all samples of a call
 MAX_TRACEBACK = 4000
 
 
@@ -40,14 +44,32 @@ def main(requests_fd: int, replies_fd: int, parent: int) -> None:
     sys.path.append(os.getcwd())  # for `package.module:function`; last, so that it hides no library
     with os.fdopen(requests_fd, "rb") as requests, os.fdopen(replies_fd, "wb") as replies, asyncio.Runner() as runner:
         try:
-            verifiers = _load(json.loads(requests.readline())["verifiers"])
+            verifiers = [Verifier(**spec) for spec in json.loads(requests.readline())["verifiers"]]
         except VerifierError as error:
             _reply(replies, json.dumps({"load_error": str(error)}))
             return
-        _reply(replies, '{"ready":true}')
+        _reply(replies, json.dumps({"ready": [dataclasses.asdict(v.bound.traits) for v in verifiers]}))
         for line in requests:
-            item = json.loads(line)
-            _reply(replies, _score(runner, verifiers[item["verifier"]], item["id"], item["sample"]))
+            call = json.loads(line)
+            _reply(replies, _score(runner, verifiers[call["verifier"]], call["id"], call["samples"]))
+
+
+class Verifier:
+    """A verifier and the environment variables it alone sees, while it is loaded and while it is called."""
+
+    def __init__(self, name: str, params: Mapping[str, Any], timeout: float, env: Mapping[str, str]) -> None:
+        self.env = env
+        with self.environment():
+            self.bound = load(name, resolve(name), params, timeout)
+
+    @contextlib.contextmanager
+    def environment(self) -> Iterator[None]:
+        os.environ.update(self.env)
+        try:
+            yield
+        finally:
+            for key in self.env:
+                os.environ.pop(key, None)
 
 
 def _die_with(parent: int) -> None:
@@ -58,38 +80,47 @@ def _die_with(parent: int) -> None:
         sys.exit("the process that started this verifier worker is gone")
 
 
-def _load(specs: Sequence[Mapping[str, Any]]) -> list[Callable[[Mapping[str, Any]], Any]]:
-    return [bind(spec["name"], resolve(spec["name"]), spec["params"]) for spec in specs]
-
-
-def _score(runner: asyncio.Runner, verify: Callable[[Mapping[str, Any]], Any], item: int, sample: Any) -> str:
+def _score(runner: asyncio.Runner, verifier: Verifier, call: int, samples: Sequence[Mapping[str, Any]]) -> str:
     started = time.perf_counter()
     try:
-        result = verify(sample)
-        if inspect.isawaitable(result):
-            result = runner.run(_value_of(result))
-        verdict = to_verdict(result)
+        with verifier.environment():
+            results = verifier.bound.call(samples)
+            if inspect.isawaitable(results):
+                results = runner.run(_value_of(results))
+        verdicts = [result if isinstance(result, Exception) else to_verdict(result) for result in results]
     # Not only Exception: a `sys.exit` in a verifier must be seen as its fault, not as a crash the completion caused.
     except BaseException as error:  # noqa: BLE001
-        text = "".join(traceback.format_exception(error))[-MAX_TRACEBACK:]
-        return json.dumps({"id": item, "exception": {"error": repr(error)[:500], "traceback": text}})
-    return _encode(item, dataclasses.replace(verdict, seconds=time.perf_counter() - started))
+        return json.dumps({"id": call, "exception": _described(error)})
+    share = (time.perf_counter() - started) / len(verdicts)
+    room = min(MAX_DETAILS, MAX_REPLY_DETAILS // len(verdicts))
+    outcomes = [
+        json.dumps({"exception": _described(v)})
+        if isinstance(v, Exception)
+        else _encode(dataclasses.replace(v, seconds=share), room)
+        for v in verdicts
+    ]
+    return f'{{"id":{call},"outcomes":[{",".join(outcomes)}]}}'
 
 
 async def _value_of(awaitable: Any) -> Any:
     return await awaitable
 
 
-def _encode(item: int, verdict: Verdict) -> str:
+def _described(error: BaseException) -> dict[str, str]:
+    text = "".join(traceback.format_exception(error))[-MAX_TRACEBACK:]
+    return {"error": repr(error)[:500], "traceback": text}
+
+
+def _encode(verdict: Verdict, room: int) -> str:
     fields = {f.name: getattr(verdict, f.name) for f in dataclasses.fields(verdict)}
     try:
         details = json.dumps(verdict.details, default=repr)
     except (TypeError, ValueError, RecursionError) as error:
         details = json.dumps({"not_json": repr(error)})
-    if len(details) > MAX_DETAILS:
-        details = json.dumps({"too_long": details[:MAX_DETAILS]})
+    if len(details) > room:
+        details = json.dumps({"too_long": details[:room]})
     del fields["details"]
-    return f'{{"id":{item},"verdict":{json.dumps(fields)},"details":{details}}}'
+    return f'{{"verdict":{json.dumps(fields)},"details":{details}}}'
 
 
 def _reply(replies: BinaryIO, line: str) -> None:

@@ -37,6 +37,17 @@ def obeys(response, reference):
     if response == "segfault":
         os.kill(os.getpid(), signal.SIGSEGV)
     return response == reference
+
+
+def verify_batch(samples):
+    return [obeys(s["response"], s["reference"]) for s in samples]
+
+
+def alike(responses, reference):
+    return [obeys(r, reference) for r in responses]
+
+
+alike.group = True
 """
 
 
@@ -129,6 +140,54 @@ def test_crashes_are_blamed_on_their_own_item_only(name):
     expected = {"yes": ("correct", ""), "no": ("wrong", ""), "segfault": ("wrong", "crash"), "exit": ("wrong", "crash")}
     assert [(v.status, v.reason) for v in verdicts] == [expected[text] for text in texts]
     assert {v.attempts for v, text in zip(verdicts, texts, strict=True) if text in ("yes", "no")} == {1}
+
+
+def test_hostile_samples_in_batches_are_found_one_by_one_and_the_others_keep_their_verdicts(name):
+    before, files = children(), descriptors()
+    batched = name.replace(":obeys", ":verify_batch")
+    texts = ["loop" if i in (7, 61) else "segfault" if i in (20, 21) else "yes" if i % 2 else "no" for i in range(80)]
+    with pool_of(batched, timeout=1.0) as pool:
+        futures = [pool.submit(*sample(text, number=i)) for i, text in enumerate(texts)]
+        verdicts = [f.result(WAIT).verdicts[batched] for f in futures]
+        wait_until(lambda: len(children() - before) == 2, "capacity is restored")
+    expected = {
+        "yes": ("correct", ""),
+        "no": ("wrong", ""),
+        "loop": ("wrong", "timeout"),
+        "segfault": ("wrong", "crash"),
+    }
+    assert [(v.status, v.reason) for v in verdicts] == [expected[text] for text in texts]
+    assert children() == before
+    assert descriptors() == files
+
+
+def test_a_hostile_response_in_a_group_masks_its_group_only(name):
+    alike = name.replace(":obeys", ":alike")
+    with pool_of(alike, timeout=1.0, retries=1) as pool:
+        futures = []
+        for number, texts in enumerate((["yes", "no"], ["yes", "segfault"], ["loop", "no"], ["no", "yes"])):
+            made = [sample(text, number=number) for text in texts]
+            futures.append(pool.submit_group([rollout for rollout, _ in made], made[0][1]))
+        rewards = [[f.result(WAIT).reward for f in group] for group in futures]
+    assert rewards == [[1.0, 0.0], [None, None], [None, None], [0.0, 1.0]]
+
+
+def test_a_kill_gives_back_the_place_of_a_verifier_with_few(name):
+    spec = config.VerifierSpec(name=name, timeout=0.3, concurrency=1)
+    with VerifierPool([spec], config.VerifierPool(workers=2, retries=1)) as pool:
+        texts = ["loop", "exit", "yes", "segfault", "loop", "yes"]
+        futures = [pool.submit(*sample(text, number=i)) for i, text in enumerate(texts)]
+        assert [f.result(WAIT).reward for f in futures] == [0.0, 0.0, 1.0, 0.0, 0.0, 1.0]
+
+
+def test_followers_of_a_hostile_sample_share_its_verdict_and_none_waits_for_ever(name):
+    with pool_of(name, timeout=0.5) as pool:
+        futures = [pool.submit(*sample(text)) for text in ["loop", "exit", "yes"] * 5]
+        reasons = [f.result(WAIT).verdicts[name].reason for f in futures]
+        stats = pool.stats()
+    assert reasons == ["timeout", "crash", ""] * 5
+    assert stats[f"verifier/{name}/timeouts"] == 2
+    assert stats[f"verifier/{name}/cache_hits"] == 12
 
 
 def test_workers_killed_at_random_lose_no_sample(name):

@@ -162,7 +162,7 @@ def test_a_killed_run_resumes_at_the_right_step_rate_data_weights_and_state_of_e
                 {"divergence": "k2", "anchor": "slow", "coef": {"name": "adaptive_kl", "initial": 0.1, "target": 1e-4}}
             ],
             "terms": [{"loss": "sft", "source": "sft", "coef": 0.5}],
-            "reweight": {"name": "recap", "window": 1},
+            "reweight": {"name": "recap", "window": 2},
         },
     }
     path, straight = config("straight", **settings)
@@ -181,7 +181,7 @@ def test_a_killed_run_resumes_at_the_right_step_rate_data_weights_and_state_of_e
         for name in ("kl/k2", "coef/k2", "coef/sft", "coef/policy_loss", "loss/sft", "samples/sft"):
             assert a[name] == pytest.approx(b[name], rel=1e-3, abs=1e-6), name
     assert len({row["coef/k2"] for row in found}) > 3, "the coefficient adapts"
-    assert len({row["coef/sft"] for row in found}) > 3, "terms are reweighted"
+    assert len({row["coef/sft"] for row in found}) > 1, "terms are reweighted"
     rlpost("resume", killed, expect=3)
 
 
@@ -250,6 +250,46 @@ def test_a_verifier_that_breaks_is_masked_counted_and_stops_the_run(config, tmp_
     row = pq.read_table(run / "rollouts" / "step_000001.parquet").to_pylist()[0]
     assert row["reward"] is None
     assert "no dictionary" in row["verdicts"]
+
+
+def test_programs_are_run_in_the_sandbox_and_scored(tmp_path):
+    rlpost(
+        "train",
+        "configs/gsm8k_tiny_cpu.yaml",
+        f"runs_dir={tmp_path}",
+        "name=mbpp",
+        "data.train={path: tests/data/mbpp_sample.jsonl, prompt: text, reference: code, id: task_id, "
+        "metadata: [test_list, test_setup_code]}",
+        "data.holdout=null",
+        "verifiers=[code]",
+    )
+    rows = metrics(tmp_path / "mbpp")
+    assert len(rows) == 3
+    assert all(row["verifier/code/wrong"] == 16 and row["verifier/code/unverified"] == 0 for row in rows)
+
+
+def test_a_verifier_that_hangs_on_some_rows_costs_those_rows_and_not_the_run(config, tmp_path):
+    (tmp_path / "hangs.py").write_text(
+        "import time\n"
+        "def score(response, reference, prompt_id):\n"
+        "    if sum(prompt_id.encode()) % 4 == 0:\n"
+        "        time.sleep(1000)\n"
+        "    return float(len(response) % 2)\n"
+    )
+    path, run = config(
+        "hangs",
+        verifiers=[{"name": f"{tmp_path}/hangs.py:score", "timeout": 1.0}],
+        verifier_pool={"workers": 2, "retries": 0},
+        alarms={"unverified_share": 0.9},
+        evaluation={"before": False, "after": False},
+    )
+    rlpost("train", path)
+    rows = metrics(run)
+    assert len(rows) == 3
+    name = f"verifier/{tmp_path}/hangs.py:score"
+    assert sum(row[f"{name}/unverified"] for row in rows) > 0
+    assert sum(row[f"{name}/timeouts"] for row in rows) > 0
+    assert all(row["samples/learned"] <= 32 - row[f"{name}/unverified"] for row in rows)
 
 
 def test_supervised_learning_alone_leaves_a_model(config):

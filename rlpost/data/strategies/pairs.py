@@ -51,10 +51,10 @@ class Pairs(Strategy):
     def _of(self, group: Group, judge: str, step: int, index: int) -> list[tuple[Rollout, Rollout]]:
         distinct: dict[str, Rollout] = {}
         for rollout in group.rollouts:
-            if rollout.usable and rollout.verdicts[judge].status != "unverified":
+            if rollout.usable and rollout.judged(judge).status != "unverified":
                 distinct.setdefault(rollout.text, rollout)
-        winners = [r for r in distinct.values() if r.verdicts[judge].status == "correct"]
-        losers = [r for r in distinct.values() if r.verdicts[judge].status != "correct"]
+        winners = [r for r in distinct.values() if r.judged(judge).status == "correct"]
+        losers = [r for r in distinct.values() if r.judged(judge).status != "correct"]
         random = generator(self.order.seed, step, index)
         winners = [winners[i] for i in random.permutation(len(winners))]
         losers = [losers[i] for i in random.permutation(len(losers))]

@@ -38,6 +38,9 @@ class StandInFleet:
 class StandInPool:
     """Scores from several threads at once."""
 
+    def submit_group(self, rollouts: list[Rollout], prompt: Prompt) -> list[Future]:
+        return [self.submit(rollout, prompt) for rollout in rollouts]
+
     def submit(self, rollout: Rollout, prompt: Prompt) -> Future:
         future: Future = Future()
         verdict = Verdict("correct", 1.0)

@@ -147,7 +147,7 @@ def test_a_reply_that_is_not_one_is_unverified(verifiers, sampled):
 
 def test_a_flood_of_output_is_cut_and_still_a_verdict(verifiers, sampled):
     with pool_of(f"{verifiers}:obeys") as pool:
-        futures = [pool.submit(*sampled("long")) for _ in range(20)]
+        futures = [pool.submit(*sampled("long", number=i)) for i in range(20)]
         verdicts = [f.result(WAIT).verdicts.popitem()[1] for f in futures]
     assert all(v.status == "correct" and len(str(v.details)) < 200_000 for v in verdicts)
 
@@ -194,14 +194,19 @@ def test_stats_count_since_the_last_call(sampled):
         for text in ("yes", "yes", "no"):
             pool.submit(*sampled(text)).result(WAIT)
         stats = pool.stats()
-        assert stats.pop("verifier/exact/seconds_mean") > 0
+        for what in ("seconds", "wait"):
+            mean, p50, p99 = (stats.pop(f"verifier/exact/{what}_{key}") for key in ("mean", "p50", "p99"))
+            assert 0 < min(mean, p50) <= max(mean, p50) <= p99
         assert stats == {
             "verifier/restarts": 0,
+            "verifier/waiting": 0,
             "verifier/exact/correct": 2,
             "verifier/exact/wrong": 1,
             "verifier/exact/partial": 0,
             "verifier/exact/unverified": 0,
             "verifier/exact/timeouts": 0,
+            "verifier/exact/errors": 0,
+            "verifier/exact/cache_hits": 1,
         }
         assert set(pool.stats().values()) == {0}
 

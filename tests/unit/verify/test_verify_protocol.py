@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from rlpost.types import Verdict
-from rlpost.verify import VerifierError, to_verdict, verifier
-from rlpost.verify.protocol import bind
+from rlpost.verify import VerifierError, resolve, to_verdict, verifier
+from rlpost.verify.protocol import Traits, bind, load
 
 SAMPLE = {
     "response": "4",
@@ -145,3 +145,99 @@ def test_a_name_belongs_to_one_function():
         @verifier("test_protocol_twice")
         def second(response):
             return False
+
+
+def samples(*responses):
+    return [{**SAMPLE, "response": text} for text in responses]
+
+
+def test_a_batched_verifier_gets_the_samples_and_its_parameters():
+    def verify_batch(samples, limit):
+        return [(s["response"], s["level"], limit) for s in samples]
+
+    bound = load("v", verify_batch, {"limit": 7})
+    assert bound.traits.mode == "batch"
+    assert bound.call(samples("a", "b")) == [("a", 3, 7), ("b", 3, 7)]
+
+
+def test_verify_batch_beside_verify_is_what_is_called(tmp_path):
+    path = tmp_path / "both.py"
+    path.write_text(
+        "def verify(response): return 'one'\ndef other(response): return 'other'\n"
+        "def verify_batch(samples): return ['batch'] * len(samples)\n"
+    )
+    assert load("v", resolve(f"{path}:verify"), {}).call(samples("a", "b")) == ["batch", "batch"]
+    assert load("v", resolve(f"{path}:other"), {}).call(samples("a")) == ["other"]
+
+
+def test_a_group_verifier_gets_all_responses_to_a_prompt():
+    @verifier("test_protocol_group", group=True)
+    def spread(responses, reference, level, finish_reasons, token_counts):
+        return list(zip(responses, [reference, level], finish_reasons, token_counts, strict=True))
+
+    bound = load("v", spread, {})
+    assert bound.traits.mode == "group"
+    assert bound.call(samples("a", "b")) == [("a", "4", "stop", 1), ("b", 3, "stop", 1)]
+
+
+@pytest.mark.parametrize(
+    ("result", "named"),
+    [([1.0], "returned 1 results for 2 samples"), (1.0, "returned float for 2 samples"), ("ab", "returned str")],
+)
+def test_as_many_results_as_samples_or_an_error(result, named):
+    with pytest.raises(VerifierError, match=named):
+        load("v", batched(result), {}).call(samples("a", "b"))
+
+
+def batched(result):
+    def verify_batch(samples):
+        return result
+
+    return verify_batch
+
+
+def test_traits_are_read_off_the_function():
+    @verifier("test_protocol_traits", deterministic=False, service=True, version=3)
+    def asks(response, verdicts):
+        return verdicts["exact"]
+
+    bound = load("v", asks, {"of": ["exact"]})
+    assert bound.traits == Traits("single", dependent=True, deterministic=False, service=True, version="3")
+    assert bound.call([{**SAMPLE, "verdicts": {"exact": 0.5}}]) == [0.5]
+
+
+def test_the_version_is_a_digest_of_the_file_unless_it_is_given(tmp_path):
+    versions = []
+    for name, text in (("a", "return True"), ("b", "return True"), ("c", "return False")):
+        path = tmp_path / f"versioned_{name}.py"
+        path.write_text(f"def verify(response): {text}\n")
+        versions.append(load("v", resolve(f"{path}:verify"), {}).traits.version)
+    assert versions[0] == versions[1] != versions[2]
+    assert versions[0]
+
+
+def test_an_argument_called_timeout_is_the_time_there_is():
+    assert load("v", lambda timeout: timeout, {}, 7.5).call(samples("a")) == [7.5]
+
+
+def test_traits_that_cannot_be_are_refused():
+    with pytest.raises(VerifierError, match="'batch' is no trait"):
+        verifier("test_protocol_unknown", batch=True)
+
+    @verifier("test_protocol_torn", batched=True, group=True)
+    def torn(samples, responses):
+        return []
+
+    with pytest.raises(VerifierError, match="both batched and group"):
+        load("v", torn, {})
+
+    @verifier("test_protocol_blind", group=True)
+    def blind(response):
+        return []
+
+    with pytest.raises(VerifierError, match="must have an argument 'responses'"):
+        load("v", blind, {})
+
+
+def test_reasons_are_cut():
+    assert len(to_verdict({"score": 0.0, "reason": "x" * 10**6}).reason) < 10_000

@@ -1,0 +1,181 @@
+"""Plain data between processes, as JSON text. Its source is also run inside the sandbox: the standard library only.
+
+None, bool, int, float, str and list are JSON's own where that is exact; the others are an object with one key, their
+tag. A subclass crosses as its base type with the base type's value, so nothing it overrides has an effect on the other
+side. Decoding is strict and never runs code: an unknown tag is `Malformed`.
+"""
+
+from __future__ import annotations
+
+import collections
+import importlib
+import json
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+MAX_DEPTH = 100
+MAX_NODES = 200_000
+MAX_HOSTILE = 2**14
+EXACT_INT = 2**53
+COLLECTIONS: dict[str, Callable[[Any], Any]] = {"tuple": tuple, "set": set, "frozenset": frozenset}
+TYPES: dict[str, type] = {
+    kind.__name__: kind
+    for kind in (int, float, complex, bool, str, bytes, bytearray, list, tuple, dict, set, frozenset, range, object)
+}
+# Crosses as text. Each by its name in its module, which is imported only where such a value is met.
+TEXTUAL = {
+    "Decimal": "decimal",
+    "Fraction": "fractions",
+    "datetime": "datetime",
+    "date": "datetime",
+    "time": "datetime",
+}
+ITERATORS = (types.GeneratorType, map, zip, filter, enumerate, reversed, Iterator)
+VIEWS: tuple[type, ...] = (type({}.keys()), type({}.values()), type({}.items()), collections.deque)
+
+
+class Malformed(ValueError):
+    """Text that is no encoding."""
+
+
+class TooLarge(ValueError):
+    """More than `MAX_NODES` values, or nested deeper than `MAX_DEPTH`."""
+
+
+class Opaque(TypeError):
+    """A value that is not plain data."""
+
+
+def dumps(value: Any, opaque: Callable[[Any], Any] | None = None) -> str:
+    """The value as text.
+
+    Args:
+        opaque: gives the JSON for an object that is not plain data.
+
+    Raises:
+        TooLarge; Opaque where `opaque` is not given.
+    """
+    left = [MAX_NODES]
+
+    def plain(value: Any, depth: int) -> Any:
+        left[0] -= 1
+        if left[0] < 0 or depth > MAX_DEPTH:
+            raise TooLarge(f"a value of more than {MAX_NODES} parts, or nested deeper than {MAX_DEPTH}")
+        if value is None or value is True or value is False:
+            return value
+        if isinstance(value, str):
+            return str.__str__(value)
+        if isinstance(value, int):
+            number = int.__pos__(value)
+            return number if -EXACT_INT < number < EXACT_INT else {"int": hex(number)}
+        if isinstance(value, float):
+            real = float.__pos__(value)
+            return real if real - real == 0 else {"float": repr(real)}
+        if isinstance(value, list):
+            return [plain(item, depth + 1) for item in list.__iter__(value)]
+        if isinstance(value, tuple):
+            return {"tuple": [plain(item, depth + 1) for item in tuple.__iter__(value)]}
+        if isinstance(value, dict):
+            return {"dict": [[plain(k, depth + 1), plain(v, depth + 1)] for k, v in dict.items(value)]}
+        if isinstance(value, set):
+            return {"set": [plain(item, depth + 1) for item in set.__iter__(value)]}
+        if isinstance(value, frozenset):
+            return {"frozenset": [plain(item, depth + 1) for item in frozenset.__iter__(value)]}
+        if isinstance(value, complex):
+            return {"complex": [plain(value.real, depth + 1), plain(value.imag, depth + 1)]}
+        if isinstance(value, bytes | bytearray):
+            return {"bytes" if isinstance(value, bytes) else "bytearray": bytes(memoryview(value)).hex()}
+        if isinstance(value, range):
+            return {"range": [plain(part, depth + 1) for part in (value.start, value.stop, value.step)]}
+        if isinstance(value, type) and TYPES.get(value.__name__) is value:
+            return {"type": value.__name__}
+        if TEXTUAL.get(type(value).__name__, "") == type(value).__module__:
+            exact = value.isoformat() if hasattr(value, "isoformat") else str(value)
+            return {type(value).__name__: plain(exact, depth + 1)}
+        if isinstance(value, VIEWS):
+            return [plain(item, depth + 1) for item in value]  # type: ignore[attr-defined]
+        if isinstance(value, ITERATORS):
+            return {"iterator": [plain(item, depth + 1) for item in value]}
+        if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
+            return plain(value.tolist(), depth + 1)
+        if opaque is None:
+            raise Opaque(f"a {type(value).__name__} is not plain data")
+        return opaque(value)
+
+    return json.dumps(plain(value, 0))
+
+
+def loads(text: str, opaque: Callable[[str, int], Any] | None = None, hostile: bool = False) -> Any:
+    """The value that `dumps` was given.
+
+    Args:
+        opaque: makes the value for what `dumps` was given an `opaque` for: its tag and number.
+        hostile: refuse as too large what could take long to build or to compare: sets and dicts in a long text (numbers
+            with one hash), and `TEXTUAL` types (1e999999999 as a fraction).
+
+    Raises:
+        Malformed, TooLarge.
+    """
+    left = [MAX_NODES]
+    hashed = not hostile or len(text) <= MAX_HOSTILE
+
+    def items(content: Any, depth: int) -> list[Any]:
+        if type(content) is not list:
+            raise Malformed("not a list")
+        return [value(item, depth + 1) for item in content]
+
+    def value(node: Any, depth: int) -> Any:
+        left[0] -= 1
+        if left[0] < 0 or depth > MAX_DEPTH:
+            raise TooLarge(f"a value of more than {MAX_NODES} parts, or nested deeper than {MAX_DEPTH}")
+        if type(node) is list:
+            return items(node, depth)
+        if type(node) is not dict:
+            return node
+        if len(node) != 1:
+            raise Malformed("not one tag")
+        ((tag, content),) = node.items()
+        if (tag in ("dict", "set", "frozenset") and not hashed) or (tag in TEXTUAL and hostile):
+            raise TooLarge(f"a {tag} from there")
+        if tag == "dict":
+            pairs = [items(pair, depth) for pair in content]
+            return {key: item for key, item in pairs}
+        if tag in COLLECTIONS:
+            return COLLECTIONS[tag](items(content, depth))
+        if tag == "iterator":
+            return iter(items(content, depth))
+        if tag == "int":
+            return int(content, 16)
+        if tag == "float":
+            return float(content)
+        if tag == "complex":
+            return complex(*items(content, depth))
+        if tag == "bytes":
+            return bytes.fromhex(content)
+        if tag == "bytearray":
+            return bytearray.fromhex(content)
+        if tag == "range":
+            start, stop, step = items(content, depth)
+            made = range(start, stop, step)
+            if len(made) > MAX_NODES:
+                raise TooLarge("a range of too many numbers")
+            return made
+        if tag == "type":
+            return TYPES[content]
+        if tag in TEXTUAL:
+            kind = getattr(importlib.import_module(TEXTUAL[tag]), tag)
+            return kind.fromisoformat(content) if hasattr(kind, "fromisoformat") else kind(content)
+        if opaque is not None and type(content) is int:
+            return opaque(tag, content)
+        raise Malformed(f"an unknown tag {tag[:40]!r}")
+
+    try:
+        return value(json.loads(text), 0)
+    except TooLarge:
+        raise
+    except RecursionError:
+        raise TooLarge("nested too deep") from None
+    # Whatever else is wrong with it, as in {"set": [[]]} or {"Decimal": 1}.
+    except (ValueError, TypeError, KeyError, OverflowError, ArithmeticError, AttributeError) as error:
+        raise Malformed(f"not an encoded value: {error!r}"[:200]) from None

@@ -1,0 +1,202 @@
+"""What a row's tests are, read from whatever shape its data set has."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import functools
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rewards._code_codec import dumps
+
+
+class BadTask(ValueError):
+    """The row cannot be verified, whatever the response; says why."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """The tests of a row.
+
+    Args:
+        setup: trusted sources run before the tests: the prompt when it is code, imports, set-up code.
+        tests: sources of tests; empty where `examples` are given.
+        names: what the tests use of the candidate.
+        examples: input and expected output, as text or, with `function`, as arguments and a value in JSON.
+    """
+
+    setup: tuple[str, ...] = ()
+    tests: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    entry_point: str | None = None
+    stub: str = ""
+    examples: tuple[tuple[str, str], ...] = ()
+    function: str | None = None
+
+
+def task_of(
+    cases: Sequence[Any],
+    reference: Any,
+    prompt: str,
+    tests: Sequence[str],
+    setup: Sequence[str],
+    entry_point: str | None,
+    pairs: tuple[Any, Any],
+    fn_name: str | None,
+) -> Task:
+    tests = list(tests)
+    examples: list[tuple[str, str]] = []
+    if pairs[0] is not None or pairs[1] is not None:
+        cases = [*cases, {"inputs": pairs[0], "outputs": pairs[1]}]
+    if not cases and not tests and reference is not None:
+        cases = [reference]
+    for case in cases:
+        if isinstance(case, str) and case.lstrip()[:1] in ("{", "["):
+            try:
+                case = json.loads(case)
+            except ValueError as error:
+                raise BadTask(f"the tests are not JSON: {error}") from None
+        if isinstance(case, str):
+            tests.append(case)
+        elif isinstance(case, Mapping):
+            fn_name = fn_name or case.get("fn_name")
+            examples += _pairs(case.get("inputs", case.get("input")), case.get("outputs", case.get("output")), fn_name)
+        elif isinstance(case, Sequence) and all(isinstance(item, str) for item in case):
+            tests += case
+        elif isinstance(case, Sequence) and all(isinstance(item, Mapping) for item in case):
+            examples += _pairs([item.get("input") for item in case], [item.get("output") for item in case], fn_name)
+        else:
+            raise BadTask(f"tests of type {type(case).__name__}: give sources, or inputs and outputs")
+    if examples and tests:
+        raise BadTask("the row has both test code and inputs with outputs; name the columns of one of them")
+    if examples:
+        return Task(examples=tuple(examples), function=fn_name)
+    if not tests:
+        raise BadTask("the row has no tests: name its columns in data.train.metadata")
+    return code_task(tuple(tests), tuple(setup), prompt, entry_point)
+
+
+def _pairs(inputs: Any, outputs: Any, function: str | None) -> list[tuple[str, str]]:
+    if not isinstance(inputs, Sequence) or not isinstance(outputs, Sequence) or len(inputs) != len(outputs):
+        raise BadTask("inputs and outputs must be lists of the same length")
+    if function is None:
+        return [(_as_text(given), _as_text(expected)) for given, expected in zip(inputs, outputs, strict=True)]
+    pairs = []
+    for given, expected in zip(inputs, outputs, strict=True):
+        try:
+            # LiveCodeBench: text, with an argument on each line.
+            arguments = [json.loads(line) for line in given.splitlines() if line] if isinstance(given, str) else given
+            value = json.loads(expected) if isinstance(given, str) and isinstance(expected, str) else expected
+            if not isinstance(arguments, list):
+                raise BadTask(f"the arguments of {function} must be a list, not {type(arguments).__name__}")
+            pairs.append((dumps(["call", function, arguments, {}]), json.dumps(value)))
+        except (ValueError, TypeError) as error:
+            raise BadTask(f"an example of {function} cannot be used: {error}") from None
+    return pairs
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return "\n".join(map(_as_text, value))
+    if value is None:
+        raise BadTask("an input or output is missing")
+    return str(value)
+
+
+@functools.lru_cache(4096)
+def code_task(tests: tuple[str, ...], setup: tuple[str, ...], prompt: str, entry_point: str | None) -> Task:
+    try:
+        trees = [ast.parse(source) for source in (*setup, *tests)]
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise BadTask(f"the tests do not parse: {error}") from None
+    stub = _stub(prompt, entry_point)
+    head = ast.parse(stub)
+    used, called, bound = _names([head, *trees])
+    known = bound | set(vars(builtins)) | {"candidate", "__state__"}
+    modules = {name for name in used - called if name not in known and name in sys.stdlib_module_names}
+    names = {name for name in called if name not in known}
+    for node in (node for tree in trees for node in ast.walk(tree)):
+        if isinstance(node, ast.ImportFrom) and node.module == "solution":
+            names |= {alias.name for alias in node.names}
+    if entry_point:
+        names.add(entry_point)
+    elif not names:
+        # A function named like a built-in one: what every test calls.
+        calls = [_names([tree])[1] for tree in trees[len(setup) :]]
+        names = set.intersection(*calls) - bound
+        if len(names) > 1:
+            raise BadTask(f"which of {', '.join(sorted(names))} do the tests test? Give entry_point")
+    if not names:
+        raise BadTask("the tests call nothing that the response could define; is entry_point missing?")
+    imports = tuple(f"import {name}" for name in sorted(modules))
+    return Task((*((stub,) if stub else ()), *imports, *setup), tests, tuple(sorted(names)), entry_point, stub)
+
+
+def _stub(prompt: str, entry_point: str | None) -> str:
+    """The prompt, when it is the head of the program rather than words about it."""
+    if not entry_point or entry_point not in prompt:
+        return ""
+    try:
+        tree = ast.parse(prompt)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return ""
+    defined = any(isinstance(node, ast.FunctionDef) and node.name == entry_point for node in tree.body)
+    return prompt if defined else ""
+
+
+def _names(trees: Sequence[ast.AST]) -> tuple[set[str], set[str], set[str]]:
+    """The names read, those of them called or passed on (anything but the holder of an attribute), and those bound."""
+    used, held, called, bound = set(), set(), set(), set()
+    for tree in trees:
+        for node in ast.walk(tree):
+            match node:
+                case ast.Attribute(value=ast.Name(id=name)):
+                    held.add(id(node.value))
+                    used.add(name)
+                case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+                    bound.add(name)
+                case ast.arg(arg=name):
+                    bound.add(name)
+                case ast.alias(name=name, asname=other):
+                    bound.add((other or name).partition(".")[0])
+                case ast.ExceptHandler(name=str(name)):
+                    bound.add(name)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Name):
+                if isinstance(node.ctx, ast.Store):
+                    bound.add(node.id)
+                else:
+                    used.add(node.id)
+                    if id(node) not in held:
+                        called.add(node.id)
+    return used, called, bound
+
+
+class _Assertions(ast.NodeTransformer):
+    """Each assertion under `with __state__`, so that those after one that fails are run too."""
+
+    def visit_Assert(self, node: ast.Assert) -> ast.AST | None:
+        return None if isinstance(node.test, ast.Constant) and node.test.value else self._watched(node)
+
+    def visit_Try(self, node: ast.Try) -> ast.AST:
+        # Its handlers may be waiting for the assertion's failure.
+        return self._watched(node) if any(isinstance(part, ast.Assert) for part in ast.walk(node)) else node
+
+    def _watched(self, node: ast.stmt) -> ast.AST:
+        state = ast.Name("__state__", ast.Load())
+        return ast.copy_location(ast.With([ast.withitem(state)], [node]), node)
+
+    def generic_visit(self, node: ast.AST) -> ast.AST:
+        super().generic_visit(node)
+        if getattr(node, "body", None) == [] and not isinstance(node, ast.Module):
+            node.body = [ast.Pass()]  # type: ignore[attr-defined]
+        return node
+
+
+@functools.lru_cache(4096)
+def watched(tests: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(ast.unparse(ast.fix_missing_locations(_Assertions().visit(ast.parse(source)))) for source in tests)

@@ -1,0 +1,469 @@
+"""Whether an answer is the reference: by kind, exactly where that is possible."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Any
+
+from rewards.maths.evaluate import Undefined, evaluate, exact, proportional, same, symbols, values_equal
+from rewards.maths.expression import NotRead, TooLarge, Tree
+from rewards.maths.normalise import words
+from rewards.maths.reading import Answer, read
+
+NEVER: Tree = ("sym", "no such end")
+HUNDRED: Tree = ("num", Fraction(100))
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Conventions on which graders may differ; see `rewards.math_equivalence.verify`."""
+
+    units: str = "lenient"
+    percent: bool = False
+    ordered_lists: bool = False
+    decimals: bool = True
+    simplified: bool = False
+    intervals: bool = True
+    rename: bool = False
+    case: bool = False
+
+
+class Undecided(Exception):
+    """Neither equal nor different by what can be computed here."""
+
+
+def equal(gold: Answer, answer: Answer, policy: Policy) -> bool:
+    """Whether the answer is the reference.
+
+    Raises:
+        Undecided: when a formula in either cannot be read or valued.
+    """
+    if gold.kind == "text" or answer.kind == "text":
+        return _texts(gold, answer, policy)
+    if gold.kind == "based" or answer.kind == "based":
+        return _based(gold, answer)
+    if "unread" in (gold.kind, answer.kind):
+        raise Undecided
+    return COMPARE[gold.kind](gold, answer, policy)
+
+
+def _texts(gold: Answer, answer: Answer, policy: Policy) -> bool:
+    if policy.case:
+        strip = re.compile(r"\\text|[{}\s().,]")
+        return strip.sub("", gold.text) == strip.sub("", answer.text)
+    a, b = words(gold.text), words(answer.text)
+    return a == b or a.replace(" ", "") == b.replace(" ", "") != ""
+
+
+def _based(gold: Answer, answer: Answer) -> bool:
+    if gold.kind != "based":
+        return False
+    if answer.kind == "based":
+        return (gold.text, gold.name) == (answer.text, answer.name)
+    return answer.text.strip().upper().lstrip("0") == gold.text
+
+
+# ---------------------------------------------------------------------------------------------------------- scalars
+
+
+def _scalars(gold: Answer, answer: Answer, policy: Policy) -> bool:
+    if answer.kind in ("list", "set", "tuple") and len(answer.items) == 1:
+        return _scalars(gold, answer.items[0], policy)
+    if (
+        answer.kind == "list"
+        and answer.items
+        and not answer.hedge
+        and (pointed := _decimal_comma(gold, answer)) is not None
+    ):
+        return pointed
+    if answer.kind == "matrix" and len(answer.rows) == 1 == len(answer.rows[0]):
+        return trees_equal(gold.tree, answer.rows[0][0], policy)
+    if answer.kind == "relation" and gold.name and gold.sides and answer.tree is not None:
+        return _equations(_as_relation(gold), answer)
+    if answer.kind != "scalar" or gold.tree is None or answer.tree is None:
+        return False
+    if not _units_agree(gold, answer, policy):
+        return False
+    if len(answer.sides) > 1 and not _consistent(answer):
+        return False
+    a, b = gold.tree, answer.tree
+    if gold.percent != answer.percent:
+        if policy.percent:
+            a, b = (("div", a, HUNDRED) if gold.percent else a), (("div", b, HUNDRED) if answer.percent else b)
+            return _numbers(gold, answer, a, b, policy) or (
+                gold.percent and _numbers(gold, answer, gold.tree, b, policy)
+            )
+        value = exact(a)
+        if answer.percent and (value is None or abs(value) <= 1 or value.denominator != 1):
+            return False  # 0.5 is not 0.5 %; of 10 and 10 % the sign is only a unit left out
+    return _numbers(gold, answer, a, b, policy)
+
+
+def _units_agree(gold: Answer, answer: Answer, policy: Policy) -> bool:
+    if policy.units == "strict":
+        return gold.unit == answer.unit and gold.percent == answer.percent
+    if not gold.unit or not answer.unit or gold.unit == answer.unit:
+        return True
+    a, b = gold.unit.split("^"), answer.unit.split("^")
+    if (a[1:] or ["1"]) != (b[1:] or ["1"]) and a[0] == b[0]:
+        return False
+    if a[0] == b[0]:
+        return True
+    return bool(set(a[0].split()) & set(b[0].split())) and (a[1:] == b[1:])  # "dollars", "dollars per hour"
+
+
+def _consistent(answer: Answer) -> bool:
+    """A chain of equal constants holds; 3 = 4 does not."""
+    values: list[Any] = []
+    for side in answer.sides:
+        try:
+            item = read(side)
+        except NotRead:
+            continue
+        if item.kind == "scalar" and item.tree is not None and not symbols(item.tree):
+            values.append(item)
+    try:
+        return all(trees_equal(values[0].tree, v.tree, Policy()) or _rounded(values[0].tree, v) for v in values[1:])
+    except Undecided:
+        return True
+
+
+def _numbers(gold: Answer, answer: Answer, a: Tree, b: Tree, policy: Policy) -> bool:
+    x, y = exact(a), exact(b)
+    if x is not None and y is not None:
+        if x == y:
+            return not policy.simplified or _lowest_terms(b)
+        if not policy.decimals:
+            return False
+        return (gold.decimals is not None and _is_rounding(x, y, gold.decimals)) or (
+            answer.decimals is not None and gold.decimals is None and x.denominator != 1 and _rounded(a, answer, y)
+        )
+    if trees_equal(a, b, policy):
+        return True
+    if not policy.decimals or symbols(a) or symbols(b):
+        return False
+    if gold.decimals is not None:
+        try:
+            value = evaluate(b)
+        except (NotRead, Undefined):
+            return False
+        real = value if isinstance(value, Fraction) else _fraction(value)
+        return real is not None and x is not None and _is_rounding(x, real, gold.decimals)
+    return answer.decimals is not None and _rounded(a, answer, y)
+
+
+def _fraction(value: Any) -> Fraction | None:
+    """A real number of mpmath, to 40 digits."""
+    if getattr(value, "imag", 0) != 0:
+        return None
+    real = value.real
+    sign, man, exp, _ = real._mpf_
+    if not man and exp:
+        return None
+    if abs(exp) > 4000:
+        return None
+    return (-1) ** sign * Fraction(int(man)) * Fraction(2) ** exp
+
+
+def _is_rounding(gold: Fraction, value: Fraction, decimals: int) -> bool:
+    """`gold`, a decimal with so many digits, is `value` rounded: not when value is itself a decimal hardly longer."""
+    if abs(gold - value) * 2 > Fraction(1, 10**decimals):
+        return False
+    return (value * 10 ** (decimals + 2)).denominator != 1
+
+
+def _rounded(exact_tree: Tree, answer: Answer, value: Fraction | None = None) -> bool:
+    """The answer is a decimal of at least 6 significant digits: the exact number rounded or cut off."""
+    if answer.decimals is None or max(answer.digits, answer.decimals) < 6 or answer.digits < 4 or answer.tree is None:
+        return False
+    value = exact(answer.tree) if value is None else value
+    try:
+        target = evaluate(exact_tree)
+    except (NotRead, Undefined):
+        return False
+    number = target if isinstance(target, Fraction) else _fraction(target)
+    if number is None or value is None:
+        return False
+    unit = Fraction(1, 10**answer.decimals)
+    return abs(number - value) * 2 <= unit or 0 <= (number - value) * (1 if number > 0 else -1) < unit
+
+
+def _lowest_terms(tree: Tree) -> bool:
+    import math
+
+    if tree[0] == "neg":
+        return _lowest_terms(tree[1])
+    if tree[0] == "num":
+        return True
+    if tree[0] != "div":
+        return False
+    a, b = exact(tree[1]), exact(tree[2])
+    return a is not None and b is not None and math.gcd(a.numerator, b.numerator) == 1 and b.denominator == 1 and b != 1
+
+
+def trees_equal(a: Tree | None, b: Tree | None, policy: Policy) -> bool:
+    if a is None or b is None:
+        return False
+    try:
+        if same(a, b):
+            return True
+    except Undefined:
+        return False
+    except TooLarge:
+        raise
+    except NotRead as error:
+        raise Undecided from error
+    if policy.rename and len(symbols(a)) == len(symbols(b)) == 1:
+        return same(a, _renamed(b, next(iter(symbols(b))), next(iter(symbols(a)))))
+    return False
+
+
+def _renamed(tree: Any, old: str, new: str) -> Any:
+    if not isinstance(tree, tuple):
+        return tree
+    if tree == ("sym", old):
+        return ("sym", new)
+    return tuple(_renamed(part, old, new) for part in tree)
+
+
+def _decimal_comma(gold: Answer, answer: Answer) -> bool | None:
+    """5,5 for 5.5: only where the reference is a decimal with as many digits."""
+    match = re.fullmatch(r"([-+]?\d+)\s?,(\d+)", answer.text.strip())
+    if gold.decimals is None or match is None or len(match[2]) != gold.decimals:
+        return None
+    return exact(gold.tree) == Fraction(f"{match[1]}.{match[2]}") if gold.tree else None
+
+
+# ------------------------------------------------------------------------------------------------------ collections
+
+
+def _lists(gold: Answer, answer: Answer, policy: Policy) -> bool:
+    if answer.kind == "scalar" and len(gold.items) == 1:
+        return _scalars(gold.items[0], answer, policy)
+    items = answer.items
+    if answer.kind == "region" and len(answer.pieces) == 1:
+        items = _ends(answer)
+        if answer.pieces[0][0] == answer.pieces[0][1] or not (answer.pieces[0][2] and answer.pieces[0][3]):
+            return False
+        if gold.kind == "set":
+            return False
+    elif answer.kind == "tuple":
+        names = [item.name for item in gold.items]
+        if answer.brackets == "(" and all(names) and len(set(names)) == len(names) == len(items):  # x = 3, y = 4
+            ranked = sorted(gold.items, key=lambda item: item.name)
+            return all(equal(g, a, policy) for g, a in zip(ranked, items, strict=True))
+        if answer.brackets != "[" or gold.kind == "set":
+            return False
+    elif answer.kind not in ("list", "set"):
+        return False
+    if policy.ordered_lists and gold.kind == "list" and answer.kind == "list":
+        return len(gold.items) == len(items) and all(
+            equal(g, a, policy) for g, a in zip(gold.items, items, strict=True)
+        )
+    wanted, given = _distinct(gold.items, policy), _distinct(items, policy)
+    return len(wanted) == len(given) and _matched(wanted, given, policy)
+
+
+def _distinct(items: Sequence[Answer], policy: Policy) -> list[Answer]:
+    kept: list[Answer] = []
+    for item in items:
+        if not any(_known_equal(other, item, policy) for other in kept):
+            kept.append(item)
+    return kept
+
+
+def _known_equal(a: Answer, b: Answer, policy: Policy) -> bool:
+    try:
+        return equal(a, b, policy)
+    except Undecided:
+        return False
+
+
+def _matched(wanted: list[Answer], given: list[Answer], policy: Policy) -> bool:
+    left = list(given)
+    unsure = False
+    for item in wanted:
+        for other in left:
+            try:
+                if equal(item, other, policy) and _names_agree(item, other):
+                    left.remove(other)
+                    break
+            except Undecided:
+                unsure = True
+        else:
+            if unsure:
+                raise Undecided
+            return False
+    return True
+
+
+def _names_agree(a: Answer, b: Answer) -> bool:
+    """x = 5, y = 6 is not y = 5, x = 6."""
+    return not a.name or not b.name or a.name.replace(" ", "") == b.name.replace(" ", "")
+
+
+def _ends(region: Answer) -> tuple[Answer, ...]:
+    low, high, _, _ = region.pieces[0]
+    return Answer("scalar", "", tree=low), Answer("scalar", "", tree=high)
+
+
+def _tuples(gold: Answer, answer: Answer, policy: Policy) -> bool:
+    items = answer.items
+    if ":" in (gold.brackets, answer.brackets):
+        return gold.brackets == answer.brackets and len(gold.items) == len(items) and _ratios(gold, answer, policy)
+    if answer.kind == "matrix":
+        rows = answer.rows
+        if len(rows) != 1 and len(rows[0]) != 1:
+            return False
+        items = tuple(Answer("scalar", "", tree=cell) for row in rows for cell in row)
+    elif answer.kind == "region" and gold.brackets in ("(", "[") and len(answer.pieces) == 1:
+        return _regions(_tuple_region(gold), answer, policy)
+    elif answer.kind == "list":
+        if answer.hedge or (any(i.name for i in items) and not all(i.name for i in items)):
+            return False
+        if all(i.name for i in items):
+            items = tuple(sorted(items, key=lambda i: i.name)) if len({i.name for i in items}) == len(items) else ()
+        elif re.search("and", answer.text):
+            return False
+    elif answer.kind != "tuple":
+        return False
+    if (
+        gold.brackets
+        and answer.brackets
+        and gold.brackets != answer.brackets
+        and "[" in (gold.brackets, answer.brackets)
+    ):
+        return False
+    return len(gold.items) == len(items) and all(equal(g, a, policy) for g, a in zip(gold.items, items, strict=True))
+
+
+def _ratios(gold: Answer, answer: Answer, policy: Policy) -> bool:
+    """a:b is c:d when a d = b c."""
+    a, b = ([item.tree for item in ratio.items if item.tree is not None] for ratio in (gold, answer))
+    return all(trees_equal(("mul", x, b[0]), ("mul", y, a[0]), policy) for x, y in zip(a, b, strict=True))
+
+
+def _tuple_region(gold: Answer) -> Answer:
+    if len(gold.items) != 2 or any(item.tree is None for item in gold.items):
+        return Answer("region", gold.text, pieces=((NEVER, NEVER, False, False),))
+    low, high = (item.tree for item in gold.items)
+    assert low is not None
+    assert high is not None
+    return Answer("region", gold.text, pieces=((low, high, gold.brackets == "[", gold.brackets == "["),))
+
+
+def _region_as_tuple(region: Answer) -> Answer | None:
+    if len(region.pieces) != 1 or region.brackets == "relation" or region.pieces[0][2] or region.pieces[0][3]:
+        return None
+    return Answer("tuple", region.text, items=_ends(region), brackets="(")
+
+
+def _regions(gold: Answer, answer: Answer, policy: Policy) -> bool:
+    if answer.kind != "region":
+        if answer.kind == "tuple" and answer.brackets in ("(", "["):
+            answer = _tuple_region(answer)
+        elif answer.kind in ("set", "list") and not answer.items and not gold.pieces:
+            return True
+        elif answer.kind == "list" and all(item.kind in ("region", "tuple") for item in answer.items):
+            pieces = tuple(p for i in answer.items for p in (i if i.kind == "region" else _tuple_region(i)).pieces)
+            answer = Answer("region", answer.text, pieces=pieces)
+        elif answer.kind in ("list", "set") and gold.pieces and all(p[0] == p[1] for p in gold.pieces):
+            return _lists(
+                Answer("set", "", items=tuple(Answer("scalar", "", tree=p[0]) for p in gold.pieces)), answer, policy
+            )
+        else:
+            return False
+    if not policy.intervals and (gold.brackets == "relation") != (answer.brackets == "relation"):
+        return False
+    if gold.name and answer.name and gold.brackets == answer.brackets == "relation" and gold.name != answer.name:
+        return False
+    if len(gold.pieces) != len(answer.pieces):
+        return False
+    for p, q in zip(gold.pieces, answer.pieces, strict=True):
+        if p[2:] != q[2:] or not trees_equal(p[0], q[0], policy) or not trees_equal(p[1], q[1], policy):
+            return False
+    return True
+
+
+def _matrices(gold: Answer, answer: Answer, policy: Policy) -> bool:
+    rows = answer.rows
+    if answer.kind == "tuple" and all(item.tree is not None for item in answer.items):
+        cells = tuple(item.tree for item in answer.items if item.tree is not None)
+        if len(gold.rows) > 1 and len(gold.rows[0]) > 1:
+            return False
+        rows = (cells,) if len(gold.rows) == 1 else tuple((cell,) for cell in cells)
+    elif answer.kind == "region":
+        as_tuple = _region_as_tuple(answer)
+        return as_tuple is not None and _matrices(gold, as_tuple, policy)
+    elif answer.kind != "matrix":
+        return False
+    if len(rows) != len(gold.rows) or len(rows[0]) != len(gold.rows[0]):
+        return False
+    return all(
+        trees_equal(g, a, policy)
+        for line, other in zip(gold.rows, rows, strict=True)
+        for g, a in zip(line, other, strict=True)
+    )
+
+
+# -------------------------------------------------------------------------------------------------------- relations
+
+
+def _as_relation(answer: Answer) -> Answer:
+    """`x = 5`, read as a value, as the equation it also is."""
+    if answer.kind != "scalar" or len(answer.sides) != 2 or answer.tree is None:
+        return answer
+    left = read(answer.sides[0])
+    if left.kind != "scalar" or left.tree is None:
+        return answer
+    return replace(answer, kind="relation", relation="=", tree=("add", left.tree, ("neg", answer.tree)))
+
+
+def _relations(gold: Answer, answer: Answer, policy: Policy) -> bool:
+    if answer.kind == "scalar":
+        answer = _as_relation(answer)
+    if answer.kind != "relation":
+        return False
+    return _equations(gold, answer)
+
+
+def _equations(gold: Answer, answer: Answer) -> bool:
+    if gold.kind != "relation" or answer.kind != "relation":
+        return False
+    if gold.tree is None or answer.tree is None:
+        if gold.relation != answer.relation or not gold.rows or not answer.rows:
+            return False
+        return all(trees_equal(a, b, Policy()) for a, b in zip(gold.rows[0], answer.rows[0], strict=True))
+    if gold.tree == answer.tree and gold.relation == answer.relation:
+        return True
+    flip = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
+    try:
+        factor = proportional(gold.tree, answer.tree)
+    except TooLarge:
+        raise
+    except NotRead as error:
+        raise Undecided from error
+    if factor is None:
+        return False
+    if gold.relation in ("=", "!="):
+        return gold.relation == answer.relation
+    try:
+        positive = factor > 0
+    except TypeError:
+        return False
+    return gold.relation == (answer.relation if positive else flip.get(answer.relation))
+
+
+COMPARE: dict[str, Callable[[Answer, Answer, Policy], bool]] = {
+    "scalar": _scalars,
+    "list": _lists,
+    "set": _lists,
+    "tuple": _tuples,
+    "region": _regions,
+    "matrix": _matrices,
+    "relation": _relations,
+}
+__all__ = ["Policy", "Undecided", "equal", "values_equal"]

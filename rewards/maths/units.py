@@ -1,0 +1,96 @@
+"""Units, currencies and counted things that stand with a number."""
+
+from __future__ import annotations
+
+import re
+
+ALIASES = {
+    "degree": "degree °c degrees deg", "dollar": "$ usd dollars buck", "euro": "€ eur", "pound sterling": "£ gbp", "cent": "cents ¢",
+    "cm": "centimeter centimetre", "mm": "millimeter millimetre", "m": "meter metre", "km": "kilometer kilometre",
+    "in": "inch inches", "ft": "foot feet", "mi": "mile", "yd": "yard", "g": "gram gm gms grams", "kg": "kilogram kilo",
+    "lb": "pound lbs", "oz": "ounce", "s": "second sec secs", "min": "minute mins", "h": "hour hr hrs", "l": "liter litre",
+    "ml": "milliliter millilitre", "mph": "mi/h", "km/h": "kmh kph", "rad": "radian", "unit": "units",
+    "percent": "% pct percentage",
+}  # fmt: skip
+CANONICAL = {alias: name for name, aliases in ALIASES.items() for alias in (name, *aliases.split())}
+NOT_UNITS = re.compile(
+    r"\b(?:or|and|but|not|maybe|perhaps|either|possibly|is|are|isn't|nor|than|if|instead|actually|wrong|no|approximately"
+    r"|about|at least|at most|less|more|plus|minus|times|thousand|million|billion|hundred|dozen|half|squared|percent|x|base)\b",
+    re.IGNORECASE,
+)
+POWER = r"(?:\s*\^\s*\{?\s*-?\d\s*\}?)?"
+TEXT = re.compile(rf"\s*\\text\s*\{{([^{{}}]*)\}}\s*({POWER})\s*(?:\\text\s*\{{[^{{}}]*\}}{POWER}\s*)*$")
+PLAIN = re.compile(
+    rf"(?<=[\d)}}\]%. $])\s*((?:[a-zA-Z][a-z]+\.?|[ckm]?[mg]|ft|in|lb|oz|[sh]|mph|[lL]|units?|mL|kW|GB|MB|sq\.?)(?:[ /]+[a-zA-Z][a-z]*\.?)*)\s*({POWER})\s*$"
+)
+PERCENT = re.compile(
+    r"\s*(?:%|\\text\s*\{\s*(?:%|percent|pct|percentage)\s*(?:points?)?\s*\}|\b(?:percent(?:age)?|pct)\b)\s*$",
+    re.IGNORECASE,
+)
+CURRENCY = re.compile(r"^\s*([-+]?)\s*(\\\$|\$|€|£|¥|(?:US|USD)\s*\\?\$)\s*(?=[\d.(\\])")
+TRAILING_CURRENCY = re.compile(r"\s*(\\\$|\$|€|£|¥)\s*$")
+DEGREE = re.compile(
+    r"\s*(?:\\degree|\\text\s*\{\s*degrees?\s*\}|(?<=[\d})])\s*degrees?)\s*(?:\\text\{\s*)?(C|F|Celsius|Fahrenheit)?\s*\}?\s*$"
+)
+
+
+TRIGONOMETRY = re.compile(r"\\?(?:arc)?(?:sin|cos|tan|cot|sec|csc)")
+
+
+def split_unit(text: str) -> tuple[str, str, bool]:
+    """A text without its unit; the unit, as one of its names; whether it is a percentage."""
+    if (match := CURRENCY.match(text)) is not None:
+        body, _, percent = split_unit(match[1] + text[match.end() :])
+        return body, canonical(match[2].replace("\\", "").strip("USD ") or "$"), percent
+    if (match := PERCENT.search(text)) is not None:
+        return text[: match.start()].strip(), "", True
+    if (match := DEGREE.search(text)) is not None and match.start() > 0 and not TRIGONOMETRY.search(text):
+        return text[: match.start()].strip(), "degree" + (match[1] or "")[:1], False
+    if (match := TRAILING_CURRENCY.search(text)) is not None:
+        return text[: match.start()].strip(), canonical(match[1].replace("\\", "")), False
+    for pattern in (TEXT, PLAIN):
+        if (match := pattern.search(text)) is not None and match.start() > 0:
+            words = re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text[match.start() :])
+            if NOT_UNITS.search(words) or re.search(r"\d(?!\s*\}?\s*$)", words) or len(words.split()) > 6:
+                continue
+            if pattern is PLAIN and not _unit_like(match[1]):
+                continue
+            body = text[: match.start()].strip()
+            if body:
+                return body, canonical(words), False
+    return text, "", False
+
+
+def _unit_like(word: str) -> bool:
+    """A plain word after a number that is a unit rather than a function or a product of variables."""
+    from rewards.maths.expression import FUNCTIONS, NAMED
+
+    first = word.split()[0].rstrip(".")
+    if first.lower() in FUNCTIONS or first.lower() in NAMED or first in ("sqrt", "i", "e"):
+        return False
+    return (
+        (first.lower() in CANONICAL and len(first) > 1)
+        or len(first) >= 4
+        or first in ("m", "km", "cm", "mm", "kg", "ft", "in", "mi", "lb", "sq")
+    )
+
+
+def canonical(words: str) -> str:
+    """One spelling of a unit: singular, abbreviations known, powers as a suffix, order of words ignored."""
+    text = words.casefold().replace("\\", "").strip()
+    power = ""
+    if (raised := re.search(r"\^\s*\{?\s*(-?\d)\s*\}?\s*$", text)) is not None:
+        power, text = raised[1], text[: raised.start()]
+    parts = []
+    text = text.replace("miles per hour", "mph").replace("kilometers per hour", "km/h")
+    for part in re.findall(r"[^\W\d]+|[$€£¥°%¢/]", text):
+        if part in ("square", "sq", "squared"):
+            power = "2"
+        elif part in ("cubic", "cu", "cubed"):
+            power = "3"
+        elif part in ("of", "the", "a", "total", "per") or part == "/":
+            continue
+        else:
+            singular = part if part in CANONICAL else re.sub(r"(?<=[^s])s$", "", part)
+            parts.append(CANONICAL.get(part) or CANONICAL.get(singular) or singular)
+    return " ".join(parts) + (f"^{power}" if power and power != "1" else "")

@@ -1,0 +1,575 @@
+"""The worker's side: start a zygote, hand it one program at a time, hold the clock, cap the output, kill."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import itertools
+import json
+import math
+import os
+import select
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from rlpost.verify.sandbox import cgroup
+from rlpost.verify.sandbox.limits import Limits, Outcome, SandboxError, Status
+from rlpost.verify.sandbox.tiers import bwrap_command
+
+UID = 65534
+START_SECONDS = 120.0  # for the zygote, and for the layers around one program: generous, a busy machine is no fault
+KILL_SECONDS = 10.0
+TICK_SECONDS = 0.05
+CHUNK = 2**16
+TASKS = 64
+MIN_BOX_MB = 32
+START_MEMORY = 2**30  # of a cgroup, until the first program's limit is known
+GROUP_TASKS = TASKS + 16
+ZYGOTE_BYTES = 256 * 2**20
+SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
+ETC = ("/etc/ld.so.cache", "/etc/localtime", "/etc/alternatives")
+OUT_OF_MEMORY = (b"MemoryError", b"std::bad_alloc", b"Cannot allocate memory", b"can't start new thread")
+# The zygote imports three of our files and nothing of the packages above them.
+BOOT = """
+import json, sys, types
+for name, path in ("rlpost", ""), ("rlpost.verify", ""), ("rlpost.verify.sandbox", sys.argv[1]):
+    package = sys.modules[name] = types.ModuleType(name)
+    package.__path__ = [path]
+from rlpost.verify.sandbox import zygote
+zygote.main(json.loads(sys.argv[2]), int(sys.argv[3]))
+"""
+
+
+class ZygoteLostError(Exception):
+    """The zygote ended, or does not answer; a fresh one can be tried."""
+
+
+class Host:
+    """A zygote and the programs run in it, one at a time.
+
+    Args:
+        namespaces: give it namespaces and a root of its own.
+        user_namespace: a user namespace too: needed unless root, and better even then (a count of processes of its own).
+        bwrap: have bubblewrap make them instead.
+        packages: top-level packages of this interpreter that programs may import.
+        preload: modules imported once, before any program.
+        canary: text that only a working Landlock keeps a program in namespaces from reading.
+
+    Raises:
+        SandboxError: it does not start.
+    """
+
+    def __init__(
+        self,
+        *,
+        namespaces: bool,
+        user_namespace: bool = True,
+        bwrap: bool = False,
+        packages: Sequence[str] = (),
+        preload: Sequence[str] = (),
+        canary: str = "",
+    ) -> None:
+        self.namespaces = namespaces
+        self._runs = itertools.count(1)
+        self._scratch = None if namespaces else tempfile.mkdtemp(prefix="rlpost-sandbox-")
+        settings = {
+            "namespaces": namespaces,
+            "user_namespace": user_namespace,
+            "groups": os.geteuid() == 0 and not bwrap,
+            "worker": 0 if bwrap else os.getpid(),  # bwrap ends with the worker by itself
+            "preload": list(preload),
+            "canary": canary,
+            **_files(namespaces, packages, self._scratch),
+        }
+        self._user_namespace = namespaces and user_namespace
+        self._bwrapped = bwrap
+        self._group: cgroup.Group | None = None
+        prefix = self._bwrap(settings["readable"]) if bwrap else []
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        python = getattr(sys, "_base_executable", None) or sys.executable
+        command = [python, "-P", "-s", "-S", "-B", "-X", "utf8", "-c", BOOT, str(Path(__file__).parent)]
+        try:
+            with theirs:
+                self._process = subprocess.Popen(
+                    [*prefix, *command, json.dumps(settings), str(theirs.fileno())],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=2,
+                    pass_fds=[theirs.fileno()],
+                    env=_environment(),
+                    cwd="/",
+                )
+        except OSError as error:
+            self._control.close()
+            self._remove_scratch()
+            raise SandboxError(f"the sandbox's process does not start: {error}") from error
+        try:
+            hello = self._hello()
+        except (ZygoteLostError, OSError) as error:
+            self.close()
+            raise SandboxError(f"the sandbox's process does not start: {error}") from error
+        self.layers: tuple[str, ...] = (
+            *hello["ready"],
+            *(["bwrap"] if bwrap else []),
+            *(["cgroup"] if self._group is not None else []),
+        )
+
+    def _bwrap(self, readable: Sequence[str]) -> list[str]:
+        assert self._scratch is not None
+        command = bwrap_command([str(Path(__file__).parent), *readable], self._scratch)
+        if command is None:
+            self._remove_scratch()
+            raise SandboxError("bwrap is not installed")
+        return command
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def _hello(self) -> dict[str, Any]:
+        while True:
+            hello = self._answer(time.monotonic() + START_SECONDS)
+            if "failed" in hello:
+                raise ZygoteLostError(hello["failed"])
+            if "ready" in hello:
+                return hello
+            # It waits, alone in its namespaces: what it starts from now on is counted and mapped.
+            if not self._bwrapped:
+                self._group = cgroup.join(self.pid, START_MEMORY, GROUP_TASKS)
+            if self._user_namespace:
+                self._map_users()
+            self._control.send(b'{"go": true}')
+
+    def _map_users(self) -> None:
+        """Of the new user namespace: root to root and nobody to nobody, or ourselves to nobody."""
+        where = Path(f"/proc/{self._process.pid}")
+        if os.geteuid() == 0:
+            for name in ("uid_map", "gid_map"):
+                (where / name).write_text(f"0 0 1\n{UID} {UID} 1\n")
+        else:
+            (where / "setgroups").write_text("deny")
+            (where / "uid_map").write_text(f"{UID} {os.geteuid()} 1\n")
+            (where / "gid_map").write_text(f"{UID} {os.getegid()} 1\n")
+
+    def _answer(self, deadline: float) -> dict[str, Any]:
+        self._control.settimeout(max(0.001, deadline - time.monotonic()))
+        try:
+            text = self._control.recv(2**16)
+        except OSError as error:
+            raise ZygoteLostError(f"no answer from the sandbox's process {self._process.pid}: {error!r}") from error
+        if not text:
+            raise ZygoteLostError(f"the sandbox's process {self._process.pid} ended")
+        return json.loads(text)
+
+    def close(self) -> None:
+        """End the zygote and all it started, within seconds whatever state it is in."""
+        self._control.close()
+        try:
+            self._process.wait(timeout=1.0 if self.namespaces else KILL_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout=KILL_SECONDS)
+        if self._group is not None:
+            self._group.close()
+        self._remove_scratch()
+
+    def _remove_scratch(self) -> None:
+        if self._scratch is not None:
+            _remove(self._scratch)
+
+    def programs(self) -> list[int]:
+        """Process ids, as seen here, of the program that runs and of all it started: it first."""
+        level = _children(self.pid)
+        if self.namespaces:  # ours is the keeper; below it the zygote, and pid 1 of the program's namespace
+            level = [pid for zygote in level for init in _children(zygote) for pid in _children(init)]
+        found = []
+        while level:
+            found += level
+            level = [child for pid in level for child in _children(pid)]
+        return found
+
+    # -- one program
+
+    def run(
+        self,
+        *,
+        layers: Sequence[str],
+        limits: Limits,
+        source: bytes = b"",
+        argv: Sequence[str] = (),
+        command: bool = False,
+        stdin: bytes = b"",
+        files: Mapping[str, bytes] | None = None,
+    ) -> Outcome:
+        """Raises ZygoteLostError; SandboxError when a layer does not come into force or the command is not there."""
+        box = "/box"
+        if self._scratch is not None:
+            box = tempfile.mkdtemp(dir=self._scratch)
+            if os.geteuid() == 0 and "user" in layers:
+                os.chown(box, UID, UID)
+        if self._group is not None:
+            most = limits.memory_mb * 2**20 + max(MIN_BOX_MB, 2 * limits.file_mb) * 2**20 + ZYGOTE_BYTES
+            self._group.limit(most, GROUP_TASKS)
+        try:
+            return _Run(self, box, layers, limits, stdin).go(_payload(source, argv, command, files or {}))
+        finally:
+            if self._scratch is not None:
+                _remove(box)
+
+
+class _Run:
+    """One program, from its pipes to its outcome."""
+
+    def __init__(self, host: Host, box: str, layers: Sequence[str], limits: Limits, stdin: bytes) -> None:
+        self._host = host
+        self._limits = limits
+        self._box = box
+        self._number = next(host._runs)
+        self._request = {
+            "run": self._number,
+            "layers": list(layers),
+            "box": box,
+            "box_bytes": max(MIN_BOX_MB, 2 * limits.file_mb) * 2**20,
+            "memory_bytes": limits.memory_mb * 2**20,
+            "file_bytes": limits.file_mb * 2**20,
+            # A backstop for when the clock here is lost; several threads may use several seconds in one.
+            "cpu_seconds": math.ceil(limits.seconds) * (os.cpu_count() or 1) + 1,
+            "tasks": TASKS if host.namespaces else TASKS + _tasks_of_user(),
+            "processes": limits.processes,
+        }
+        self._killed_before = self._out_of_memory()
+        self._stdin = memoryview(stdin)
+        self._kept = {"stdout": bytearray(), "stderr": bytearray()}
+        self._total = 0
+        self._report = bytearray()
+        self._started: float | None = None
+        self._reason: Status | None = None
+
+    def go(self, payload: int) -> Outcome:
+        ends: dict[str, int] = {}
+        try:
+            theirs = [payload]
+            theirs_in, ends["stdin"] = os.pipe()
+            theirs.append(theirs_in)
+            for name in ("stdout", "stderr", "report"):
+                ends[name], other = os.pipe()
+                theirs.append(other)
+            for fd in ends.values():
+                os.set_blocking(fd, False)
+            try:
+                socket.send_fds(self._host._control, [json.dumps(self._request).encode()], theirs)
+            except OSError as error:
+                raise ZygoteLostError(f"the sandbox's process is gone: {error}") from error
+            finally:
+                for fd in theirs:
+                    os.close(fd)
+            return self._follow(ends)
+        finally:
+            for fd in ends.values():
+                os.close(fd)
+
+    def _follow(self, ends: dict[str, int]) -> Outcome:
+        control = self._host._control.fileno()
+        poll = select.poll()
+        names = {control: "control"}
+        poll.register(control, select.POLLIN)
+        for name, fd in ends.items():
+            names[fd] = name
+            poll.register(fd, select.POLLOUT if name == "stdin" else select.POLLIN)
+        if not self._stdin:
+            self._drop(poll, names, ends, "stdin")
+        deadline = time.monotonic() + START_SECONDS
+        extended = False
+        ended: dict[str, Any] | None = None
+        watched = self._limits.processes or not self._host.namespaces
+        while ended is None:
+            wait = max(0.0, deadline - time.monotonic())
+            events = poll.poll(1000 * min(wait, TICK_SECONDS) if watched else 1000 * wait)
+            for fd, _ in events:
+                name = names.get(fd, "")
+                if name == "control":
+                    answer = self._host._answer(time.monotonic() + KILL_SECONDS)
+                    ended = answer if answer.get("ended") == self._number else None
+                elif name == "stdin":
+                    if not self._feed(ends["stdin"]):
+                        self._drop(poll, names, ends, "stdin")
+                elif name == "report":
+                    chunk = os.read(fd, CHUNK)
+                    if chunk.startswith(b"R") and self._started is None:
+                        self._started = time.monotonic()
+                        deadline = self._started + self._limits.seconds
+                    self._report += chunk
+                    if not chunk:
+                        self._drop(poll, names, ends, "report")
+                elif name and self._collect(name, fd) == 0:
+                    self._drop(poll, names, ends, name)
+            if ended is not None:
+                break
+            if self._reason is None and self._too_much_output:
+                deadline = self._kill("output")
+            elif self._reason is None and watched and self._started is not None and self._too_much_memory():
+                deadline = self._kill("memory")
+            elif self._reason is None and watched and self._too_much_disk():
+                deadline = self._kill("nonzero")
+            if time.monotonic() < deadline:
+                continue
+            if self._started is None:
+                raise ZygoteLostError(f"a program did not start within {START_SECONDS:g} s")
+            if self._reason is not None:
+                # The zygote does not end it: end the zygote, and with it all there is. The reason stands.
+                self._host.close()
+                break
+            waiting = 0.0 if extended else min(self._waited(), self._limits.seconds)
+            if waiting > 0.01:
+                extended, deadline = True, deadline + waiting
+            else:
+                deadline = self._kill("timeout")
+        seconds = time.monotonic() - (self._started or time.monotonic())
+        for name in ("stdout", "stderr"):  # what lies in the pipes; nobody writes any more
+            while name in ends and not self._too_much_output and self._collect(name, ends[name]):
+                pass
+        if "report" in ends:
+            with contextlib.suppress(BlockingIOError):
+                self._report += os.read(ends["report"], CHUNK)
+        return self._outcome(ended, seconds)
+
+    def _drop(self, poll: select.poll, names: dict[int, str], ends: dict[str, int], name: str) -> None:
+        fd = ends.pop(name)
+        poll.unregister(fd)
+        del names[fd]
+        os.close(fd)
+
+    def _feed(self, fd: int) -> bool:
+        """Whether there is more to write."""
+        try:
+            self._stdin = self._stdin[os.write(fd, self._stdin[:CHUNK]) :]
+        except BlockingIOError:
+            return True
+        except BrokenPipeError:  # it does not read its input; that is its own affair
+            return False
+        return bool(self._stdin)
+
+    def _collect(self, name: str, fd: int) -> int | None:
+        """Read once. Returns the bytes read, 0 at the end, None when there is nothing now."""
+        try:
+            chunk = os.read(fd, CHUNK)
+        except BlockingIOError:
+            return None
+        self._kept[name] += chunk[: max(0, self._limits.output_kb * 1024 - self._total)]
+        self._total += len(chunk)
+        return len(chunk)
+
+    @property
+    def _too_much_output(self) -> bool:
+        return self._total > self._limits.output_kb * 1024
+
+    def _kill(self, reason: Status) -> float:
+        self._reason = reason
+        with contextlib.suppress(OSError):  # it is gone: seen at the control socket
+            self._host._control.send(json.dumps({"kill": self._number}).encode())
+        return time.monotonic() + KILL_SECONDS
+
+    def _outcome(self, ended: dict[str, Any] | None, seconds: float) -> Outcome:
+        out, err = bytes(self._kept["stdout"]), bytes(self._kept["stderr"])
+        said = bytes(self._report)
+        if not said.startswith(b"R") or said[:2] == b"RE":
+            raise SandboxError(
+                said.lstrip(b"RE").decode(errors="replace") or "the program ended before its sandbox was up"
+            )
+        if self._reason is None and self._too_much_output:
+            self._reason = "output"
+        if self._reason is not None:
+            return Outcome(self._reason, None, out, err, seconds)
+        assert ended is not None
+        code = os.waitstatus_to_exitcode(ended["status"])
+        if code == 0:
+            return Outcome("ok", 0, out, err, seconds)
+        if code == -9 and ended["cpu"] >= self._request["cpu_seconds"]:
+            return Outcome("timeout", None, out, err, seconds)
+        if self._out_of_memory() > self._killed_before:
+            return Outcome("memory", code, out, err, seconds)
+        if any(sign in line for line in err.splitlines()[-1:] for sign in OUT_OF_MEMORY):
+            return Outcome("memory", code, out, err, seconds)
+        return Outcome("nonzero" if code > 0 else "killed", code, out, err, seconds)
+
+    # -- what only a look from outside tells
+
+    def _out_of_memory(self) -> int:
+        return self._host._group.out_of_memory() if self._host._group is not None else 0
+
+    def _waited(self) -> float:
+        """Seconds the program was ready to run and had no processor."""
+        for pid in self._host.programs()[:1]:
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+        return 0.0
+
+    def _too_much_memory(self) -> bool:
+        pages = 0
+        for pid in self._host.programs():
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                _, resident, shared = Path(f"/proc/{pid}/statm").read_text().split()[:3]
+                pages += int(resident) - int(shared)
+        return pages * os.sysconf("SC_PAGE_SIZE") > self._limits.memory_mb * 2**20
+
+    def _too_much_disk(self) -> bool:
+        """Without namespaces /box is a directory of the machine's, with no size of its own."""
+        if self._host.namespaces:
+            return False
+        held, entries, most = 0, 0, max(MIN_BOX_MB, 2 * self._limits.file_mb) * 2**20
+        for folder, _, names in os.walk(self._box):
+            for name in names:
+                with contextlib.suppress(OSError):
+                    held += os.lstat(os.path.join(folder, name)).st_blocks * 512
+                entries += 1
+                if held > most or entries > 16384:
+                    return True
+        return False
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def _tasks_of_user() -> int:
+    """Tasks that count towards RLIMIT_NPROC of the program's user, where that user is not the sandbox's alone."""
+    user, count = UID if os.geteuid() == 0 else os.geteuid(), 0
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            with contextlib.suppress(OSError):
+                if os.stat(f"/proc/{entry}").st_uid == user:
+                    count += len(os.listdir(f"/proc/{entry}/task"))
+    return count
+
+
+def _payload(source: bytes, argv: Sequence[str], command: bool, files: Mapping[str, bytes]) -> int:
+    """What the program gets, as a file in memory that it alone reads."""
+    for name in files:
+        path = PurePosixPath(name)
+        if path.is_absolute() or not path.parts or ".." in path.parts or "\0" in name:
+            raise ValueError(f"files: {name!r} is not a path below the program's directory; give a relative one")
+    if not command and "program.py" not in files:
+        files = {"program.py": source, **files}
+    header = {
+        "source": len(source),
+        "argv": [str(argument) for argument in argv],
+        "files": [[name, len(content)] for name, content in files.items()],
+        "command": command,
+    }
+    text = json.dumps(header).encode()
+    fd = os.memfd_create("program", os.MFD_CLOEXEC)
+    try:
+        with os.fdopen(os.dup(fd), "wb") as out:
+            out.write(struct.pack("Q", len(text)) + text + source)
+            for content in files.values():
+                out.write(content)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _environment() -> dict[str, str]:
+    """All a program finds in its environment; PYTHONHASHSEED so that a program's outcome is the same each time."""
+    clean = {
+        "PATH": "/usr/local/bin:/usr/bin:/bin",
+        "HOME": "/box",
+        "TMPDIR": "/box",
+        "LANG": "C.UTF-8",
+        "PYTHONHASHSEED": "0",
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+    }
+    if "LD_LIBRARY_PATH" in os.environ:  # some interpreters do not start without
+        clean["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
+    return clean
+
+
+def _files(namespaces: bool, packages: Sequence[str], scratch: str | None) -> dict[str, Any]:
+    """What of the file system a program sees."""
+    library = [sysconfig.get_path("stdlib"), sysconfig.get_config_var("DESTSHARED")]
+    prefixes = [
+        p for p in dict.fromkeys((sys.base_prefix, os.path.realpath(sys.base_prefix))) if not _inside(p, "/usr")
+    ]
+    system = [p for p in SYSTEM if os.path.isdir(p)]
+    found = {}
+    for name in packages:
+        for path in _locations(name):
+            found[os.path.basename(path)] = path
+    if namespaces:
+        folders = [p for p in system if not os.path.islink(p)]
+        own = [p for p in (*prefixes, *ETC) if os.path.exists(p)]
+        binds = [(p, p) for p in (*folders, *own)] + [(path, f"/packages/{name}") for name, path in found.items()]
+        links = [(os.readlink(p), p) for p in system if os.path.islink(p)]
+        links += [("/box", "/tmp"), ("/box", "/dev/shm")]
+        readable = [*system, *prefixes, "/packages", "/etc"]
+        at = "/packages" if found else ""
+    else:
+        binds, links = [], []
+        at = f"{scratch}/packages" if found else ""
+        if scratch is not None:
+            os.chmod(scratch, 0o711)
+        if at:
+            os.mkdir(at, 0o755)
+            for name, path in found.items():
+                os.symlink(path, f"{at}/{name}")
+        readable = [*system, *prefixes, *ETC, "/etc/passwd", "/etc/group", *found.values(), *([at] if at else [])]
+    base = {"base": sys.base_prefix, "platbase": sys.base_prefix}
+    hidden = {sysconfig.get_path("purelib", vars=base), sysconfig.get_path("platlib", vars=base)}
+    hidden |= {"/usr/lib/python3/dist-packages", f"/usr/local/lib/python{sysconfig.get_python_version()}/dist-packages"}
+    return {
+        "binds": binds,
+        "links": links,
+        "hidden": sorted(hidden),
+        "readable": readable,
+        "library": list(dict.fromkeys(library)),
+        "packages_at": at,
+    }
+
+
+def _inside(path: str, folder: str) -> bool:
+    return os.path.commonpath((path, folder)) == folder
+
+
+def _locations(name: str) -> list[str]:
+    """Files and folders of an installed top-level package: itself and the libraries wheels put beside it."""
+    spec = importlib.util.find_spec(name)
+    if spec is None:
+        raise SandboxError(f"packages: {name!r} is not installed beside {sys.executable}; install it or leave it out")
+    if spec.submodule_search_locations:
+        path = os.path.realpath(next(iter(spec.submodule_search_locations)))
+    elif spec.origin is not None:
+        path = os.path.realpath(spec.origin)
+    else:
+        raise SandboxError(f"packages: {name!r} has no files; leave it out")
+    beside = f"{path}.libs"
+    return [path, beside] if os.path.isdir(beside) else [path]
+
+
+def _remove(path: str) -> None:
+    """A folder a program could write to: its modes may be anything."""
+
+    def open_up(function: Any, where: str, _: Any) -> None:
+        with contextlib.suppress(OSError):
+            os.chmod(os.path.dirname(where), 0o700)
+            if not os.path.islink(where):
+                os.chmod(where, 0o700)
+            function(where)
+
+    shutil.rmtree(path, onerror=open_up)
+    if os.path.isdir(path):
+        shutil.rmtree(path, ignore_errors=True)

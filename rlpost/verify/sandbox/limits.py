@@ -1,0 +1,51 @@
+"""What a sandboxed program may use, and what came of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Status = Literal["ok", "nonzero", "timeout", "memory", "output", "killed"]
+Tier = Literal["A", "B", "C", "D"]
+
+
+class SandboxError(RuntimeError):
+    """The sandbox itself failed; never the program's doing, so never a verdict on it."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of one program and all it starts.
+
+    Args:
+        seconds: wall clock from the program's first instruction. Time spent waiting for a processor on a busy machine
+            is not counted, up to as long again.
+        memory_mb: address space of a process; with `processes`, also what all of them hold together.
+        output_kb: standard output and standard error together; more ends the program.
+        file_mb: largest file; /box holds twice that, 32 MiB at least.
+        processes: may fork and execute (compilers, compiled languages).
+    """
+
+    seconds: float = 5.0
+    memory_mb: int = 1024
+    output_kb: int = 1024
+    file_mb: int = 16
+    processes: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a program.
+
+    Args:
+        status: ok (exit code 0), nonzero, timeout, memory (a limit on it ended the program), output (more than allowed;
+            what was written until then is kept), killed (by a signal that was not ours: a crash).
+        exit_code: minus the signal's number when killed; None when we ended it.
+        seconds: wall clock.
+    """
+
+    status: Status
+    exit_code: int | None
+    stdout: bytes
+    stderr: bytes
+    seconds: float

@@ -1,0 +1,458 @@
+"""The warm process that programs are forked from. It runs apart from the trainer, with a clean environment, no secret.
+
+Three processes. The *keeper* outlives nothing: it waits for the zygote or the worker to end and takes the other down.
+The *zygote* is pid 1 of a pid namespace, in a user, mount, network, ipc, uts and cgroup namespace of its own, on a
+read-only root. Each *program* is the one child of pid 1 of one more pid namespace, with a mount and an ipc namespace of
+its own: when it ends, or that pid 1 is killed, the kernel ends all it started. What a program is given goes from the worker to the program past the zygote, so no program finds
+another's in its memory. Imports nothing of rlpost but its two neighbours: `host` starts it without the packages above.
+"""
+
+from __future__ import annotations
+
+import array
+import atexit
+import contextlib
+import gc
+import importlib
+import json
+import os
+import resource
+import select
+import signal
+import socket
+import struct
+import sys
+import threading
+import types
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+from rlpost.verify.sandbox import kernel, seccomp
+
+UID = 65534
+BOX = "/box"
+NICE = 5  # a spinning program must not starve the learner, nor be starved into its time limit by it
+STACK_BYTES = 64 * 2**20
+OPEN_FILES = 64
+TASKS = 64
+DEVICES = ("null", "zero", "full", "random", "urandom")
+ETC = ("ld.so.cache", "localtime", "alternatives")
+MAX_REQUEST = 2**16
+DESCRIPTORS = 5  # payload, stdin, stdout, stderr, report
+READY, FAILED = b"R", b"E"
+
+
+def main(settings: dict[str, Any], control_fd: int) -> None:
+    control = socket.socket(fileno=control_fd)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # the worker decides when this ends
+    try:
+        worker = os.pidfd_open(settings["worker"]) if settings["worker"] else None
+        with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+            file.write("1000")  # short of memory, the kernel shall end a program and not the trainer
+        kernel.no_new_privileges()
+        zygote = _Zygote(settings, control, worker)
+    except (OSError, ImportError) as error:
+        control.send(json.dumps({"failed": f"{type(error).__name__}: {error}"}).encode())
+        return
+    zygote.serve()
+
+
+class _Zygote:
+    def __init__(self, settings: Mapping[str, Any], control: socket.socket, worker: int | None) -> None:
+        self._settings = settings
+        self._control = control
+        self._worker = worker
+        self._own_pids: int | None = None
+        machine = os.uname().machine
+        self._machine = machine if machine in seccomp.ARCHITECTURES else None
+        self._abi = kernel.landlock_abi()
+        if settings["namespaces"]:
+            self._enter_namespaces()
+        else:
+            self._wait_for_worker()
+            kernel.adopt_orphans()
+        sys.path[:] = [*settings["library"], *([settings["packages_at"]] if settings["packages_at"] else [])]
+        for name in settings["preload"]:
+            importlib.import_module(name)
+        if settings["namespaces"] or os.geteuid() == 0:
+            kernel.drop_bounding_set()
+        self._rules = self._landlock_rules()
+        found = ["rlimits"]
+        found += ["namespaces"] if settings["namespaces"] else []
+        found += ["user"] if settings["namespaces"] or os.geteuid() == 0 else []
+        found += ["landlock"] if self._abi else []
+        found += ["seccomp"] if self._machine else []
+        gc.collect()
+        gc.freeze()  # programs share these pages, and need not search them for garbage
+        control.send(json.dumps({"ready": found, "landlock_abi": self._abi}).encode())
+
+    # -- being set up
+
+    def _enter_namespaces(self) -> None:
+        kinds = kernel.CLONE_NEWPID | kernel.CLONE_NEWNS | kernel.CLONE_NEWNET | kernel.CLONE_NEWIPC
+        kinds |= kernel.CLONE_NEWUTS | kernel.CLONE_NEWCGROUP
+        kernel.unshare(kinds | (kernel.CLONE_NEWUSER if self._settings["user_namespace"] else 0))
+        self._wait_for_worker()
+        keeper = os.getpid()
+        pid = os.fork()
+        if pid:
+            self._control.close()
+            self._keep(pid)
+        kernel.die_with_parent(signal.SIGKILL)
+        if os.path.realpath("/proc/self") == "/proc/self" or not os.path.exists(f"/proc/{keeper}"):
+            raise OSError("/proc is not mounted, or its keeper is gone")
+        self._own_pids = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+        self._build_root()
+
+    def _wait_for_worker(self) -> None:
+        """Only a process outside can map users into a new namespace, or put this one in a cgroup."""
+        self._control.send(b'{"waiting": true}')
+        if not json.loads(self._control.recv(MAX_REQUEST) or b"{}").get("go"):
+            raise OSError("the worker is gone, or could not set this process up")
+
+    def _keep(self, zygote: int) -> NoReturn:
+        """Stay outside the pid namespace until the zygote or the worker ends; either ends all the rest."""
+        watch = select.poll()
+        watch.register(os.pidfd_open(zygote), select.POLLIN)
+        if self._worker is not None:
+            watch.register(self._worker, select.POLLIN)
+        watch.poll()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(zygote, signal.SIGKILL)
+        _, status = os.waitpid(zygote, 0)
+        os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
+
+    def _build_root(self) -> None:
+        """A read-only root of the system's programs and libraries, the interpreter and the packages asked for."""
+        kernel.mount(None, "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
+        # By descriptor: what is to be seen may lie under /tmp, where the new root is put together.
+        sources = [(os.open(path, os.O_PATH | os.O_CLOEXEC), at) for path, at in self._settings["binds"]]
+        devices = [(os.open(f"/dev/{name}", os.O_PATH | os.O_CLOEXEC), f"/dev/{name}") for name in DEVICES]
+        root = "/tmp"
+        kernel.mount("tmpfs", root, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "size=1m,mode=755")
+        for name in (BOX, "/etc", "/dev", "/empty"):
+            os.makedirs(root + name, exist_ok=True)
+        for fd, at in sources:
+            self._bind(fd, root + at)
+            kernel.restrict_mount(root + at, kernel.ATTR_RDONLY | kernel.ATTR_NOSUID | kernel.ATTR_NODEV)
+        for fd, at in devices:
+            self._bind(fd, root + at)
+        for path in self._settings["hidden"]:  # the interpreter's own site-packages, where the trainer may be installed
+            if os.path.isdir(root + path):
+                kernel.mount(f"{root}/empty", root + path, None, kernel.MS_BIND)
+        for target, at in self._settings["links"]:
+            os.makedirs(os.path.dirname(root + at), exist_ok=True)
+            os.symlink(target, root + at)
+        for name, text in (
+            ("passwd", f"nobody:x:{UID}:{UID}::{BOX}:/bin/sh\n"),
+            ("group", f"nogroup:x:{UID}:\n"),
+        ):
+            with open(f"{root}/etc/{name}", "w") as file:
+                file.write(text)
+        with open(f"{root}/canary", "w") as file:  # readable by all but for Landlock: what tells whether it works
+            file.write(self._settings["canary"])
+        kernel.restrict_mount(root, kernel.ATTR_RDONLY | kernel.ATTR_NOSUID)
+        for fd, _ in [*sources, *devices]:
+            os.close(fd)
+        kernel.enter_root(root)
+
+    def _bind(self, fd: int, at: str) -> None:
+        source = f"/proc/self/fd/{fd}"
+        if os.path.isdir(source):
+            os.makedirs(at, exist_ok=True)
+        else:
+            os.makedirs(os.path.dirname(at), exist_ok=True)
+            with open(at, "w"):
+                pass
+        kernel.mount(source, at, None, kernel.MS_BIND | kernel.MS_REC)
+
+    def _landlock_rules(self) -> list[tuple[int, int]]:
+        if not self._abi:
+            return []
+        rules = []
+        for path in self._settings["readable"]:
+            if os.path.exists(path):
+                fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+                rights = kernel.FS_READ | kernel.FS_EXECUTE | (kernel.FS_LIST if os.path.isdir(path) else 0)
+                rules.append((fd, rights))
+        for name in DEVICES:
+            if os.path.exists(f"/dev/{name}"):
+                fd = os.open(f"/dev/{name}", os.O_PATH | os.O_CLOEXEC)
+                rules.append((fd, kernel.FS_READ | kernel.FS_WRITE))
+        return rules
+
+    # -- running programs
+
+    def serve(self) -> None:
+        while True:
+            message, fds = _receive(self._control)
+            if message is None:
+                return  # the worker is gone; the namespace ends with this process, and all in it
+            if "run" in message:
+                self._run(message, fds)
+
+    def _run(self, request: dict[str, Any], fds: list[int]) -> None:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        ended, tell = os.pipe()
+        if self._own_pids is not None:
+            kernel.unshare(kernel.CLONE_NEWPID)
+        pid = os.fork()
+        if pid == 0:
+            os.close(ended)
+            if self._own_pids is not None:
+                self._init(fds, tell)
+            self._program(request, fds)
+        if self._own_pids is not None:
+            kernel.setns(self._own_pids, kernel.CLONE_NEWPID)  # else the next unshare is refused
+        for fd in (*fds, tell):
+            os.close(fd)
+        status = self._wait(request["run"], pid)
+        if self._own_pids is None:
+            _end_descendants()
+        told = os.read(ended, 64)
+        os.close(ended)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        answer = {"ended": request["run"], "status": int(told or status), "cpu": cpu}
+        self._control.send(json.dumps(answer).encode())
+
+    def _init(self, fds: list[int], tell: int) -> None:
+        """Pid 1 of the program's namespace: the kernel hides signals from it, so the program is its child (returns)."""
+        program = os.fork()
+        if program == 0:
+            os.close(tell)
+            return
+        for fd in fds:
+            os.close(fd)
+        while (found := os.wait())[0] != program:
+            pass
+        os.write(tell, b"%d" % found[1])
+        os._exit(0)
+
+    def _wait(self, run: int, pid: int) -> int:
+        process = os.pidfd_open(pid)
+        watch = select.poll()
+        watch.register(process, select.POLLIN)
+        watch.register(self._control, select.POLLIN)
+        if self._worker is not None:
+            watch.register(self._worker, select.POLLIN)
+        while True:
+            ready = {fd for fd, _ in watch.poll()}
+            if process in ready:
+                break
+            message = None
+            if self._control.fileno() in ready:
+                message, _ = _receive(self._control)
+            if message is None:  # the worker is gone
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+                _end_descendants()
+                os._exit(1)
+            if message.get("kill") == run:
+                os.kill(pid, signal.SIGKILL)
+        os.close(process)
+        return os.waitpid(pid, 0)[1]
+
+    def _program(self, request: dict[str, Any], fds: list[int]) -> NoReturn:
+        """In the fork: put every layer in force, then become the program."""
+        report = fds[4]
+        try:
+            header, source = self._confine(request, fds)
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it is the sandbox's fault and must be told
+            with contextlib.suppress(OSError):
+                os.write(report, FAILED + f"{type(error).__name__}: {error}".encode())
+            os._exit(1)
+        if header["command"]:
+            _execute(report, header["argv"])
+        os.write(report, READY)
+        os.close(report)
+        _interpret(source, header["argv"])
+
+    def _confine(self, request: dict[str, Any], fds: list[int]) -> tuple[dict[str, Any], bytes]:
+        payload, stdin, stdout, stderr, report = fds
+        layers = set(request["layers"])
+        box = request["box"]
+        if self._own_pids is not None:
+            kernel.unshare(kernel.CLONE_NEWNS | kernel.CLONE_NEWIPC)
+            data = f"size={request['box_bytes']},nr_inodes=16384,mode=700,uid={UID},gid={UID}"
+            kernel.mount("tmpfs", box, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, data)
+        for fd, at in ((stdin, 0), (stdout, 1), (stderr, 2)):
+            os.dup2(fd, at)
+        os.nice(NICE)
+        if "user" in layers:
+            if self._settings["groups"]:
+                os.setgroups([])
+            os.setresgid(UID, UID, UID)
+            os.setresuid(UID, UID, UID)
+        os.chdir(box)
+        with os.fdopen(payload, "rb") as file:
+            file.seek(0)
+            (size,) = struct.unpack("Q", file.read(8))
+            header = json.loads(file.read(size))
+            source = file.read(header["source"])
+            for name, length in header["files"]:
+                if "/" in name:
+                    os.makedirs(os.path.dirname(name), exist_ok=True)
+                with open(name, "wb", opener=_executable) as out:
+                    out.write(file.read(length))
+        if "landlock" in layers:
+            with contextlib.closing(_Descriptor(box)) as scratch:
+                kernel.landlock(self._abi, self._rules, scratch.fd)
+        # Nothing of the zygote's stays open: its control socket, its rules, the machine's namespaces.
+        os.closerange(3, report)
+        os.closerange(report + 1, max(OPEN_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[0]))
+        if "rlimits" in layers:
+            _set_limits(request)
+        if "user" in layers or os.geteuid() != 0:
+            kernel.drop_capabilities()
+        if "seccomp" in layers and self._machine is not None:
+            kernel.seccomp(
+                seccomp.build(
+                    self._machine,
+                    processes=request["processes"],
+                    execute=request["processes"] or header["command"],
+                    only_pid=None if self._own_pids is not None else os.getpid(),
+                )
+            )
+        return header, source
+
+
+class _Descriptor:
+    """A directory, opened only to be named in a rule."""
+
+    def __init__(self, path: str) -> None:
+        self.fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+def _executable(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o700)
+
+
+def _set_limits(request: Mapping[str, Any]) -> None:
+    """Hard and soft limit alike, so that the program cannot raise them again."""
+    for kind, value in (
+        (resource.RLIMIT_AS, request["memory_bytes"]),
+        (resource.RLIMIT_CPU, request["cpu_seconds"]),
+        (resource.RLIMIT_FSIZE, request["file_bytes"]),
+        (resource.RLIMIT_STACK, STACK_BYTES),
+        (resource.RLIMIT_NOFILE, OPEN_FILES),
+        (resource.RLIMIT_NPROC, request["tasks"]),
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_MEMLOCK, 0),
+        (resource.RLIMIT_MSGQUEUE, 0),
+        (resource.RLIMIT_RTPRIO, 0),
+    ):
+        ceiling = resource.getrlimit(kind)[1]
+        if ceiling != resource.RLIM_INFINITY:
+            value = min(value, ceiling)
+        resource.setrlimit(kind, (value, value))
+
+
+def _receive(control: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
+    """The worker's next message and the descriptors that came with it; None when the worker is gone."""
+    try:
+        text, ancillary, _, _ = control.recvmsg(
+            MAX_REQUEST, socket.CMSG_SPACE(DESCRIPTORS * array.array("i").itemsize), socket.MSG_CMSG_CLOEXEC
+        )
+    except ConnectionResetError:
+        return None, []
+    fds = array.array("i")
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+    return (json.loads(text), list(fds)) if text else (None, [])
+
+
+def _end_descendants() -> None:
+    """Without a pid namespace: kill and reap all the program left behind; orphans come to us, their subreaper."""
+    me = os.getpid()
+    while True:
+        parents = {}
+        for entry in os.listdir("/proc") if os.path.isdir("/proc") else ():
+            if entry.isdigit():
+                with contextlib.suppress(OSError, IndexError), open(f"/proc/{entry}/stat") as file:
+                    parents[int(entry)] = int(file.read().rpartition(")")[2].split()[1])
+        family = {me}
+        while more := {pid for pid, parent in parents.items() if parent in family and pid not in family}:
+            family |= more
+        for pid in family - {me}:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:
+            return
+        select.select([], [], [], 0.001)
+
+
+def _execute(report: int, argv: list[str]) -> NoReturn:
+    os.write(report, READY)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
+    os.set_inheritable(report, False)  # open only if the next call fails
+    try:
+        os.execvpe(argv[0], argv, dict(os.environ))
+    except OSError as error:
+        os.write(report, FAILED + f"cannot execute {argv[0]!r}: {error}".encode())
+    os._exit(127)
+
+
+def _interpret(source: bytes, argv: list[str]) -> NoReturn:
+    """Run `source` as Python runs a script, with its end: threads joined, exit functions run, buffers written."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    _open_streams()
+    for name in [name for name in sys.modules if name.partition(".")[0] == "rlpost"]:
+        del sys.modules[name]
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed()  # a fork has its parent's state; `random` sees to that itself
+    module = types.ModuleType("__main__")
+    module.__dict__.update(__builtins__=__builtins__, __file__=f"{os.getcwd()}/program.py", __cached__=None)
+    sys.modules["__main__"] = module
+    sys.argv = ["program.py", *argv]
+    code = _exit_code(
+        lambda: exec(compile(source.decode("utf-8", "surrogatepass"), "program.py", "exec"), vars(module))
+    )
+    code = _exit_code(threading._shutdown) or code  # type: ignore[attr-defined]
+    code = _exit_code(atexit._run_exitfuncs) or code
+    code = _exit_code(_flush) or code
+    vars(module).clear()  # files the program left open are written as they go
+    _exit_code(_flush)
+    os._exit(code)
+
+
+def _open_streams() -> None:
+    """Anew: the zygote's remember that they could seek."""
+    sys.stdin = os.fdopen(0, encoding="utf-8", errors="surrogateescape", closefd=False)
+    sys.stdout = os.fdopen(1, "w", encoding="utf-8", errors="surrogateescape", closefd=False)
+    sys.stderr = os.fdopen(2, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False)
+    vars(sys).update(__stdin__=sys.stdin, __stdout__=sys.stdout, __stderr__=sys.stderr)
+
+
+def _exit_code(action: Any) -> int:
+    try:
+        action()
+    except SystemExit as error:
+        if error.code is None or isinstance(error.code, int):
+            return (error.code or 0) & 0xFF
+        print(error.code, file=sys.stderr)
+        return 1
+    except BaseException as error:  # noqa: BLE001 - as the interpreter does for whatever reaches the top
+        trace = error.__traceback__
+        while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+            trace = trace.tb_next
+        sys.excepthook(type(error), error, trace)
+        return 1
+    return 0
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
