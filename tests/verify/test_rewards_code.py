@@ -13,7 +13,7 @@ from rewards.code import check_task, extract, verify
 from rlpost.verify.protocol import bind, to_verdict
 
 SAMPLE = [
-    json.loads(line) for line in (Path(__file__).parents[2] / "data" / "mbpp_sample.jsonl").read_text().splitlines()
+    json.loads(line) for line in (Path(__file__).parents[1] / "data" / "mbpp_sample.jsonl").read_text().splitlines()
 ]
 DOUBLE = "def double(x):\n    return 2 * x\n"
 DOUBLED = ["assert double(2) == 4", "assert double('ab') == 'abab'"]

@@ -12,7 +12,7 @@ from rlpost.config import VerifierSpec
 from rlpost.types import Verdict
 from rlpost.verify.contract import Check, contract, make_case, problems_of, same, score
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 START = 60.0
 VERIFIERS = """
 import itertools, math, os, random, time

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from rewards import sql
 
-SAMPLE = Path(__file__).parents[2] / "data" / "sql_sample"
+SAMPLE = Path(__file__).parents[1] / "data" / "sql_sample"
 QUESTIONS = [json.loads(line) for line in (SAMPLE / "questions.jsonl").read_text().splitlines()]
 SHOP = """
 CREATE TABLE customer (id INTEGER PRIMARY KEY, name TEXT NOT NULL, city TEXT);
