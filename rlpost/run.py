@@ -268,6 +268,20 @@ EVALUATION_SEED = 1_000_003
 LAB_SEED = 2_000_003
 
 
+def check_sandbox(config: Config, recorder: Recorder) -> None:
+    """Refuse to run what the model wrote where nothing keeps it from this machine's files; say what does elsewhere."""
+    if not any(v.name in ("code", "sql") for v in config.verifiers):
+        return
+    from rlpost.verify.sandbox import SandboxError, probe, refuse_unsafe
+
+    found = probe()
+    try:
+        refuse_unsafe(found.tier, config.verifier_pool.allow_unsafe, found.reason)
+    except SandboxError as error:
+        raise ConfigError(f"verifier_pool.allow_unsafe: {error}") from None
+    recorder.console.info(f"sandbox: tier {found.tier}; in force: {', '.join(found.layers)}")
+
+
 def check_answers_fit(config: Config, likelihood: LikelihoodReward, prompts: Sequence[Prompt]) -> None:
     """Refuse, before anything is sampled, reference answers that a micro-batch could not hold."""
     longest = likelihood.longest(prompts, config.rollout.max_tokens)
@@ -471,6 +485,7 @@ def running(config: Config, recorder: Recorder, base: str, resume: checkpoint.Ch
         resume: continue from this checkpoint.
     """
     console = recorder.console
+    check_sandbox(config, recorder)
     tokenizer = load_tokenizer(base, config.model.trust_remote_code)
     prompts = load_prompts(config.data, tokenizer, config.seed)
     for line in prompts.report.lines():

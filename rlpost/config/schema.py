@@ -207,6 +207,9 @@ class VerifierPool(Section):
     retries: int = Field(1, ge=0, description="how often a killed or broken item is tried again")
     recycle_after: int = Field(5000, ge=1, description="items after which a worker process is replaced")
     memory_mb: int = Field(4096, gt=0, description="resident memory past which an idle worker process is replaced")
+    allow_unsafe: bool = Field(
+        False, description="run what the model wrote even where the sandbox cannot keep it from this machine's files"
+    )
     cache_mb: int = Field(64, ge=0, description="memory for verdicts of answers seen before; 0 scores each anew")
 
 
