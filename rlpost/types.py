@@ -64,6 +64,37 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class Routes:
+    """The experts an engine chose for the tokens of one sequence, in the mixture-of-experts layers alone.
+
+    Row t belongs to token t: what was chosen when token t was fed to predict token t + 1, under the weight version that
+    sampled token t + 1. The last token of a sequence was never fed and has no row.
+
+    Attributes:
+        shared: uint8 or uint16 (S, layers, top_k), the rows of the prompt's first S tokens; one array for all samples
+            of a group.
+        own: of the same dtype (P + R - 1 - S, layers, top_k), the rows after them.
+        valid: bool (P + R - 1,), False on rows that must not be replayed: missing, damaged, or of other weights.
+    """
+
+    shared: np.ndarray
+    own: np.ndarray
+    valid: np.ndarray
+
+    def __post_init__(self) -> None:
+        if self.shared.shape[1:] != self.own.shape[1:] or self.shared.dtype != self.own.dtype:
+            raise ValueError(
+                f"routes of a prompt {self.shared.dtype}{self.shared.shape} and of what follows "
+                f"{self.own.dtype}{self.own.shape} differ in dtype, layers or experts"
+            )
+        if len(self.valid) != len(self):
+            raise ValueError(f"{len(self)} rows of routes but {len(self.valid)} marks of validity")
+
+    def __len__(self) -> int:
+        return len(self.shared) + len(self.own)
+
+
+@dataclass(frozen=True)
 class Rollout:
     """One sampled response with everything that must stay aligned to its tokens.
 
@@ -78,6 +109,7 @@ class Rollout:
         finish_reason: "stop", "length" (hit max_tokens) or "abort" (the engine gave it up: not to be learned from).
         text: the response decoded, without special tokens.
         seed: the sampling seed, a pure function of (run seed, step, prompt, sample).
+        routes: the experts chosen for each token; None when they are not captured.
         verdicts: by verifier name; empty until scored.
         reward: weighted sum of the verdicts' scores; None when not scored or any weighted verdict is unverified.
     """
@@ -92,6 +124,7 @@ class Rollout:
     finish_reason: FinishReason
     text: str
     seed: int
+    routes: Routes | None = None
     verdicts: Mapping[str, Verdict] = field(default_factory=dict)
     reward: float | None = None
 
@@ -101,6 +134,11 @@ class Rollout:
             raise ValueError(
                 f"rollout {self.prompt_id}#{self.sample}: {n} response tokens but {len(self.logprobs)} log-probs "
                 f"and {len(self.versions)} weight versions"
+            )
+        if self.routes is not None and len(self.routes) != len(self.prompt_ids) + n - 1:
+            raise ValueError(
+                f"rollout {self.prompt_id}#{self.sample}: {len(self.prompt_ids)} + {n} tokens need one row of routes "
+                f"each but the last, got {len(self.routes)}"
             )
 
     @property
