@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -79,7 +79,7 @@ def credited(
     if not by_sample:
         coefs = {label: float(coef) for label, coef in credit.coefficients(step).items()}
     metrics |= {f"coef/{label}": value for label, value in coefs.items()}
-    whole = batch.carrying(per_token, per_sequence).with_advantages(advantages)
+    whole = replace(batch.carrying(per_token, per_sequence), advantages=advantages)
     return Lesson(whole, coefs, metrics, by_sample)
 
 

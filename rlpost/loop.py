@@ -93,8 +93,7 @@ def credit(run: Run, groups: Sequence[Group], step: int) -> Lesson | None:
     samples = run.samples(groups, step)
     if not samples:
         return None
-    batch = Batch.from_samples(samples)
-    batch = batch.carrying(per_token=run.learner.score(batch, run.wanted))
+    batch = run.scored(Batch.from_samples(samples))
     limit = run.config.rollout.max_tokens
     return credited(
         batch, samples, run.credit, step=step, seed=sample_seed(run.config.seed, step, "", 0), max_tokens=limit

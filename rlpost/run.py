@@ -16,22 +16,23 @@ import numpy as np
 from rlpost import checkpoint, cluster
 from rlpost.config import SOURCES, Config, ConfigError
 from rlpost.credit import Lesson
-from rlpost.data import STRATEGIES, PromptOrder, PromptSets, fill, judge_group, load_prompts, load_tokenizer
+from rlpost.data import PromptOrder, PromptSets, fill, judge_group, load_prompts, load_tokenizer
 from rlpost.evaluation import Results, evaluate
 from rlpost.learner.batch import Batch
 from rlpost.learner.group import LearnerGroup
 from rlpost.learner.rank import LearnerSpec
-from rlpost.learner.references import AnchorSpec
 from rlpost.observe import Recorder, Watch
 from rlpost.rollout.fleet import Fleet
 from rlpost.rollout.request import EngineSpec, Sampling
 from rlpost.rollout.sampler import GroupSampler
+from rlpost.routing import admitted
 from rlpost.types import Group, Prompt, Sample, Status
 from rlpost.verify import open_pool
 
 if TYPE_CHECKING:
     from rlpost.likelihood import LikelihoodReward
-    from rlpost.objective import Move, Reference
+    from rlpost.objective import Move
+    from rlpost.roles import Roles
     from rlpost.verify import VerifierPool
     from rlpost.verify.remote import ClusterPool
 
@@ -49,10 +50,9 @@ class Run:
         pool: VerifierPool | ClusterPool,
         base: str,
         tokenizer: Any,
+        roles: Roles,
+        likelihood: LikelihoodReward | None,
     ) -> None:
-        from rlpost.likelihood import LikelihoodReward
-        from rlpost.objective import Credit
-
         self.config = config
         self.recorder = recorder
         self.prompts = prompts
@@ -62,19 +62,14 @@ class Run:
         self.base = base
         self.tokenizer = tokenizer
         self.referee = config.verifiers[0].name
-        self.credit = Credit(config.objective, config.steps)
-        self.references = references(config)
-        self.likelihood = (
-            LikelihoodReward(config.objective.likelihood, tokenizer) if config.objective.likelihood else None
-        )
-        self.wanted = wanted_scores(config)
-        if self.likelihood is not None:
-            check_answers_fit(config, self.likelihood, prompts.train)
+        self.credit, self.references, self.wanted = roles.credit, roles.references, roles.wanted
+        self.likelihood = likelihood
         self.order = PromptOrder(prompts.train, config.seed, config.data.shuffle)
-        self.strategy = STRATEGIES.create(config.data.strategy)
+        self.strategy = roles.strategy
         self.strategy.begin(self.order)
         self.sampler = GroupSampler(fleet, pool, config.seed, config.rollout.deadline)
-        self.watch = Watch(config.alarms, config.model.dtype == config.rollout_dtype == "float32")
+        fp32 = config.model.dtype == config.rollout_dtype == "float32"
+        self.watch = Watch(config.alarms, fp32, config.routing.replay)
         self.sampling = Sampling(
             temperature=config.rollout.temperature,
             max_tokens=config.rollout.max_tokens,
@@ -84,6 +79,7 @@ class Run:
         self.version = 0
         self.submitted = 0
         self.order_before: dict[int, dict[str, Any]] = {}
+        self.routing_metrics: dict[str, float] = {}
         self.stop_requested = False
 
     def say(self, phase: str) -> None:
@@ -113,12 +109,20 @@ class Run:
         assert self.config.objective.likelihood is not None
         scorer = self.config.objective.likelihood.scorer
         name = "old_logp" if scorer == "learner" else f"anchors.{scorer}"
-        batch = Batch.from_samples(samples)
-        return np.split(self.learner.score(batch, [name])[name], np.cumsum(batch.response_lengths)[:-1])
+        return self.learner.log_probs(Batch.from_samples(samples), name)
+
+    def scored(self, batch: Batch) -> Batch:
+        """The batch with what has to be known of it before the update: log-probs, and routes the learner chose."""
+        scores = self.learner.score(batch, self.wanted)
+        routes = scores.pop("routes", None)
+        batch = batch.carrying(per_token=scores)
+        return batch if routes is None else batch.routed(routes)
 
     def samples(self, groups: Sequence[Group], step: int) -> list[Sample]:
         """All that is learned from: the groups' own samples, and what the strategy and the reward add."""
         samples = self.strategy.samples(groups, self.referee, step)
+        if self.config.routing.replay == "r3":
+            samples, self.routing_metrics = admitted(samples, self.config.routing.invalid)
         if self.likelihood is None:
             return samples
         return self.likelihood.restricted(samples, groups) + self.likelihood.samples(groups)
@@ -150,7 +154,7 @@ class Run:
             k=ev.k,
             sampling=Sampling(ev.temperature, self.config.rollout.max_tokens, ev.top_p, self.sampling.stop),
             seed=self.config.seed + EVALUATION_SEED,
-            judge=self.config.verifiers[0].name,
+            judge=self.referee,
         )
         self.recorder.evaluation(when, self.step, results.intervals)
         if self.step:
@@ -176,6 +180,7 @@ class Run:
             **step_metrics(self, groups, kept, lesson, times["time/total"]),  # of this step's own samples: verdicts
             **self.strategy.metrics(),
             **(self.likelihood.metrics() if self.likelihood is not None else {}),
+            **self.routing_metrics,
             **learner,
             **times,
         }
@@ -285,11 +290,19 @@ def check_sandbox(config: Config, recorder: Recorder) -> None:
 def check_answers_fit(config: Config, likelihood: LikelihoodReward, prompts: Sequence[Prompt]) -> None:
     """Refuse, before anything is sampled, reference answers that a micro-batch could not hold."""
     longest = likelihood.longest(prompts, config.rollout.max_tokens)
-    room = config.learner.row_tokens or config.learner.tokens_per_micro_batch
+    room = config.learner.longest
     if longest > room:
         raise ConfigError(
             f"prompt, response and reference answer may come to {longest} tokens, more than learner.row_tokens or "
             f"learner.tokens_per_micro_batch ({room}): raise it"
+        )
+
+
+def check_same_routers(config: Config, learner: dict[str, Any] | None, engine: dict[str, Any] | None) -> None:
+    """Refuse to replay between an engine and a learner that number layers or experts differently."""
+    if config.routing.replay == "r3" and learner != engine:
+        raise RuntimeError(
+            f"routing.replay: r3, but the engine's mixture-of-experts layers are {engine} and the learner's {learner}"
         )
 
 
@@ -302,7 +315,7 @@ class RunLab:
         self.tokenizer = run.tokenizer
         self.data = run.config.data
         self.held_out = run.prompts.test
-        self.longest = run.config.learner.row_tokens or run.config.learner.tokens_per_micro_batch
+        self.longest = run.config.learner.longest
 
     def say(self, line: str) -> None:
         self._run.recorder.console.info(line)
@@ -323,7 +336,6 @@ def step_metrics(
     usable = [r for r in rollouts if r.usable]
     versions = np.unique(lesson.batch.versions) if lesson is not None else []
     judged = [run.judge(g) for g in groups]
-    first = run.config.verifiers[0].name
     lengths = np.array([len(r.response_ids) for r in rollouts] or [0])
     account = run.sampler.account
     metrics = {
@@ -352,7 +364,7 @@ def step_metrics(
     if usable:
         metrics["reward/mean"] = float(np.mean([r.reward for r in usable]))
         metrics["reward/std"] = float(np.std([r.reward for r in usable]))
-        metrics["train/pass@1"] = float(np.mean([r.judged(first).status == "correct" for r in usable]))
+        metrics["train/pass@1"] = float(np.mean([r.judged(run.referee).status == "correct" for r in usable]))
     return metrics
 
 
@@ -404,6 +416,7 @@ def engine_spec(config: Config, path: str, max_model_len: int | None = None) -> 
         on_gpu=config.on_gpu,
         trust_remote_code=config.model.trust_remote_code,
         engine_args=ro.engine_args,
+        capture_routes=config.routing.replay == "r3",
     )
 
 
@@ -428,41 +441,10 @@ def start_learner(config: Config, spec: LearnerSpec, placement: cluster.Placemen
     )
 
 
-def references(config: Config) -> dict[str, Reference]:
-    """The anchors that something in the objective compares with, by name."""
-    from rlpost.objective import REFERENCES, Credit, Objective
-
-    settings = config.objective
-    terms = Objective(settings)
-    used = terms.anchors | {anchor for anchor, _ in terms.exact.values()}
-    used |= {n.removeprefix("anchors.") for n in Credit(settings, config.steps).needs if n.startswith("anchors.")}
-    if settings.likelihood is not None and settings.likelihood.scorer != "learner":
-        used.add(settings.likelihood.scorer)
-    return {name: REFERENCES.create(settings.reference(name)) for name in sorted(used)}
-
-
-def wanted_scores(config: Config) -> set[str]:
-    """What a forward pass before the update has to give: for credit, for the ratio, for divergences."""
-    from rlpost.objective import Credit, Objective
-
-    settings = config.objective
-    wanted = set(Credit(settings, config.steps).needs)
-    models = {name for name, reference in references(config).items() if reference.origin()}
-    wanted |= {f"anchors.{name}" for name in Objective(settings).anchors & models}
-    if config.learner.optimizer_steps_per_batch > 1 and settings.proximal == "learner":
-        wanted.add("old_logp")  # with one step it is the policy itself, detached
-    return wanted
-
-
-def learner_spec(config: Config, path: str, pad_id: int) -> LearnerSpec:
-    anchors = {
-        name: AnchorSpec(tuple((origin or path, share) for origin, share in reference.origin()), reference.moves)
-        for name, reference in references(config).items()
-        if reference.origin()
-    }
+def learner_spec(config: Config, roles: Roles, path: str, pad_id: int) -> LearnerSpec:
     return LearnerSpec(
         path=path,
-        anchors=anchors,
+        anchors=roles.anchors(path),
         model=config.model,
         learner=config.learner,
         objective=config.objective,
@@ -473,6 +455,7 @@ def learner_spec(config: Config, path: str, pad_id: int) -> LearnerSpec:
         seed=config.seed,
         on_gpu=config.on_gpu,
         threads=cluster.threads(config)[1],
+        routing=config.routing,
     )
 
 
@@ -484,12 +467,20 @@ def running(config: Config, recorder: Recorder, base: str, resume: checkpoint.Ch
         base: folder or id of the weights the run started from.
         resume: continue from this checkpoint.
     """
+    from rlpost.likelihood import LikelihoodReward
+    from rlpost.roles import Roles
+
     console = recorder.console
+    roles = Roles(config)
     check_sandbox(config, recorder)
     tokenizer = load_tokenizer(base, config.model.trust_remote_code)
     prompts = load_prompts(config.data, tokenizer, config.seed)
     for line in prompts.report.lines():
         console.info(line)
+    likelihood = None
+    if config.objective.likelihood is not None:
+        likelihood = LikelihoodReward(config.objective.likelihood, tokenizer)
+        check_answers_fit(config, likelihood, prompts.train)
     with ExitStack() as stack:
         console.phase("starting verifiers, engines and learner")
         placement = cluster.place(config)
@@ -497,16 +488,17 @@ def running(config: Config, recorder: Recorder, base: str, resume: checkpoint.Ch
         stack.enter_context(pool)
         fleet = start_fleet(config, base, placement)
         stack.callback(fleet.shutdown)
-        learner = start_learner(config, learner_spec(config, base, tokenizer.pad_token_id), placement)
+        learner = start_learner(config, learner_spec(config, roles, base, tokenizer.pad_token_id), placement)
         stack.callback(learner.shutdown)
         model, engine = learner.ready(), fleet.ready()
+        check_same_routers(config, model["routing"], engine.get("routing"))
         fleet.connect(learner)
         console.info(
             f"learner: {model['parameters'] / 1e6:.1f} M parameters ({model['trainable'] / 1e6:.1f} M trained) on "
             f"{config.learner.ranks} rank(s), ZeRO {config.learner.zero_stage}, {config.model.dtype}; engines: "
             f"{config.rollout.engines}, {config.rollout_dtype}, {engine['kv_tokens']:,} cached tokens each"
         )
-        run = Run(config, recorder, prompts, learner, fleet, pool, base, tokenizer)
+        run = Run(config, recorder, prompts, learner, fleet, pool, base, tokenizer, roles, likelihood)
         run.strategy.attach(RunLab(run))
         if resume is not None:
             run.restore(resume)

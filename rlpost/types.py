@@ -195,6 +195,7 @@ class Sample:
         weight: what stands for its advantage when no estimator credits it: 1; -1 for the loser of a pair.
         mask: bool (R,), False on tokens that are not to be learned from; None learns from all.
         anchors: float32 (R,) log-probs that were stored with it, by anchor ("cached").
+        routes: the experts that were chosen while it was sampled; None where they are not known.
     """
 
     prompt_ids: np.ndarray
@@ -210,6 +211,7 @@ class Sample:
     weight: float = 1.0
     mask: np.ndarray | None = None
     anchors: Mapping[str, np.ndarray] = field(default_factory=dict)
+    routes: Routes | None = None
 
     @classmethod
     def on_policy(cls, rollout: Rollout, judge: str | None = None) -> Sample:
@@ -229,6 +231,7 @@ class Sample:
             reward=rollout.reward or 0.0,
             correct=judge is not None and rollout.judged(judge).status == "correct",
             truncated=rollout.finish_reason == "length",
+            routes=rollout.routes,
         )
 
     @classmethod

@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 import yaml
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# How long an example takes says more of the machine than of the code.
+hypothesis.settings.register_profile("rlpost", deadline=None)
+hypothesis.settings.load_profile("rlpost")
 
 ROOT = Path(__file__).parent.parent
 COUNTDOWN = {

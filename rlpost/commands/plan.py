@@ -10,6 +10,7 @@ from rich.table import Table
 from rlpost.cli import DONE
 from rlpost.cluster import placement_plan
 from rlpost.config import Config
+from rlpost.routing import bytes_per_token, experts_of, hf_config
 
 BYTES = {"float32": 4, "bfloat16": 2}
 
@@ -37,6 +38,8 @@ def show(config: Config) -> int:
         out.print(table)
         out.print("activations and the engines' cache come on top")
     out.print(f"weights travel by {config.weight_transfer}")
+    if config.routing.replay == "r3":
+        out.print(f"routes: {routes_plan(config)}")
     return DONE
 
 
@@ -54,6 +57,22 @@ def batch_arithmetic(config: Config) -> dict[str, int]:
         "optimizer steps of the run": config.steps * le.optimizer_steps_per_batch,
         "samples in flight, at most": samples * (1 + ro.max_staleness),
     }
+
+
+def routes_plan(config: Config) -> str:
+    """What the routes of a step take, in words."""
+    values = hf_config(config.model)
+    experts = config.model.experts or (experts_of(values) if values is not None else None)
+    if experts is None:
+        return "unknown; set model.experts, or give model.path as a folder"
+    each = bytes_per_token(experts)
+    samples = config.learner.prompts_per_step * config.rollout.samples_per_prompt
+    prompts = config.learner.prompts_per_step * config.data.max_prompt_tokens
+    whole = each * (prompts + samples * config.rollout.max_tokens)
+    return (
+        f"{each:,} bytes a token, at most {whole / 2**30:.2f} GiB a step in shared memory, "
+        f"{whole / config.learner.ranks / 2**30:.2f} a rank"
+    )
 
 
 def memory_plan(config: Config) -> dict[str, float] | None:

@@ -8,6 +8,7 @@ from rlpost import checkpoint, cluster
 from rlpost.cli import DONE, NOTHING_TO_DO, PREEMPTED
 from rlpost.config import Config, ConfigError, dump, load
 from rlpost.observe import Recorder, RunFolder
+from rlpost.routing import check_replay
 
 
 def start(config: Config, command: list[str]) -> int:
@@ -60,22 +61,11 @@ def warm_up(config: Config, command: list[str]) -> int:
 
 
 def check_objective(config: Config) -> None:
-    """Build every role once here, so that a wrong parameter or a broken file is refused before anything starts."""
-    from rlpost.data import STRATEGIES
-    from rlpost.objective import REFERENCES, Credit, Objective
+    """Build every role once, so that a wrong parameter or a broken file is refused before anything starts."""
+    from rlpost.roles import Roles
 
-    Objective(config.objective)
-    Credit(config.objective, config.steps)
-    for reference in config.objective.references.values():
-        REFERENCES.create(reference)
-    strategy = STRATEGIES.create(config.data.strategy)
-    given = {*strategy.provides, *(["reference"] if config.objective.likelihood else [])}
-    for key, summand in config.objective.summands():
-        if summand.source not in given:
-            raise ConfigError(
-                f"objective.{key}.source: {summand.source}, but data.strategy {config.data.strategy.name} gives "
-                f"{', '.join(sorted(given))}"
-            )
+    Roles(config)
+    check_replay(config)
 
 
 def _new_run(config: Config, command: list[str]) -> Recorder:

@@ -164,7 +164,7 @@ def _check_sources(c: Config) -> None:
     known_name("data.strategy", strategy, STRATEGIES)
     if strategy not in STRATEGIES:  # a user's own says what it gives when it is built
         return
-    row = c.learner.row_tokens or c.learner.tokens_per_micro_batch
+    row = c.learner.longest
     if "pair" in STRATEGIES[strategy] and row < 2 * c.max_sequence_tokens:
         raise ValueError(
             f"data.strategy: {strategy} keeps the two responses of a pair together: learner.row_tokens or "

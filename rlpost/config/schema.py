@@ -38,6 +38,14 @@ class Lora(Section):
     target_modules: list[str] | Literal["all-linear"] = "all-linear"
 
 
+class Experts(Section):
+    """Sizes of a mixture of experts."""
+
+    layers: int = Field(gt=0, description="how many have experts")
+    per_token: int = Field(gt=0, description="experts a token goes to in each")
+    total: int = Field(gt=1, description="experts of each")
+
+
 class Model(Section):
     """The policy: a folder or a Hugging Face id, or a small one made on the spot."""
 
@@ -48,6 +56,7 @@ class Model(Section):
     lora: Lora | None = None
     trust_remote_code: bool = False
     parameters: float | None = Field(None, gt=0, description="count, for `rlpost plan` when the model is not on disk")
+    experts: Experts | None = Field(None, description="for `rlpost plan` when the model is not on disk")
 
     @model_validator(mode="after")
     def _one_origin(self) -> Model:
@@ -279,6 +288,29 @@ class Learner(Optimizer):
         default_factory=dict, description="merged over the DeepSpeed configuration we make"
     )
 
+    @property
+    def longest(self) -> int:
+        """Tokens of a row at most: the longest sequence there can be, or sequences that belong together."""
+        return self.row_tokens or self.tokens_per_micro_batch
+
+
+class Routing(Section):
+    """Mixture-of-experts models: whether the learner chooses the experts that were chosen before.
+
+    off: the live router. r3: the experts the engine chose while sampling (rollout routing replay). r2: those the
+    learner chose when it scored the batch before the update. Weights of the experts always come from the live router.
+    """
+
+    replay: Literal["off", "r2", "r3"] = "off"
+    invalid: Literal["live", "mask", "fail"] = Field(
+        "live",
+        description="a sample whose routes are damaged: its tokens without one use the live router, or it is not "
+        "learned from, or the run stops",
+    )
+    compare_every: int = Field(
+        1, ge=0, description="r3: steps between micro-batches that are measured with and without replay; 0: never"
+    )
+
 
 class Sft(Optimizer):
     """Supervised warm-up on worked examples (`completion`), with the same learner."""
@@ -337,6 +369,15 @@ class Alarms(Section):
     mismatch_kl: float = Field(0.05, gt=0, description="KL(engine || learner) over tokens of the same weights")
     unverified_share: float = Field(0.05, ge=0, le=1, description="share of a step's verdicts that may be unverified")
     no_signal_steps: int = Field(20, ge=1, description="steps in a row without one group that has a signal")
+    route_coverage: float = Field(
+        0.95, ge=0, le=1, description="with routing.replay: least share of a step's tokens that have their routes"
+    )
+    dead_experts: float | None = Field(
+        None, ge=0, le=1, description="largest share of a layer's experts that may get no token in a step"
+    )
+    router_load_entropy: float | None = Field(
+        None, ge=0, le=1, description="least entropy of a step's expert loads, over that of equal loads; mean of layers"
+    )
 
 
 class Cluster(Section):
@@ -367,6 +408,7 @@ class Config(Section):
     rollout: Rollout = Rollout()
     objective: Objective = Objective()
     learner: Learner = Learner()
+    routing: Routing = Routing()
     evaluation: Evaluation = Evaluation()
     checkpoint: Checkpoint = Checkpoint()
     observe: Observe = Observe()

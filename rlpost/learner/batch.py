@@ -19,6 +19,8 @@ from rlpost.types import Sample
 if TYPE_CHECKING:
     import torch
 
+    from rlpost.learner.routing import Replay, RouteGrid
+
 Layout = Literal["packed", "padded"]
 
 SEQUENCE_FIELDS = ("source", "group")
@@ -41,6 +43,8 @@ class Batch:
         per_token: further arrays along the response tokens, by name: `weights`, `keep`, `old_logp`,
             `anchors.<anchor>`, `where.<label>`.
         per_sequence: further arrays (N,), by name: `coef.<label>`.
+        routes: uint8 or uint16 (U, layers, top_k), rows of chosen experts, each once; None without any.
+        route_index: int32 (sum of lengths), the row of each token, prompts included; -1 where there is none.
     """
 
     tokens: np.ndarray
@@ -54,6 +58,8 @@ class Batch:
     advantages: np.ndarray
     per_token: Mapping[str, np.ndarray] = field(default_factory=dict)
     per_sequence: Mapping[str, np.ndarray] = field(default_factory=dict)
+    routes: np.ndarray | None = None
+    route_index: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         n, response = len(self.prompt_lengths), int(self.response_lengths.sum())
@@ -69,6 +75,10 @@ class Batch:
             for name, values in getattr(self, family).items():
                 if len(values) != length:
                     raise ValueError(f"Batch.{family}[{name!r}] has {len(values)} entries, expected {length}")
+        if (self.routes is None) != (self.route_index is None):
+            raise ValueError("Batch.routes and Batch.route_index come together")
+        if self.route_index is not None and len(self.route_index) != len(self.tokens):
+            raise ValueError(f"Batch.route_index has {len(self.route_index)} entries, expected {len(self.tokens)}")
         if n and int(self.prompt_lengths.min()) < 1:
             raise ValueError("every sequence needs at least one prompt token: the first response token follows it")
 
@@ -107,6 +117,7 @@ class Batch:
         """Samples end to end, each with its weight for an advantage."""
         response_lengths = np.array([len(s.response_ids) for s in samples], np.int32)
         anchors = {name for s in samples for name in s.anchors}
+        routes, route_index = _routes(samples)
         return cls(
             tokens=_concat([x for s in samples for x in (s.prompt_ids, s.response_ids)], np.int32),
             prompt_lengths=np.array([len(s.prompt_ids) for s in samples], np.int32),
@@ -123,6 +134,8 @@ class Batch:
                 )
                 for name in sorted(anchors)
             },
+            routes=routes,
+            route_index=route_index,
         )
 
     @classmethod
@@ -141,22 +154,27 @@ class Batch:
             per_sequence={**self.per_sequence, **(per_sequence or {})},
         )
 
-    def with_advantages(self, advantages: np.ndarray) -> Batch:
-        """The same with other advantages, float32 (sum of response lengths)."""
-        return replace(self, advantages=advantages)
+    def routed(self, rows: np.ndarray) -> Batch:
+        """The same with a row of routes for every token, (sum of lengths, layers, top_k)."""
+        return replace(self, routes=rows, route_index=np.arange(len(rows), dtype=np.int32))
 
     def select(self, indices: Sequence[int] | np.ndarray) -> Batch:
         """The sequences at `indices`, in that order; an index may come twice."""
         index = np.asarray(indices, np.int64)
-        response = ragged_index(self.response_lengths, index)
+        response, whole = ragged_index(self.response_lengths, index), ragged_index(self.lengths, index)
+        routes, route_index = self.routes, self.route_index
+        if routes is not None and route_index is not None:
+            routes, route_index = _used(routes, route_index[whole])
         return Batch(
-            tokens=self.tokens[ragged_index(self.lengths, index)],
+            tokens=self.tokens[whole],
             prompt_lengths=self.prompt_lengths[index],
             response_lengths=self.response_lengths[index],
             **{name: getattr(self, name)[index] for name in SEQUENCE_FIELDS},
             **{name: getattr(self, name)[response] for name in TOKEN_FIELDS},
             per_token={name: values[response] for name, values in self.per_token.items()},
             per_sequence={name: values[index] for name, values in self.per_sequence.items()},
+            routes=routes,
+            route_index=route_index,
         )
 
     def of(self, source: str) -> np.ndarray:
@@ -197,6 +215,40 @@ class Batch:
 
 def _concat(parts: Sequence[np.ndarray], dtype: type) -> np.ndarray:
     return np.concatenate([np.asarray(p, dtype) for p in parts]) if len(parts) else np.zeros(0, dtype)
+
+
+def _routes(samples: Sequence[Sample]) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Rows and the index into them: the rows of a prompt once, however many samples share them."""
+    rows: list[np.ndarray] = []
+    begins: dict[int, int] = {}
+    index: list[np.ndarray] = []
+    count = 0
+    for s in samples:
+        own: np.ndarray = np.full(len(s.prompt_ids) + len(s.response_ids), -1, np.int32)
+        index.append(own)
+        if s.routes is None:
+            continue
+        if id(s.routes.shared) not in begins:
+            begins[id(s.routes.shared)] = count
+            rows.append(s.routes.shared)
+            count += len(s.routes.shared)
+        begin, shared = begins[id(s.routes.shared)], len(s.routes.shared)
+        own[:shared] = np.arange(begin, begin + shared)
+        own[shared:-1] = np.arange(count, count + len(s.routes.own))
+        own[:-1][~s.routes.valid] = -1
+        rows.append(s.routes.own)
+        count += len(s.routes.own)
+    if not rows:
+        return None, None
+    return np.concatenate(rows), np.concatenate(index)
+
+
+def _used(rows: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Only the rows that are pointed at, and the index into those."""
+    used, renumbered = np.unique(index, return_inverse=True)
+    if len(used) and used[0] == -1:
+        return rows[used[1:]], (renumbered - 1).astype(np.int32)
+    return rows[used], renumbered.astype(np.int32)
 
 
 def ragged_index(lengths: np.ndarray, index: np.ndarray) -> np.ndarray:
@@ -345,6 +397,8 @@ class Grid:
         targets: int64 (M,), those tokens.
         sequence, offset: int64 (M,), which sequence of the micro-batch (B of them) and which of its tokens.
         shape: (B, T), sequences and the longest response.
+        real: bool (rows * length,), False on padding.
+        routes: the experts to choose; None when no token of the batch has any.
     """
 
     input_ids: torch.Tensor
@@ -354,11 +408,25 @@ class Grid:
     sequence: torch.Tensor
     offset: torch.Tensor
     shape: tuple[int, int]
+    real: torch.Tensor
+    routes: RouteGrid | None = None
 
     def spread(self, flat: torch.Tensor, fill: float = 0.0) -> torch.Tensor:
         """(M,) response-token values as (B, T), `fill` beyond each response's end. Differentiable."""
         grid = flat.new_full(self.shape, fill)
         return grid.index_put((self.sequence, self.offset), flat)
+
+    def live(self, replay: Replay) -> RouteGrid:
+        """Routes that tell no token what to choose, for the routers of `replay`."""
+        import torch
+
+        from rlpost.learner.routing import RouteGrid
+
+        return RouteGrid(
+            rows=torch.zeros(0, len(replay.layers), replay.top_k, dtype=torch.uint8, device=self.real.device),
+            index=torch.full(self.real.shape, -1, device=self.real.device),
+            real=self.real,
+        )
 
     def mask(self) -> torch.Tensor:
         """bool (B, T): where there is a response token."""
@@ -375,6 +443,7 @@ def make_grid(batch: Batch, micro: MicroBatch, pad_id: int, device: torch.device
     width = max(int(sum(batch.lengths[i] for i in row)) for row in micro.rows)
     input_ids: np.ndarray = np.full((len(micro.rows), width), pad_id, np.int64)
     position_ids: np.ndarray = np.zeros((len(micro.rows), width), np.int64)
+    whence: np.ndarray = np.full((len(micro.rows), width), -1, np.int64)
     predictors: list[np.ndarray] = []
     targets: list[np.ndarray] = []
     sequence: list[np.ndarray] = []
@@ -388,6 +457,7 @@ def make_grid(batch: Batch, micro: MicroBatch, pad_id: int, device: torch.device
             )
             tokens = batch.tokens[starts[i] : starts[i + 1]]
             input_ids[r, at : at + length] = tokens
+            whence[r, at : at + length] = np.arange(starts[i], starts[i + 1])
             position_ids[r, at : at + length] = np.arange(length)
             predictors.append(r * width + at + prompt - 1 + np.arange(response))
             targets.append(tokens[prompt:])
@@ -401,6 +471,7 @@ def make_grid(batch: Batch, micro: MicroBatch, pad_id: int, device: torch.device
         return torch.from_numpy(np.concatenate(parts).astype(np.int64)).to(device)
 
     longest = max(int(batch.response_lengths[i]) for i in micro.sequences)
+    real = torch.from_numpy(whence.ravel() >= 0).to(device)
     return Grid(
         input_ids=torch.from_numpy(input_ids).to(device),
         position_ids=torch.from_numpy(position_ids).to(device),
@@ -409,4 +480,23 @@ def make_grid(batch: Batch, micro: MicroBatch, pad_id: int, device: torch.device
         sequence=tensor(sequence),
         offset=tensor(offset),
         shape=(b, longest),
+        real=real,
+        routes=_route_grid(batch, whence.ravel(), real),
+    )
+
+
+def _route_grid(batch: Batch, whence: np.ndarray, real: torch.Tensor) -> RouteGrid | None:
+    """The routes of a grid whose tokens are those of the batch at `whence`, int64 (tokens,); -1 on padding."""
+    import torch
+
+    from rlpost.learner.routing import RouteGrid
+
+    if batch.routes is None or batch.route_index is None:
+        return None
+    rows, index = _used(batch.routes, np.where(whence >= 0, batch.route_index[whence], -1))
+    wide: np.ndarray = rows.astype(np.int16 if rows.dtype == np.uint16 else rows.dtype)  # torch gathers no uint16
+    return RouteGrid(
+        rows=torch.from_numpy(wide).to(real.device),
+        index=torch.from_numpy(index.astype(np.int64)).to(real.device),
+        real=real,
     )

@@ -58,10 +58,11 @@ class LearnerGroup:
         """What the learner and its anchors say of every response token, under the weights as they are now.
 
         Args:
-            wanted: of `old_logp`, `entropy` and `anchors.<name>`.
+            wanted: of `old_logp`, `entropy`, `routes` and `anchors.<name>`.
 
         Returns:
-            by name, float32 (sum of response lengths), in the batch's order.
+            by name, in the batch's order, float32 (sum of response lengths); as `routes` the experts the policy chose,
+            uint8 or uint16 (sum of lengths, layers, top_k).
         """
         names = sorted(wanted)
         if not names:
@@ -77,21 +78,21 @@ class LearnerGroup:
             self.deadline,
             "the learner ranks to score",
         )
-        starts = np.cumsum(batch.response_lengths) - batch.response_lengths
-        scores: dict[str, np.ndarray] = {
-            name: np.zeros(int(batch.response_lengths.sum()), np.float32) for name in names
-        }
-        for micro_batches, values in zip(cut, found, strict=True):
-            sequences = [i for m in micro_batches if not m.muted for i in m.sequences]
-            for name in names:
-                for i, array in zip(sequences, values[name], strict=True):
-                    scores[name][starts[i] : starts[i] + len(array)] = array
-        return scores
+        order = np.argsort([i for micro_batches in cut for m in micro_batches if not m.muted for i in m.sequences])
 
-    def log_probs(self, batch: Batch) -> list[np.ndarray]:
-        """float32 log-probs of each sequence's response under the current weights, in the batch's order."""
-        flat = self.score(batch, ["old_logp"])["old_logp"]
-        return np.split(flat, np.cumsum(batch.response_lengths)[:-1])
+        def whole(name: str) -> np.ndarray:
+            arrays = [array for values in found for array in values[name]]
+            return np.concatenate([arrays[k] for k in order])
+
+        return {name: whole(name) for name in names}
+
+    def log_probs(self, batch: Batch, name: str = "old_logp") -> list[np.ndarray]:
+        """float32 log-probs of each sequence's response under the current weights, in the batch's order.
+
+        Args:
+            name: what `score` calls them: the policy's, or `anchors.<name>`.
+        """
+        return np.split(self.score(batch, [name])[name], np.cumsum(batch.response_lengths)[:-1])
 
     def update(self, batch: Batch, version: int, coefs: Mapping[str, float] | None = None) -> Meter:
         """Learn from a batch: `optimizer_steps_per_batch` optimizer steps over shares of it.

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+
+if TYPE_CHECKING:
+    from rlpost.learner.routing import Replay, RouteGrid, RouterStats
 
 
 class LogProbs(NamedTuple):
@@ -124,11 +128,21 @@ class TokenLogProbs(nn.Module):
 
 
 class Policy(nn.Module):
-    """A causal language model that answers with log-probs of given tokens instead of logits of all."""
+    """A causal language model that answers with log-probs of given tokens instead of logits of all.
 
-    def __init__(self, model: nn.Module, chunk_tokens: int) -> None:
+    Attributes:
+        routers: what the routers of a mixture-of-experts model did in the latest forward; None without `replay`.
+    """
+
+    def __init__(self, model: nn.Module, chunk_tokens: int, replay: Replay | None = None) -> None:
+        """
+        Args:
+            replay: of `model`, which then chooses the experts it is told to. Never for a model to compare with.
+        """
         super().__init__()
         self.model = model
+        self.replay = replay
+        self.routers: RouterStats | None = None
         config = model.config
         for key in ("logits_scaling", "logit_scale"):
             if getattr(config, key, None) not in (None, 1, 1.0):
@@ -145,12 +159,28 @@ class Policy(nn.Module):
         targets: torch.Tensor,
         temperature: float,
         full: Sequence[Against] = (),
+        routes: RouteGrid | None = None,
+        record: bool = False,
     ) -> LogProbs:
-        """Log-probs and entropies of `targets`, and divergences; shapes as in `rlpost.learner.batch.Grid`."""
-        return self.logprobs(self.hidden(input_ids, position_ids, predictors), targets, temperature, full)
+        """Log-probs and entropies of `targets`, and divergences; shapes as in `rlpost.learner.batch.Grid`.
 
-    def hidden(self, input_ids: torch.Tensor, position_ids: torch.Tensor, predictors: torch.Tensor) -> torch.Tensor:
+        Args:
+            routes: the experts to choose; None leaves that to the routers.
+            record: keep the experts that were used in `routers`.
+        """
+        hidden = self.hidden(input_ids, position_ids, predictors, routes, record)
+        return self.logprobs(hidden, targets, temperature, full)
+
+    def hidden(
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        predictors: torch.Tensor,
+        routes: RouteGrid | None = None,
+        record: bool = False,
+    ) -> torch.Tensor:
         """(M, H), what the head takes in at `predictors`."""
         backbone = getattr(self.model, self.model.base_model_prefix)
-        hidden = backbone(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
+        with nullcontext() if self.replay is None else self.replay.using(routes, record) as self.routers:
+            hidden = backbone(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
         return hidden.flatten(0, 1)[predictors]

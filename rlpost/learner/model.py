@@ -86,14 +86,27 @@ def add_lora(model: PreTrainedModel, lora: Lora) -> None:
         )
 
 
-def checkpoint_tensors(model: PreTrainedModel, keep: bool, device: str | None = "cpu") -> dict[str, torch.Tensor]:
-    """All weights under the names and shapes of the Hugging Face checkpoint format.
+def moe_blocks(model: nn.Module) -> list[type[nn.Module]]:
+    """The classes of the layers that hold a router and its experts; [] of a dense model."""
+    from rlpost.learner.routing import find_routers
+
+    routers = {id(router) for router in find_routers(model).values()}
+    parents = (m for m in model.modules() if any(id(child) in routers for child in m.children()))
+    return list({type(m): None for m in parents})
+
+
+def checkpoint_tensors(
+    model: PreTrainedModel, keep: bool, dtype: torch.dtype, device: str | None = "cpu"
+) -> dict[str, torch.Tensor]:
+    """All weights under the names and shapes of the Hugging Face checkpoint format, and the buffers that go with them.
 
     Adapters are merged, tied weights come once, stacked experts are taken apart again. Under ZeRO-3 every rank must
     call this, in step: each tensor is gathered from all.
 
     Args:
         keep: whether this rank wants the result; the others get an empty dict.
+        dtype: of the result, but for what the model wants in float32 whatever its dtype: the bias that selects experts
+            in some routers, which must not round differently in learner and engine.
         device: where copies are put; None leaves them where they are.
     """
     from transformers.core_model_loading import revert_weight_conversion
@@ -111,7 +124,17 @@ def checkpoint_tensors(model: PreTrainedModel, keep: bool, device: str | None = 
                 if layer is not None:
                     value = value + layer.get_delta_weight("default").to(value.dtype)
                 tensors[name.replace(".base_layer.", ".")] = value.to(device, copy=True) if device else value.clone()
-    return revert_weight_conversion(model, tensors) if keep else {}
+    if not keep:
+        return {}
+    persistent = model.state_dict().keys()
+    for name, buffer in model.named_buffers():
+        if name in persistent:
+            tensors[name] = buffer.detach().to(device, copy=True) if device else buffer.detach().clone()
+    exact = tuple(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
+    return {
+        name: tensor.to(torch.float32 if any(part in name for part in exact) else dtype)
+        for name, tensor in revert_weight_conversion(model, tensors).items()
+    }
 
 
 def _lora_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -140,12 +163,16 @@ def _gathered(parameters: list[nn.Parameter]) -> Iterator[None]:
 
 
 def save_pretrained(folder: Path, source: str, tensors: dict[str, torch.Tensor], dtype: torch.dtype) -> None:
-    """Write weights in the Hugging Face format beside the configuration and tokenizer of `source`."""
+    """Write weights in the Hugging Face format beside the configuration and tokenizer of `source`.
+
+    Args:
+        tensors: `checkpoint_tensors` of `dtype`.
+    """
     from huggingface_hub import save_torch_state_dict
     from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
     folder.mkdir(parents=True, exist_ok=True)
-    save_torch_state_dict({n: t.to(dtype).contiguous() for n, t in tensors.items()}, folder)
+    save_torch_state_dict({n: t.contiguous() for n, t in tensors.items()}, folder)
     config = AutoConfig.from_pretrained(source)
     config.dtype = dtype
     config.save_pretrained(folder)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rlpost.cluster import set_thread_environment
-from rlpost.config import DType, Learner, Model, Objective
+from rlpost.config import DType, Learner, Model, Objective, Routing
 from rlpost.learner.batch import Batch, MicroBatch
 from rlpost.learner.references import AnchorSpec
 from rlpost.meter import Meter
@@ -28,6 +28,7 @@ class LearnerSpec:
         total_steps: optimizer steps of the whole run, for the learning-rate schedule.
         temperature: what the engine samples at; log-probs are of that distribution.
         response_limit: the longest response there can be (the constant of seq_mean_token_sum_norm).
+        routing: which experts a mixture-of-experts policy chooses.
     """
 
     path: str
@@ -42,6 +43,7 @@ class LearnerSpec:
     seed: int
     on_gpu: bool
     threads: int
+    routing: Routing = field(default_factory=Routing)
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,8 @@ class LearnerRank:
         """Join the group, load the model, build the DeepSpeed engine.
 
         Returns:
-            {"parameters": count, "trainable": count, "node": id of the machine}.
+            {"parameters": count, "trainable": count, "node": id of the machine, "routing": {"layers": numbers of the
+            mixture-of-experts layers, "top_k": count, "experts": count}, or None where nothing can be replayed}.
         """
         os.environ.update(MASTER_ADDR=master[0], MASTER_PORT=str(master[1]))
         import deepspeed
@@ -89,7 +92,7 @@ class LearnerRank:
 
         from rlpost.learner.deepspeed_config import deepspeed_config
         from rlpost.learner.logprobs import Policy, TokenLogProbs
-        from rlpost.learner.model import load_model
+        from rlpost.learner.model import load_model, moe_blocks
         from rlpost.learner.references import References
         from rlpost.objective import Objective as Terms
 
@@ -106,13 +109,18 @@ class LearnerRank:
         self._zero3 = HfDeepSpeedConfig(config) if spec.learner.zero_stage == 3 else None
 
         model = load_model(spec.path, spec.model, trainable=True)
+        replay = self._replay(model)
         if spec.learner.gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            how: dict[str, Any] = {"use_reentrant": False}
+            if replay is not None:
+                how["context_fn"] = replay.checkpoint_context
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
             if spec.model.lora is not None:
                 model.enable_input_require_grads()
-        policy = Policy(model, spec.learner.logits_chunk_tokens)
+        policy = Policy(model, spec.learner.logits_chunk_tokens, replay)
         if spec.learner.zero_stage == 3:
-            deepspeed.utils.set_z3_leaf_modules(policy, [TokenLogProbs])
+            # Which experts get tokens differs from rank to rank, so a layer of them is gathered whole.
+            deepspeed.utils.set_z3_leaf_modules(policy, [TokenLogProbs, *moe_blocks(model)])
         self.engine, *_ = deepspeed.initialize(
             model=policy, optimizer=self._optimizer(policy), config=config, dist_init_required=False
         )
@@ -128,7 +136,26 @@ class LearnerRank:
             "parameters": sum(size(p) for p in model.parameters()),
             "trainable": sum(size(p) for p in model.parameters() if p.requires_grad),
             "node": ray.get_runtime_context().get_node_id(),
+            "routing": replay and {"layers": list(replay.layers), "top_k": replay.top_k, "experts": replay.experts},
         }
+
+    def _replay(self, model: Any) -> Any:
+        """The model's routers, under our hand; None for a dense model.
+
+        Raises:
+            UnsupportedRouterError: replay is asked for and cannot be had.
+        """
+        from rlpost.learner.routing import Replay, UnsupportedRouterError, find_routers
+
+        wanted = self.spec.routing.replay != "off"
+        if not wanted and not find_routers(model):
+            return None
+        try:
+            return Replay(model)
+        except UnsupportedRouterError:
+            if wanted:
+                raise
+            return None  # trains all the same; nothing is measured of its routers
 
     def _optimizer(self, policy: Any) -> Any:
         import torch
@@ -150,13 +177,13 @@ class LearnerRank:
         import deepspeed
 
         from rlpost.learner.logprobs import Policy, TokenLogProbs
-        from rlpost.learner.model import load_model
+        from rlpost.learner.model import load_model, moe_blocks
 
         model = load_model(path, self.spec.model, trainable=movable).eval().requires_grad_(False)
         anchor = Policy(model, self.spec.learner.logits_chunk_tokens)
         if self.spec.learner.zero_stage != 3:
             return anchor.to(self.device)
-        deepspeed.utils.set_z3_leaf_modules(anchor, [TokenLogProbs])
+        deepspeed.utils.set_z3_leaf_modules(anchor, [TokenLogProbs, *moe_blocks(model)])
         engine, *_ = deepspeed.initialize(model=anchor, config=self._config, dist_init_required=False)
         return engine
 
@@ -173,10 +200,11 @@ class LearnerRank:
         """Log-probs and entropies under the weights as they are now. All ranks, with as many micro-batches each.
 
         Args:
-            wanted: of `old_logp`, `entropy` and `anchors.<name>`.
+            wanted: of `old_logp`, `entropy`, `routes` and `anchors.<name>`.
 
         Returns:
-            by name, float32 (response length,) for each sequence of the micro-batches that are not muted, in order.
+            by name, for each sequence of the micro-batches that are not muted, in order: float32 (response length,);
+            as `routes` the experts the policy chose, uint8 or uint16 (length, layers, top_k).
         """
         import torch
 
@@ -187,16 +215,25 @@ class LearnerRank:
                 rows: dict[str, Any] = {}
                 grid = self._grid(batch, micro)
                 if own:
-                    scored = self._forward(self.engine, grid)
+                    scored = self._forward(self.engine, grid, record="routes" in own)
                     rows = {"old_logp": scored.logp, "entropy": scored.entropy}
                 for name in set(wanted) - set(own):
                     rows[name] = self._forward(self.anchors.policy(name.removeprefix("anchors.")), grid).logp
                 if micro.muted:
                     continue
                 for name, values in found.items():
+                    if name == "routes":
+                        values += self._recorded(batch, micro, grid)
+                        continue
                     wide = grid.spread(rows[name]).float().cpu().numpy()
                     values += [wide[b, : int(batch.response_lengths[i])] for b, i in enumerate(micro.sequences)]
         return found
+
+    def _recorded(self, batch: Batch, micro: MicroBatch, grid: Any) -> list[np.ndarray]:
+        """The experts the latest forward used, by sequence."""
+        used = self.engine.module.routers.recorded[grid.real].cpu().numpy()
+        used = used.astype(np.uint16) if used.dtype == np.int16 else used
+        return np.split(used, np.cumsum(batch.lengths[micro.sequences])[:-1])
 
     def update(self, batch: Batch, steps: list[StepPlan], version: int, coefs: Mapping[str, float]) -> Meter:
         """Learn from this rank's share of a batch: one optimizer step for each plan.
@@ -209,20 +246,38 @@ class LearnerRank:
         Returns:
             metrics of this rank; `Meter.merge` over ranks gives those of the batch.
         """
+        import torch
+
         meter = Meter()
+        self._routed: Any = None  # what the routers did in this update
         for number, plan in enumerate(steps):
             meter.update(self._optimizer_step(batch, plan, coefs, version, first=number == 0))
+        if self._routed is not None:
+            torch.distributed.all_reduce(self._routed.totals)  # loads of experts add up over ranks, entropies do not
+            if self.rank == 0:
+                meter.update(self._routed.meter())
         return meter
 
     def _grid(self, batch: Batch, micro: MicroBatch) -> Any:
+        """The micro-batch as tensors; with a grid of routes, if an empty one, wherever there are routers."""
         from rlpost.learner.batch import make_grid
 
-        return make_grid(batch, micro, self.spec.pad_id, self.device)
+        grid = make_grid(batch, micro, self.spec.pad_id, self.device)
+        replay = self.engine.module.replay
+        return grid if replay is None or grid.routes is not None else replace(grid, routes=grid.live(replay))
 
-    def _forward(self, policy: Any, grid: Any, full: Any = ()) -> Any:
-        """`LogProbs` of the grid's response tokens, with the divergences asked for."""
+    def _forward(self, policy: Any, grid: Any, full: Any = (), live: bool = False, record: bool = False) -> Any:
+        """`LogProbs` of the grid's response tokens, with the divergences asked for.
+
+        Args:
+            live: the policy's routers choose, whatever was chosen before. They do so in anchors always.
+            record: keep the experts the policy used.
+        """
+        given: dict[str, Any] = {}
+        if policy is self.engine and policy.module.replay is not None:
+            given = {"routes": grid.live(policy.module.replay) if live else grid.routes, "record": record}
         return policy(
-            grid.input_ids, grid.position_ids, grid.predictors, grid.targets, self.spec.temperature, full=full
+            grid.input_ids, grid.position_ids, grid.predictors, grid.targets, self.spec.temperature, full=full, **given
         )
 
     def _loss_inputs(self, batch: Batch, micro: MicroBatch, coefs: Mapping[str, float]) -> Any:
@@ -280,14 +335,18 @@ class LearnerRank:
         self, batch: Batch, plan: StepPlan, coefs: Mapping[str, float], version: int, first: bool
     ) -> Meter:
         from rlpost.learner.deepspeed_config import learning_rate
-        from rlpost.objective import Denominators
+        from rlpost.objective import Denominators, mismatch_metrics
 
         meter = Meter()
         denominators = {name: Denominators(*count, self.spec.response_limit) for name, count in plan.counts.items()}
         norm: float | None = None
         lr = learning_rate(self.spec.learner, self.optimizer_steps, self.spec.total_steps)
         for k, micro in enumerate(plan.micro_batches):
+            if first and k == 0 and self._compares(version):
+                meter.update(self._live_mismatch(batch, micro, version))
             inputs, versions, scored = self._loss_inputs(batch, micro, coefs)
+            if (routers := self.engine.module.routers) is not None and not micro.muted:
+                self._routed = routers if self._routed is None else self._routed.add(routers)
             loss, metrics = self.terms.loss(inputs, denominators)
             meter.update(metrics)
             if scored is not None or first:  # later steps of a batch have moved away from what sampled it
@@ -295,6 +354,9 @@ class LearnerRank:
                 learner = tokens.logp.detach() if scored is None else scored
                 sampled = tokens.mask & (versions >= 0)
                 meter.update(_mismatch(learner, tokens.behavior_logp, sampled, versions == version))
+                if first and k == 0 and self._compares(version):
+                    fresh = sampled & (versions == version)
+                    meter.update(mismatch_metrics(learner, tokens.behavior_logp, fresh, "mismatch_replay"))
             # DeepSpeed averages gradients over ranks; our loss is already one share of a global sum.
             self.engine.set_gradient_accumulation_boundary(k == len(plan.micro_batches) - 1)
             self.engine.backward(loss * self.world)
@@ -308,6 +370,27 @@ class LearnerRank:
         meter.max("lr", lr)
         self.optimizer_steps += 1
         return meter
+
+    def _compares(self, version: int) -> bool:
+        """Whether the step from this version measures what replay does."""
+        every = self.spec.routing.compare_every
+        return self.spec.routing.replay == "r3" and every > 0 and version % every == 0
+
+    def _live_mismatch(self, batch: Batch, micro: MicroBatch, version: int) -> Meter:
+        """Engine against learner on the micro-batch's fresh tokens, as it would be without replay."""
+        import torch
+
+        from rlpost.objective import mismatch_metrics
+
+        grid, rows = self._grid(batch, micro), batch.select(micro.sequences)
+
+        def spread(values: np.ndarray, fill: float = 0) -> Any:
+            return grid.spread(torch.from_numpy(values).to(self.device), fill)
+
+        with torch.no_grad():
+            logp = grid.spread(self._forward(self.engine, grid, live=True).logp)
+        fresh = spread(rows.mask, False) & (spread(rows.versions, -1) == version) & (not micro.muted)
+        return mismatch_metrics(logp, spread(rows.behavior_logp), fresh, "mismatch_live")
 
     def move_anchor(self, name: str, amount: float, clear_optimizer: bool) -> None:
         """anchor <- (1 - amount) anchor + amount policy; then, if asked, the optimizer forgets. All ranks."""
@@ -342,10 +425,10 @@ class LearnerRank:
         from rlpost.learner.model import DTYPES, checkpoint_tensors
         from rlpost.weights import make_probes, to_numpy
 
-        tensors = checkpoint_tensors(self.model, keep=self.rank == 0)
+        tensors = checkpoint_tensors(self.model, self.rank == 0, DTYPES[dtype])
         if self.rank != 0:
             return None, None
-        arrays = {name: to_numpy(tensor.to(DTYPES[dtype])) for name, tensor in tensors.items()}
+        arrays = {name: to_numpy(tensor) for name, tensor in tensors.items()}
         return arrays, make_probes(arrays, readable, version)
 
     def connect(self, backend: str, engines: list[Any], world_size: int, master: tuple[str, int]) -> None:
@@ -386,9 +469,10 @@ class LearnerRank:
             save_latest=False,
         )
         self.anchors.save(Path(folder) / "anchors", self.rank)
-        tensors = checkpoint_tensors(self.model, keep=self.rank == 0)
+        dtype = DTYPES[self.spec.model.dtype]
+        tensors = checkpoint_tensors(self.model, self.rank == 0, dtype)
         if self.rank == 0:
-            save_pretrained(Path(folder) / "model", self.spec.path, tensors, DTYPES[self.spec.model.dtype])
+            save_pretrained(Path(folder) / "model", self.spec.path, tensors, dtype)
 
     def load(self, folder: str) -> dict[str, int]:
         """Restore what `save` wrote. A checkpoint that is not there is an error, not a fresh start."""
@@ -407,9 +491,10 @@ class LearnerRank:
         """Write only the weights, in the Hugging Face format."""
         from rlpost.learner.model import DTYPES, checkpoint_tensors, save_pretrained
 
-        tensors = checkpoint_tensors(self.model, keep=self.rank == 0)
+        dtype = DTYPES[self.spec.model.dtype]
+        tensors = checkpoint_tensors(self.model, self.rank == 0, dtype)
         if self.rank == 0:
-            save_pretrained(Path(folder), self.spec.path, tensors, DTYPES[self.spec.model.dtype])
+            save_pretrained(Path(folder), self.spec.path, tensors, dtype)
 
 
 def _mismatch(learner_logp: Any, behavior_logp: Any, sampled: Any, fresh: Any) -> Meter:

@@ -36,8 +36,7 @@ class LearnerWeights(WeightSource):
         self.probes = make_probes({n: to_numpy(self._tensors[n].cpu()) for n in names}, readable, version)
 
     def _gather(self) -> None:
-        tensors = checkpoint_tensors(self._model, keep=True, device=None)
-        self._tensors = {name: tensor.to(DTYPES[self._dtype]) for name, tensor in tensors.items()}
+        self._tensors = checkpoint_tensors(self._model, keep=True, dtype=DTYPES[self._dtype], device=None)
 
     def metadata(self) -> list[ParamMeta]:
         if not self._tensors:

@@ -46,9 +46,14 @@ class Watch:
     groups of the step have rewards that differ; `samples/learned`, how many samples the step learned from.
     """
 
-    def __init__(self, alarms: Alarms, dtype_is_fp32: bool) -> None:
-        """`dtype_is_fp32`: whether both engine and learner compute in float32, where they agree to rounding."""
+    def __init__(self, alarms: Alarms, dtype_is_fp32: bool, replay: str = "off") -> None:
+        """
+        Args:
+            dtype_is_fp32: whether both engine and learner compute in float32, where they agree to rounding.
+            replay: `routing.replay`.
+        """
         self._alarms = alarms
+        self._replay = replay
         self._logp_limit = alarms.mismatch_logp_abs_max
         if self._logp_limit is None and dtype_is_fp32:
             self._logp_limit = FP32_LOGP_ABS_MAX
@@ -60,6 +65,7 @@ class Watch:
         self._check_mismatch(step, metrics)
         self._check_verdicts(step, metrics)
         self._check_signal(step, metrics)
+        self._check_routers(step, metrics)
 
     def state_dict(self) -> dict[str, Any]:
         return {"without_signal": self._without_signal}
@@ -105,6 +111,25 @@ class Watch:
             look = "Every group's rewards are equal, so nothing is learned: look at the rollouts; easier or harder data"
             limit = f"for {self._without_signal} steps in a row (alarms.no_signal_steps {self._alarms.no_signal_steps})"
             raise Alarm(step, "groups/with_signal", 0.0, limit, look)
+
+    def _check_routers(self, step: int, metrics: Mapping[str, float]) -> None:
+        """A run that asked for replay gets it, and experts stay alive."""
+        if self._replay != "off" and _required(step, metrics, "samples/learned") > 0:
+            asked = f"though routing.replay is {self._replay}"
+            look = "The learner used its live routers: look at routing/* in metrics.jsonl and at rollout.engine_args"
+            if _required(step, metrics, "routing/replayed") == 0:
+                raise Alarm(step, "routing/replayed", 0.0, asked, look)
+            least = self._alarms.route_coverage
+            if self._replay == "r3" and (found := _required(step, metrics, "routing/coverage")) < least:
+                raise Alarm(step, "routing/coverage", found, f"below alarms.route_coverage {least:g}, {asked}", look)
+        look = "The routers send tokens to few experts: look at router/* in metrics.jsonl and at learner.lr"
+        most, least_entropy = self._alarms.dead_experts, self._alarms.router_load_entropy
+        if most is not None and metrics.get("router/dead", 0.0) > most:
+            raise Alarm(step, "router/dead", metrics["router/dead"], f"above alarms.dead_experts {most:g}", look)
+        name = "router/load_entropy"
+        if least_entropy is not None and metrics.get(name, 1.0) < least_entropy:
+            limit = f"below alarms.router_load_entropy {least_entropy:g}"
+            raise Alarm(step, name, metrics[name], limit, look)
 
 
 def _required(step: int, metrics: Mapping[str, float], name: str) -> float:

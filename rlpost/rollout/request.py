@@ -39,7 +39,10 @@ class SampleRequest:
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """Everything an engine actor needs to know, decided by the driver."""
+    """Everything an engine actor needs to know, decided by the driver.
+
+    `capture_routes`: bring the experts chosen for every token (`Rollout.routes`); needs a mixture-of-experts model.
+    """
 
     path: str
     dtype: str
@@ -56,6 +59,7 @@ class EngineSpec:
     on_gpu: bool
     trust_remote_code: bool
     engine_args: dict[str, Any]
+    capture_routes: bool = False
 
 
 def sample_seed(run_seed: int, step: int, prompt_id: str, sample: int) -> int:

@@ -12,6 +12,7 @@ from rlpost.learner.batch import Batch
 from rlpost.learner.group import LearnerGroup
 from rlpost.rollout.fleet import Fleet
 from rlpost.rollout.request import SampleRequest, Sampling, sample_seed
+from rlpost.roles import Roles
 from rlpost.run import engine_spec, learner_spec
 from rlpost.types import Rollout, Sample
 from tests.conftest import tiny
@@ -22,7 +23,9 @@ def build(model: Path, engines: int = 1, **rollout: Any) -> tuple[Fleet, Learner
     fleet = Fleet(
         engine_spec(config, str(model)), [None] * engines, cpus=1, gpus=0, sync_deadline=60, start_deadline=180
     )
-    learner = LearnerGroup(learner_spec(config, str(model), 0), [None], cpus=1, gpus=0, start_deadline=180)
+    learner = LearnerGroup(
+        learner_spec(config, Roles(config), str(model), 0), [None], cpus=1, gpus=0, start_deadline=180
+    )
     learner.ready()
     fleet.ready()
     return fleet, learner

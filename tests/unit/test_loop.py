@@ -74,7 +74,7 @@ def stand_in_run(script: dict[str, list[float | None]], prompts: int = 20, **cha
         strategy=strategy,
         rewarded=list,
         samples=lambda groups, step: strategy.samples(groups, "v", step),
-        learner=SimpleNamespace(score=lambda batch, wanted: {}),
+        scored=lambda batch: batch,
         wanted=set(),
         credit=Credit(config.objective, config.steps),
         order_before={},

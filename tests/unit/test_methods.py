@@ -28,7 +28,7 @@ from rlpost.objective import (
     Credit,
     Objective,
 )
-from rlpost.run import references
+from rlpost.roles import Roles
 from tests.conftest import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -117,21 +117,20 @@ def test_every_part_of_a_method_over_its_base_can_be_built(file: Path):
 def test_a_likelihood_reward_and_what_the_run_wants_of_the_learner_can_be_built(file: Path):
     from rlpost.data import make_tokenizer
     from rlpost.likelihood import LikelihoodReward
-    from rlpost.run import references, wanted_scores
 
     found = over_base(file)
     if found.objective.likelihood is not None:
         assert found.model.create is not None
         LikelihoodReward(found.objective.likelihood, make_tokenizer(found.model.create.tokenizer))
     named = {s.anchor for _, s in found.objective.summands()} - {"frozen", "cached", "old_policy"}
-    assert named <= set(references(found)), "an anchor that is named is made"
-    assert wanted_scores(found) <= {"old_logp", "entropy", *(f"anchors.{name}" for name in references(found))}
+    assert named <= set(Roles(found).references), "an anchor that is named is made"
+    assert Roles(found).wanted <= {"old_logp", "entropy", *(f"anchors.{name}" for name in Roles(found).references)}
 
 
 @each
 def test_the_plan_counts_the_anchors_that_the_run_loads(file: Path):
     made = over_base(file)
-    assert made.objective.anchor_models() == sorted(n for n, r in references(made).items() if r.origin())
+    assert made.objective.anchor_models() == sorted(n for n, r in Roles(made).references.items() if r.origin())
 
 
 @pytest.mark.parametrize("file", [f for f in FILES if f.stem not in LIKELIHOOD_METHODS], ids=lambda f: f.stem)

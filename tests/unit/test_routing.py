@@ -1,0 +1,272 @@
+"""Routes on the driver's side: their record, how a batch carries them, which samples are admitted, what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlpost.commands.plan import routes_plan
+from rlpost.config import ConfigError, Experts, parse
+from rlpost.learner.batch import Batch, make_grid, plan
+from rlpost.observe.alarms import Alarm, Watch
+from rlpost.routing import DamagedRoutesError, admitted, bytes_per_token, check_replay, experts_of, hf_config
+from rlpost.types import Rollout, Routes, Sample
+from tests.conftest import tiny
+
+LAYERS, TOP_K, EXPERTS = 2, 2, 8
+MOE = {
+    "model_type": "qwen3_moe", "hidden_size": 32, "intermediate_size": 32, "moe_intermediate_size": 16,
+    "num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16,
+    "num_local_experts": 8, "num_experts_per_tok": 2, "mlp_only_layers": [0],
+}  # fmt: skip
+
+
+def rows(count: int, start: int = 0) -> np.ndarray:
+    """Rows that tell which they are: the first expert of the first layer is the row's number modulo the experts."""
+    made = np.zeros((count, LAYERS, TOP_K), np.uint8)
+    made[:, :, 0] = (start + np.arange(count))[:, None] % EXPERTS
+    made[:, :, 1] = (made[:, :, 0] + 1) % EXPERTS
+    return made
+
+
+def sample(
+    shared: np.ndarray, prompt: int, response: int, number: int = 0, valid: np.ndarray | None = None, start: int = 0
+) -> Sample:
+    count = prompt + response - 1
+    marks = np.ones(count, bool) if valid is None else valid
+    return Sample(
+        prompt_ids=np.arange(1, prompt + 1, dtype=np.int32),
+        response_ids=np.arange(1, response + 1, dtype=np.int32),
+        source="on_policy",
+        group=0,
+        number=number,
+        logprobs=np.zeros(response, np.float32),
+        versions=np.zeros(response, np.int32),
+        routes=Routes(shared, rows(count - len(shared), start), marks),
+    )
+
+
+# ------------------------------------------------------------------------------------------------------ the record
+
+
+def test_a_rollout_refuses_routes_that_are_not_one_row_a_token_but_the_last():
+    ids = np.arange(3, dtype=np.int32)
+    rollout = Rollout("p", 0, 0, ids, ids, ids.astype(np.float32), ids, "stop", "", 0)
+    fits = Routes(rows(2), rows(3), np.ones(5, bool))
+    assert replace(rollout, routes=fits).routes is fits
+    for wrong in (Routes(rows(2), rows(4), np.ones(6, bool)), Routes(rows(2), rows(2), np.ones(4, bool))):
+        with pytest.raises(ValueError, match="one row of routes each but the last"):
+            replace(rollout, routes=wrong)
+
+
+def test_routes_refuse_parts_that_do_not_fit_together():
+    with pytest.raises(ValueError, match="differ in dtype, layers or experts"):
+        Routes(rows(1), rows(2).astype(np.uint16), np.ones(3, bool))
+    with pytest.raises(ValueError, match="differ in dtype, layers or experts"):
+        Routes(rows(1)[:, :1], rows(2), np.ones(3, bool))
+    with pytest.raises(ValueError, match="3 rows of routes but 2 marks"):
+        Routes(rows(1), rows(2), np.ones(2, bool))
+
+
+# ------------------------------------------------------------------------------------------------------- in a batch
+
+
+def whole(batch: Batch, i: int) -> list[int | None]:
+    """The first expert of each token of sequence i, None where it has no route."""
+    assert batch.routes is not None
+    assert batch.route_index is not None
+    ends = np.cumsum(batch.lengths)
+    index = batch.route_index[ends[i] - batch.lengths[i] : ends[i]]
+    return [None if k < 0 else int(batch.routes[k, 0, 0]) for k in index]
+
+
+def test_a_prompts_rows_are_held_once_for_its_samples_and_the_last_token_has_none():
+    shared = rows(3)
+    batch = Batch.from_samples([sample(shared, 4, 2, i, start=3) for i in range(3)])
+    assert batch.routes is not None
+    assert len(batch.routes) == 3 + 3 * 2
+    for i in range(3):
+        assert whole(batch, i) == [0, 1, 2, 3, 4, None]
+
+
+def test_rows_marked_invalid_and_samples_without_routes_point_nowhere():
+    marks = np.array([True, False, True, True])
+    bare = replace(sample(rows(1), 2, 2), routes=None)
+    batch = Batch.from_samples([sample(rows(2), 3, 2, valid=marks, start=2), bare])
+    assert whole(batch, 0) == [0, None, 2, 3, None]
+    assert whole(batch, 1) == [None] * 4
+    assert Batch.from_samples([bare]).routes is None
+
+
+@given(data=st.data())
+def test_selection_keeps_each_tokens_route_and_only_the_rows_in_use(data: st.DataObject):
+    sizes = data.draw(st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4)), min_size=1, max_size=5))
+    shared = {prompt: rows(prompt - 1) for prompt, _ in sizes}
+    samples = []
+    for i, (prompt, response) in enumerate(sizes):
+        marks = np.array(
+            data.draw(st.lists(st.booleans(), min_size=prompt + response - 1, max_size=prompt + response - 1))
+        )
+        samples.append(sample(shared[prompt], prompt, response, i, marks.astype(bool), start=i))
+    batch = Batch.from_samples(samples)
+    chosen = data.draw(st.lists(st.integers(0, len(samples) - 1), min_size=1, max_size=6))
+    part = batch.select(chosen)
+    assert [whole(part, k) for k in range(len(chosen))] == [whole(batch, i) for i in chosen]
+    assert part.routes is not None
+    assert len(part.routes) == len({int(k) for k in part.route_index if k >= 0})
+    again = part.select(range(len(part)))
+    assert [whole(again, k) for k in range(len(part))] == [whole(part, k) for k in range(len(part))]
+
+
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+def test_a_grid_has_each_tokens_route_wherever_the_token_lies(layout: Any):
+    samples = [sample(rows(p - 1, start=p), p, r, start=10 * p) for p, r in ((2, 3), (4, 1), (3, 5))]
+    batch = Batch.from_samples(samples)
+    for micro in plan(batch.lengths, 1, layout, 16, 8 if layout == "packed" else None)[0]:
+        grid = make_grid(batch, micro, pad_id=0)
+        assert grid.routes is not None
+        assert grid.routes.rows.dtype == torch.uint8
+        expected = [route for i in micro.sequences for route in whole(batch, i)]
+        index = grid.routes.index[grid.real].tolist()
+        assert [None if k < 0 else int(grid.routes.rows[k, 0, 0]) for k in index] == expected
+        assert (grid.routes.index[~grid.real] == -1).all()
+        assert int(grid.real.sum()) == sum(int(batch.lengths[i]) for i in micro.sequences)
+
+
+def test_more_than_256_experts_travel_as_16_bits():
+    wide = [replace(s, routes=Routes(s.routes.shared.astype(np.uint16), s.routes.own.astype(np.uint16) + 300, s.routes.valid))
+            for s in [sample(rows(1), 2, 2)] if s.routes is not None]  # fmt: skip
+    batch = Batch.from_samples(wide)
+    grid = make_grid(batch, plan(batch.lengths, 1, "padded", 16)[0][0], pad_id=0)
+    assert grid.routes is not None
+    assert grid.routes.rows.dtype == torch.int16
+    assert int(grid.routes.rows.max()) > 256
+
+
+def test_a_batch_may_be_given_a_route_for_every_token():
+    batch = Batch.from_samples([replace(sample(rows(1), 2, 2), routes=None)])
+    assert whole(batch.routed(rows(4)), 0) == [0, 1, 2, 3]
+    with pytest.raises(ValueError, match="route_index has 3 entries, expected 4"):
+        batch.routed(rows(3))
+
+
+# ----------------------------------------------------------------------------------------------- what is admitted
+
+
+def test_coverage_counts_fed_tokens_and_a_shared_prompt_is_paid_for_once():
+    shared = rows(3)
+    good = [sample(shared, 4, 2, i) for i in range(2)]
+    kept, metrics = admitted(good, "live")
+    assert kept == good
+    assert metrics == {
+        "routing/damaged": 0.0,
+        "routing/coverage": 1.0,
+        "routing/bytes_per_token": (3 + 2 + 2) * LAYERS * TOP_K / 10,
+    }
+
+
+def test_damaged_samples_go_on_are_masked_or_end_the_run():
+    marks = np.array([True, True, False, True, True])
+    damaged = [
+        sample(rows(3), 4, 2, 0),
+        sample(rows(3), 4, 2, 1, marks),
+        replace(sample(rows(1), 4, 2, 2), routes=None),
+    ]
+    kept, metrics = admitted(damaged, "live")
+    assert metrics["routing/damaged"] == 2
+    assert metrics["routing/coverage"] == pytest.approx(9 / 15)
+    assert [s.mask for s in kept] == [None] * 3
+    kept, _ = admitted(damaged, "mask")
+    assert kept[0].mask is None
+    assert not kept[1].mask.any()
+    assert not kept[2].mask.any()
+    with pytest.raises(DamagedRoutesError, match=r"2 of 3 samples .* first sample 1 of group 0") as error:
+        admitted(damaged, "fail")
+    assert error.value.exit_code == 4
+
+
+def test_samples_from_elsewhere_need_no_routes():
+    given_ = Sample.given(np.ones(2, np.int32), np.ones(2, np.int32), "rehearsal", 0)
+    assert admitted([given_], "fail") == ([given_], {"routing/damaged": 0.0})
+
+
+# ---------------------------------------------------------------------------------------------------------- alarms
+
+STEP = {"samples/learned": 8.0, "groups/with_signal": 1.0, "mismatch/logp_abs_max": 0.0, "mismatch/kl": 0.0}
+
+
+def watch(replay: str, **alarms: Any) -> Watch:
+    return Watch(parse(tiny(alarms=alarms)).alarms, True, replay)
+
+
+def test_a_run_that_asked_for_replay_and_got_none_stops():
+    watch("off").check(1, STEP)
+    with pytest.raises(Alarm, match=r"routing/replayed is missing"):
+        watch("r2").check(1, STEP)
+    with pytest.raises(Alarm, match=r"routing/replayed is 0, though routing.replay is r3"):
+        watch("r3").check(1, {**STEP, "routing/replayed": 0.0, "routing/coverage": 1.0})
+    watch("r2").check(1, {**STEP, "routing/replayed": 0.9})
+
+
+def test_coverage_that_falls_stops_the_run():
+    fine = {**STEP, "routing/replayed": 0.9, "routing/coverage": 0.96}
+    watch("r3").check(1, fine)
+    with pytest.raises(Alarm, match=r"routing/coverage is 0.9, below alarms.route_coverage 0.95"):
+        watch("r3").check(1, {**fine, "routing/coverage": 0.9})
+    watch("r3", route_coverage=0.5).check(1, {**fine, "routing/coverage": 0.9})
+
+
+def test_routers_that_collapse_stop_the_run_where_that_is_asked_for():
+    collapsed = {**STEP, "router/dead": 0.75, "router/load_entropy": 0.2}
+    watch("off").check(1, collapsed)
+    with pytest.raises(Alarm, match=r"router/dead is 0.75, above alarms.dead_experts 0.5"):
+        watch("off", dead_experts=0.5).check(1, collapsed)
+    with pytest.raises(Alarm, match=r"router/load_entropy is 0.2, below alarms.router_load_entropy 0.4"):
+        watch("off", router_load_entropy=0.4).check(1, collapsed)
+
+
+# ------------------------------------------------------------------------------------------------------- the model
+
+
+def moe(**changes: Any) -> Any:
+    return parse(tiny(model={"create": {"config": {**MOE, **changes}}}, routing={"replay": "r3"}))
+
+
+def test_replay_of_a_dense_model_is_refused():
+    with pytest.raises(ConfigError, match=r"routing.replay: r3, but the model \(qwen2\) is dense"):
+        check_replay(parse(tiny(routing={"replay": "r3"})))
+    check_replay(parse(tiny()))
+    check_replay(moe())
+
+
+def test_sizes_of_experts_come_from_the_models_configuration():
+    values = hf_config(moe().model)
+    assert values is not None
+    assert experts_of(values) == Experts(layers=2, per_token=2, total=8)
+    assert bytes_per_token(Experts(layers=48, per_token=8, total=128)) == 384
+    assert bytes_per_token(Experts(layers=58, per_token=8, total=257)) == 58 * 8 * 2
+
+
+@pytest.mark.parametrize("family", ["qwen2_moe", "mixtral", "olmoe", "deepseek_v3", "glm4_moe", "gpt_oss"])
+def test_every_familys_default_configuration_is_seen_to_have_experts(family: str):
+    from transformers import AutoConfig
+
+    found = experts_of(AutoConfig.for_model(family).to_dict())
+    assert found is not None
+    assert found.per_token >= 2
+    assert found.total >= 8
+
+
+def test_the_plan_tells_what_routes_take():
+    assert routes_plan(moe()).startswith("4 bytes a token, at most ")
+    unknown = moe()
+    unknown = unknown.model_copy(
+        update={"model": unknown.model.model_copy(update={"create": None, "path": "a/hub-id"})}
+    )
+    assert routes_plan(unknown) == "unknown; set model.experts, or give model.path as a folder"
