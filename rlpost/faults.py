@@ -1,7 +1,8 @@
 """Deadlines for every wait, and failpoints to try what happens when something breaks.
 
 A failpoint is a named place in the code that does nothing unless `RLPOST_FAULTS` asks for it:
-`RLPOST_FAULTS="sync.skip@step>=1"`. Actions are decided by the place; the condition is optional.
+`RLPOST_FAULTS="sync.skip@step>=1"`. Actions are decided by the place; the condition is optional, and so is an amount,
+where the place takes one: `router.noise:0.1`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 FAILPOINTS = {
     "sync.skip": "the fleet takes a weight update as done without sending it",
     "engine.drop_update": "engines acknowledge an update and keep their old weights",
+    "router.noise": "engines get routers with Gaussian noise, of this share (0.1) of the spread of their weights",
     "driver.kill": "the driver kills itself with SIGKILL after the step's update, before the next save",
 }
 
@@ -44,12 +46,18 @@ def wait(refs: Any, seconds: float, what: str) -> Any:
 
 def failpoint(name: str, step: int) -> bool:
     """Whether the failpoint `name` is asked for at this step."""
+    return amount(name, step) is not None
+
+
+def amount(name: str, step: int, default: float = 0.1) -> float | None:
+    """How much of the failpoint `name` is asked for at this step: `default` where none is given, None when it is off."""
     if name not in FAILPOINTS:
         raise KeyError(f"no failpoint {name!r}; known: {', '.join(FAILPOINTS)}")
     for item in filter(None, os.environ.get("RLPOST_FAULTS", "").split(",")):
-        match = re.fullmatch(r"([a-z_.]+)(?:@step(=|>=)(\d+))?", item.strip())
+        match = re.fullmatch(r"([a-z_.]+)(?::(\d+(?:\.\d+)?))?(?:@step(=|>=)(\d+))?", item.strip())
         if match is None or match[1] not in FAILPOINTS:
             raise ValueError(f"RLPOST_FAULTS: cannot read {item!r}; failpoints: {', '.join(FAILPOINTS)}")
         if match[1] == name:
-            return match[2] is None or step == int(match[3]) or (match[2] == ">=" and step > int(match[3]))
-    return False
+            now = match[3] is None or step == int(match[4]) or (match[3] == ">=" and step > int(match[4]))
+            return (default if match[2] is None else float(match[2])) if now else None
+    return None

@@ -13,6 +13,7 @@ import numpy as np
 
 from rlpost.cluster import set_thread_environment
 from rlpost.config import DType, Learner, Model, Objective, Routing
+from rlpost.faults import amount
 from rlpost.learner.batch import Batch, MicroBatch
 from rlpost.learner.references import AnchorSpec
 from rlpost.meter import Meter
@@ -428,6 +429,8 @@ class LearnerRank:
         tensors = checkpoint_tensors(self.model, self.rank == 0, DTYPES[dtype])
         if self.rank != 0:
             return None, None
+        if (noise := amount("router.noise", version)) is not None:
+            _disturb_routers(tensors, noise, version)
         arrays = {name: to_numpy(tensor) for name, tensor in tensors.items()}
         return arrays, make_probes(arrays, readable, version)
 
@@ -495,6 +498,17 @@ class LearnerRank:
         tensors = checkpoint_tensors(self.model, self.rank == 0, dtype)
         if self.rank == 0:
             save_pretrained(Path(folder), self.spec.path, tensors, dtype)
+
+
+def _disturb_routers(tensors: dict[str, Any], share: float, seed: int) -> None:
+    """The `router.noise` failpoint: what the engines get of the routers is not quite what the learner has."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    for name, tensor in tensors.items():
+        if name.endswith((".gate.weight", ".router.weight")):
+            noise = torch.randn(tensor.shape, generator=generator) * share * tensor.float().std()
+            tensors[name] = (tensor.float() + noise).to(tensor.dtype)
 
 
 def _mismatch(learner_logp: Any, behavior_logp: Any, sampled: Any, fresh: Any) -> Meter:
