@@ -43,7 +43,7 @@ class LearnerGroup:
             ).remote(rank, len(slots), spec.threads, spec.on_gpu)
             for rank, slot in enumerate(slots)
         ]
-        master = wait(self.ranks[0].address.remote(), start_deadline, "learner rank 0 to start")
+        master = wait(self.ranks[0].rendezvous.remote(), start_deadline, "learner rank 0 to start")
         self._starting = [r.start.remote(spec, master) for r in self.ranks]
         self._start_deadline = start_deadline
 

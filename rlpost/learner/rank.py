@@ -69,8 +69,20 @@ class LearnerRank:
             os.environ["DS_ACCELERATOR"] = "cpu"
         self.rank, self.world = rank, world
 
+    def rendezvous(self) -> tuple[str, int]:
+        """Open the store where the ranks find each other. Returns its host and port. Rank 0 alone.
+
+        It listens from here on: a port that is only chosen now and opened later may be somebody else's by then.
+        """
+        import ray
+        import torch
+
+        host = ray.util.get_node_ip_address()
+        self._store = torch.distributed.TCPStore(host, 0, self.world, is_master=True, wait_for_workers=False)
+        return host, self._store.port
+
     def address(self) -> tuple[str, int]:
-        """A host and free port where rank 0 will listen for the others."""
+        """A host and free port where rank 0 will listen for the engines."""
         import ray
 
         host = ray.util.get_node_ip_address()
@@ -86,6 +98,8 @@ class LearnerRank:
             mixture-of-experts layers, "top_k": count, "experts": count}, or None where nothing can be replayed}.
         """
         os.environ.update(MASTER_ADDR=master[0], MASTER_PORT=str(master[1]))
+        # Rank 0 too is a client of the store that is open already, as it would be under torchrun.
+        os.environ.update(TORCHELASTIC_USE_AGENT_STORE="True", TORCHELASTIC_RESTART_COUNT="0")
         import deepspeed
         import ray
         import torch
@@ -129,6 +143,8 @@ class LearnerRank:
         self.anchors = References(spec.anchors, self._load_anchor, self.engine.module)
         self.terms = Terms(spec.objective)
         self.optimizer_steps = 0
+        if spec.learner.layout == "packed":
+            self._check_packing()
 
         def size(p: Any) -> int:
             return int(getattr(p, "ds_numel", p.numel()))
@@ -157,6 +173,30 @@ class LearnerRank:
             if wanted:
                 raise
             return None  # trains all the same; nothing is measured of its routers
+
+    def _check_packing(self) -> None:
+        """Refuse rows of several sequences where the model does not keep them apart. All ranks.
+
+        transformers leaves it to each model to start attention, or a state, anew where positions do. Some do not, and
+        nothing but the log-probs tells.
+
+        Raises:
+            ValueError: log-probs of a sequence depend on the one before it in the row.
+        """
+        from rlpost.learner.batch import Batch, MicroBatch
+
+        vocabulary = self.model.get_input_embeddings().num_embeddings
+        tokens = np.random.default_rng(0).integers(0, vocabulary, (2, 24)).astype(np.int32)
+        batch = Batch.from_examples(list(tokens[:, :8]), list(tokens[:, 8:]))
+        alone, behind = (
+            self.score(batch, [MicroBatch(rows)], ["old_logp"])["old_logp"][1] for rows in (((0,), (1,)), ((0, 1),))
+        )
+        limit = 1e-3 if self.spec.model.dtype == "float32" else 0.5  # rounding, far below what a leak makes
+        if (worst := float(np.abs(alone - behind).max())) > limit:
+            raise ValueError(
+                f"learner.layout: packed, but {type(self.model).__name__} does not keep the sequences of a row apart: "
+                f"log-probs move by {worst:.2g} when another sequence stands before: set learner.layout: padded"
+            )
 
     def _optimizer(self, policy: Any) -> Any:
         import torch
@@ -216,7 +256,8 @@ class LearnerRank:
                 rows: dict[str, Any] = {}
                 grid = self._grid(batch, micro)
                 if own:
-                    scored = self._forward(self.engine, grid, record="routes" in own)
+                    recorded = "routes" in own  # what the routers choose by themselves
+                    scored = self._forward(self.engine, grid, live=recorded, record=recorded)
                     rows = {"old_logp": scored.logp, "entropy": scored.entropy}
                 for name in set(wanted) - set(own):
                     rows[name] = self._forward(self.anchors.policy(name.removeprefix("anchors.")), grid).logp
