@@ -43,6 +43,11 @@ class Weighted(Section):
     def params(self) -> dict[str, Any]:
         return dict(self.model_extra or {})
 
+    @property
+    def entry(self) -> str:
+        """The name of its divergence or loss."""
+        raise NotImplementedError
+
 
 class Regularizer(Weighted):
     """A divergence to an anchor, or an entropy, in the loss or in the reward."""
@@ -57,12 +62,20 @@ class Regularizer(Weighted):
     )
     placement: Literal["loss", "reward"] = "loss"
 
+    @property
+    def entry(self) -> str:
+        return self.divergence
+
 
 class Term(Weighted):
     """Another loss beside the policy loss: likelihood of given answers, preferences."""
 
     loss: str
     anchor: str = Field("frozen", description="of losses that compare with one")
+
+    @property
+    def entry(self) -> str:
+        return self.loss
 
 
 class StdFilter(Section):
@@ -165,7 +178,7 @@ class Objective(Section):
 
     def anchor_models(self) -> list[str]:
         """Anchors that are models of their own, as far as it can be told without building the objective."""
-        used = {s.anchor for _, s in self.summands() if _name(s) not in UNANCHORED}
+        used = {s.anchor for _, s in self.summands() if s.entry not in UNANCHORED}
         if self.advantage.name == "f_dpg":
             used.add(str(self.advantage.params.get("anchor", "frozen")))
         if self.likelihood is not None:
@@ -175,10 +188,6 @@ class Objective(Section):
     def reference(self, anchor: str) -> Component:
         """What kind of reference an anchor's name stands for."""
         return self.references.get(anchor, Component(name=anchor))
-
-
-def _name(summand: Term | Regularizer) -> str:
-    return summand.divergence if isinstance(summand, Regularizer) else summand.loss
 
 
 def _check_summand(key: str, summand: Term | Regularizer, anchors: Sequence[str]) -> None:

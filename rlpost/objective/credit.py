@@ -80,7 +80,8 @@ class Credit:
         self.coefs: dict[str, Schedule] = {}
         self.penalties: list[Penalty] = []
         self.source: dict[str, str] = {}
-        for label, summand in labels(settings).items():
+        summands = labels(settings)
+        for label, summand in summands.items():
             self.source[label] = summand.source
             self.where[label] = [SELECTORS.create(s) for s in summand.where]
             self.coefs[label] = _schedule(summand.coef)
@@ -90,7 +91,7 @@ class Credit:
         self.reweight = REWEIGHTERS.create(settings.reweight) if settings.reweight is not None else None
         self._reweighted = [
             *(["policy_loss"] if settings.policy_loss is not None else []),
-            *(label for label, summand in labels(settings).items() if isinstance(summand, config.Term)),
+            *(label for label, summand in summands.items() if isinstance(summand, config.Term)),
         ]
         self.needs = frozenset(self._needs(settings))
 

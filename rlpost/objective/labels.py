@@ -20,10 +20,7 @@ def labels(settings: config.Objective) -> dict[str, config.Term | config.Regular
     """
     summands = [summand for _, summand in settings.summands()]
 
-    def name(s: config.Term | config.Regularizer) -> str:
-        return (s.divergence if isinstance(s, config.Regularizer) else s.loss).rpartition(":")[2]
-
-    found = [name(s) for s in summands]
+    found = [s.entry.rpartition(":")[2] for s in summands]
     for mark, field in (("@", "anchor"), ("#", "source")):
         times = Counter(found)
         found = [
