@@ -15,6 +15,9 @@ from typing import Any
 FAILPOINTS = {
     "sync.skip": "the fleet takes a weight update as done without sending it",
     "engine.drop_update": "engines acknowledge an update and keep their old weights",
+    "routes.drop": "engines lose the routes of what they sample",
+    "routes.zero": "engines bring routes that were never written",
+    "routes.shift": "engines bring every route one token late",
     "router.noise": "engines get routers with Gaussian noise, of this share (0.1) of the spread of their weights",
     "driver.kill": "the driver kills itself with SIGKILL after the step's update, before the next save",
 }

@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from rlpost.config.names import ADVANTAGES, REFERENCES, STRATEGIES, VERIFIERS, known_name
 from rlpost.user_code import nearest
 
 if TYPE_CHECKING:
     from rlpost.config.schema import Config
+
+# What vLLM must not do while routes are captured: sizes that must be 1, switches that must be off.
+SPOILING_SIZES = {
+    "pipeline_parallel_size": "a stage of a pipeline knows the experts of its own layers alone",
+    "decode_context_parallel_size": "rows are found by slot of the cache, and a sequence's slots are split over workers",
+    "prefill_context_parallel_size": "rows are found by slot of the cache, and a sequence's slots are split over workers",
+}
+SPOILING_SWITCHES = {
+    "kv_transfer_config": "keys and values that come from elsewhere come without their rows, and the slot's old ones are read",
+    "kv_offloading_size": "keys and values that were moved out come back without their rows, and the slot's old ones are read",
+    "speculative_config": "rows of drafted tokens that are rejected stand between those of accepted ones; never tried",
+    "spec_method": "the same as speculative_config",
+    "spec_model": "the same as speculative_config",
+    "spec_tokens": "the same as speculative_config",
+    "enable_dbo": "the halves of a batch are run one after the other, and the second one's rows overwrite the first one's",
+    "ubatch_size": "the parts of a batch are run one after the other, and each one's rows overwrite the last one's",
+    "kv_sharing_fast_prefill": "a prompt's tokens skip the layers that share their cache, and have no rows there",
+}
 
 
 def check_batch(c: Config) -> None:
@@ -184,4 +203,27 @@ def _check_sources(c: Config) -> None:
         raise ValueError(
             f"objective.policy_loss learns from on-policy samples, and data.strategy: {strategy} gives "
             f"{', '.join(given)}: set objective.policy_loss: null"
+        )
+
+
+def check_routing(c: Config) -> None:
+    if c.routing.replay != "r3":
+        return
+    refuse_engine_args(c.rollout.engine_args)
+
+
+def refuse_engine_args(engine_args: Mapping[str, Any]) -> None:
+    """Refuse engine arguments under which rows can be missing or another token's, without a word from vLLM.
+
+    Raises:
+        ValueError: naming the key, its value and the reason.
+    """
+    wrong = {key: reason for key, reason in SPOILING_SIZES.items() if (engine_args.get(key) or 1) > 1}
+    wrong |= {key: reason for key, reason in SPOILING_SWITCHES.items() if engine_args.get(key)}
+    if not engine_args.get("enable_return_routed_experts", True):
+        wrong["enable_return_routed_experts"] = "it is what routes come from"
+    for key, reason in wrong.items():
+        raise ValueError(
+            f"rollout.engine_args.{key}: {engine_args[key]!r} does not go with captured routes: {reason}; "
+            f"leave it out, or set routing.replay: off"
         )

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from rlpost.config.checks import check_batch, check_method, check_placement
+from rlpost.config.checks import check_batch, check_method, check_placement, check_routing
 from rlpost.config.objective import Objective
 from rlpost.config.section import Component, DType, Named, Section, as_component
 
@@ -427,6 +427,7 @@ class Config(Section):
         check_batch(self)
         check_placement(self)
         check_method(self)
+        check_routing(self)
         return self
 
     @property

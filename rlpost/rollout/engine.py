@@ -19,9 +19,11 @@ from typing import Any
 import numpy as np
 
 from rlpost.cluster import set_thread_environment
+from rlpost.config.checks import refuse_engine_args
 from rlpost.faults import failpoint
+from rlpost.rollout import routes
 from rlpost.rollout.request import EngineSpec, SampleRequest
-from rlpost.types import FinishReason, Rollout
+from rlpost.types import FinishReason, Rollout, Routes
 from rlpost.weights import Probe
 
 
@@ -36,6 +38,7 @@ class _Sample:
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     versions: list[int] = field(default_factory=list)
+    routes: np.ndarray | None = None
     finish_reason: FinishReason | None = None
 
 
@@ -61,10 +64,17 @@ class Engine:
         self._broken: BaseException | None = None
         self._generated_tokens = 0
         self._busy_seconds = 0.0
+        self._layout: routes.Layout | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     async def start(self) -> dict[str, Any]:
-        """Load the model. Returns {"kv_tokens": capacity of the cache in tokens, "node": id of the machine}."""
+        """Load the model.
+
+        Returns:
+            {"kv_tokens": capacity of the cache in tokens, "node": id of the machine,
+            "routing": {"layers": [absolute number of each mixture-of-experts layer], "top_k": experts a token,
+            "experts": experts a layer}, or None when routes are not captured}.
+        """
         import ray
 
         self._thread.start()
@@ -193,6 +203,7 @@ class Engine:
             os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(s.kv_cache_gb)))
             os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         import torch
+        import vllm
         from transformers import AutoTokenizer
         from vllm.engine.arg_utils import EngineArgs
         from vllm.plugins import load_general_plugins
@@ -221,13 +232,25 @@ class Engine:
         if not s.on_gpu:
             # A prompt cut in chunks rewinds its seeded generator, which a CPU generator cannot do.
             arguments |= dict(enable_chunked_prefill=False, max_num_batched_tokens=max(4096, s.max_model_len))
-        self._engine = LLMEngine.from_engine_args(EngineArgs(**{**arguments, **s.engine_args}))
+        if s.capture_routes:
+            routes.refuse_version(vllm.__version__)
+            refuse_engine_args(s.engine_args)
+            arguments["enable_return_routed_experts"] = True
+        engine_args = EngineArgs(**{**arguments, **s.engine_args})
+        if s.capture_routes:
+            routes.refuse_dense(engine_args.create_model_config().get_num_experts(), s.path)
+        self._engine = LLMEngine.from_engine_args(engine_args)
         if not s.on_gpu:
             torch.set_num_threads(s.threads)
         self._tokenizer = AutoTokenizer.from_pretrained(s.path, trust_remote_code=s.trust_remote_code)
         self._stop_ids = eos_token_ids(s.path)
+        if s.capture_routes:
+            self._layout = self._engine.collective_rpc(routes.find_layout)[0]
         cache = self._engine.vllm_config.cache_config
-        return {"kv_tokens": int((cache.num_gpu_blocks or 0) * cache.block_size)}
+        return {
+            "kv_tokens": int((cache.num_gpu_blocks or 0) * cache.block_size),
+            "routing": self._layout.described() if self._layout else None,
+        }
 
     def _submit(self, request: SampleRequest, future: Future[list[Rollout]]) -> None:
         from vllm import SamplingParams
@@ -276,6 +299,7 @@ class Engine:
         if output.finished:
             if step.finish_reason not in ("stop", "length"):
                 raise RuntimeError(f"vLLM ended request {output.request_id} with {step.finish_reason!r}")
+            sample.routes = routes.damaged(step.routed_experts, self.version)
             self._finish(output.request_id, step.finish_reason)
 
     def _give_up_expired(self) -> None:
@@ -296,6 +320,15 @@ class Engine:
 
     def _rollouts(self, group: _Group) -> list[Rollout]:
         texts = self._tokenizer.batch_decode([s.tokens for s in group.samples], skip_special_tokens=True)
+        found: list[Routes | None] = [None] * len(group.samples)
+        if self._layout is not None:
+            captured = [
+                None
+                if s.finish_reason == "abort" or not s.tokens
+                else routes.Captured(s.routes, len(s.tokens), s.versions[0])
+                for s in group.samples
+            ]
+            found = routes.group_routes(self._layout, len(group.request.prompt_ids), captured)
         return [
             Rollout(
                 prompt_id=group.request.prompt_id,
@@ -308,6 +341,7 @@ class Engine:
                 finish_reason=sample.finish_reason or "abort",
                 text=text,
                 seed=group.request.seeds[index],
+                routes=found[index],
             )
             for index, (sample, text) in enumerate(zip(group.samples, texts, strict=True))
         ]

@@ -1,9 +1,103 @@
 """What vLLM loads in every process it starts (entry point `vllm.general_plugins`)."""
 
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import logging
+import textwrap
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+REPAIRED_VERSIONS = ("0.30.",)
+
 
 def register() -> None:
-    """Make our weight receiver known by name. vLLM may call this more than once in a process."""
+    """Make our weight receiver known by name, and repair what needs it. vLLM may call this more than once."""
     from vllm.distributed.weight_transfer import WeightTransferEngineFactory
 
     if "object_store" not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine("object_store", "rlpost.rollout.receive", "ObjectStoreReceiver")
+    repair_expert_reload()
+    repair_rotary()
+
+
+def repair_expert_reload() -> None:
+    """Have the experts of a CPU engine packed for their kernel on every load, not on the first alone.
+
+    vLLM 0.30 packs them when it makes the kernel. A weight update finds the kernel made and leaves the new weights as
+    they came, which the kernel then reads as packed: log-probs drift by tenths, without an error.
+    """
+    import vllm
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return
+    from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
+
+    setup = UnquantizedFusedMoEMethod._setup_kernel
+    if getattr(setup, "packs_every_load", False) or not packs_first_load_only(inspect.getsource(setup)):
+        return
+    if vllm.__version__.startswith(REPAIRED_VERSIONS):
+        UnquantizedFusedMoEMethod._setup_kernel = packing_every_load(setup)
+    else:
+        logger.error(
+            "vLLM %s does not pack experts anew in a weight update, as 0.30 does not, and the repair was never tried on "
+            "it: log-probs of a mixture-of-experts model on CPU will drift from the learner's. Install vLLM 0.30.0.",
+            vllm.__version__,
+        )
+
+
+def packs_first_load_only(source: str) -> bool:
+    """Whether the source of `_setup_kernel` packs experts under a condition that a weight update does not meet."""
+    for node in ast.walk(ast.parse(textwrap.dedent(source))):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "not is_weight_update":
+            calls = [n.func for branch in node.body for n in ast.walk(branch) if isinstance(n, ast.Call)]
+            return any(isinstance(c, ast.Attribute) and c.attr == "process_weights_after_loading" for c in calls)
+    return False
+
+
+def packing_every_load(setup: Any) -> Any:
+    """`setup`, a method `_setup_kernel` of vLLM's, with the packing of experts on CPU after a weight update too."""
+
+    @functools.wraps(setup)
+    def _setup_kernel(self: Any, layer: Any, *args: Any, **kwargs: Any) -> None:
+        from vllm.model_executor.layers.fused_moe.oracle.unquantized import UnquantizedMoeBackend
+
+        update = self.moe_kernel is not None
+        setup(self, layer, *args, **kwargs)
+        if update and self.unquantized_backend == UnquantizedMoeBackend.CPU:
+            self.moe_kernel.fused_experts.process_weights_after_loading(layer)
+
+    _setup_kernel.packs_every_load = True  # type: ignore[attr-defined]
+    return _setup_kernel
+
+
+def repair_rotary() -> None:
+    """Have the rotary kernel of CPU engines see the heads of a token in one row, as it expects them.
+
+    vLLM 0.30's kernel turns only a part of a query (tokens, heads, size) with more than one head, without an error. The
+    latent attention of DeepSeek-V3 passes such a query: log-probs are off by tenths, from the first weights on. One in a
+    row (tokens, heads * size) comes out right, so this may stay when the kernel is mended.
+    """
+    from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
+
+    if not getattr(RotaryEmbedding.forward_cpu, "heads_in_a_row", False):
+        RotaryEmbedding.forward_cpu = turning_heads_in_a_row(RotaryEmbedding.forward_cpu)
+
+
+def turning_heads_in_a_row(turn: Any) -> Any:
+    """`turn`, a method `forward_cpu(positions, query, key)` of vLLM's, given every token's heads as one row."""
+
+    @functools.wraps(turn)
+    def forward_cpu(self: Any, positions: Any, query: Any, key: Any = None) -> Any:
+        def row(x: Any) -> Any:
+            return x if x is None or x.dim() < 3 else x.flatten(1)
+
+        turned = turn(self, positions, row(query), row(key))
+        return tuple(t if t is None else t.view(x.shape) for t, x in zip(turned, (query, key), strict=True))
+
+    forward_cpu.heads_in_a_row = True  # type: ignore[attr-defined]
+    return forward_cpu
