@@ -30,10 +30,10 @@ def main() -> None:
         result["code"] = verifiers_code.run(arguments, console)
     else:
         result["math"] = verifiers_math.run(arguments, console)
-    if arguments.write:
-        arguments.write.parent.mkdir(parents=True, exist_ok=True)
-        arguments.write.write_text(json.dumps(result, indent=1, default=str), encoding="utf-8")
-        console.print(f"written to {arguments.write}")
+    if arguments.out:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(json.dumps(result, indent=1, default=str), encoding="utf-8")
+        console.print(f"written to {arguments.out}")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -44,7 +44,10 @@ def parse_arguments() -> argparse.Namespace:
     made.add_argument("--limit", type=int, help="so many rows of each file, spread over it")
     made.add_argument("--seconds", type=float, default=10.0, help="wall limit of one row; past it the side hangs")
     made.add_argument("--wrong", type=int, default=40, help="how many of our wrong rows to list")
-    made.add_argument("--write", type=Path, help="file for the JSON")
+    made.add_argument("--mutants", type=int, default=3, help="with --code: mutants of each problem")
+    made.add_argument("--programs", type=int, default=60, help="with --code: programs timed")
+    made.add_argument("--repeats", type=int, default=5, help="with --code: how often they are timed")
+    made.add_argument("--out", type=Path, help="file for the JSON")
     return made.parse_args()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import binascii
 import math
 import shutil
 from collections.abc import Mapping
@@ -9,9 +10,9 @@ from dataclasses import dataclass
 
 from rewards._code_run import MAX_TIMEOUTS, STATUS, SYNTAX, Result, Run
 from rewards._code_task import Task
-from rlpost.verify.sandbox import Limits, sandbox
+from rlpost.verify.sandbox import Limits
 
-COMPILE = Limits(seconds=20.0, memory_mb=2048, output_kb=32 * 1024, file_mb=64, processes=True)
+COMPILE = Limits(seconds=20.0, memory_mb=2048, output_kb=48 * 1024, file_mb=64, processes=True)
 # `exit` is there in a Python that was started the usual way.
 PROGRAM = """import builtins, sys
 builtins.exit = builtins.quit = sys.exit
@@ -86,9 +87,9 @@ def _program(
 ) -> Result:
     stdin = given.encode()
     if spec is None:
-        outcome = sandbox().run(PROGRAM.format(code), stdin=stdin, limits=run.limits(again=again))
+        outcome = run.box.run(PROGRAM.format(code), stdin=stdin, limits=run.limits(again=again))
     else:
-        outcome = sandbox().command(
+        outcome = run.box.command(
             ["/bin/sh", "-c", spec.run_command], stdin=stdin, files=files, limits=run.limits(True, again)
         )
     if outcome.status == "ok":
@@ -123,8 +124,10 @@ def _same_token(mine: str, theirs: str, tolerance: float | None) -> bool:
         return False
 
 
-def language_of(name: str, file: str | None, compile_command: str | None, run_command: str | None) -> Language | None:
-    """How programs of a language are run; None for Python."""
+def language_of(
+    name: str, file: str | None, compile_command: str | None, run_command: str | None, here: bool = True
+) -> Language | None:
+    """How programs of a language are run; None for Python. `here`: on this machine, so its tool must be there."""
     if name.lower() in PYTHON:
         return None
     known = LANGUAGES.get(name.lower())
@@ -142,15 +145,16 @@ def language_of(name: str, file: str | None, compile_command: str | None, run_co
         base.tags,
     )
     tool = (spec.compile_command or spec.run_command).split()[0]
-    if not tool.startswith("./") and shutil.which(tool) is None:
+    if here and not tool.startswith("./") and shutil.which(tool) is None:
         raise RuntimeError(f"verifier code: {tool!r}, which language {name!r} needs, is not installed here")
     return spec
 
 
 def _compiled(run: Run, spec: Language, files: Mapping[str, bytes]) -> bytes | Result:
     """The program, which comes out of the compiler's sandbox as its output, or why there is none."""
-    command = f"{spec.compile_command} 1>&2 && cat {spec.product}"
-    outcome = sandbox().command(["/bin/sh", "-c", command], files=files, limits=COMPILE)
+    # As text, which a sandbox elsewhere can return too.
+    command = f"{spec.compile_command} 1>&2 && base64 {spec.product}"
+    outcome = run.box.command(["/bin/sh", "-c", command], files=files, limits=COMPILE)
     if outcome.status == "ok":
-        return outcome.stdout
+        return binascii.a2b_base64(outcome.stdout)
     return Result(STATUS.get(outcome.status, "compile_error"), outcome.stderr[-500:].decode("utf-8", "replace"))

@@ -33,10 +33,16 @@ class Result:
 
 
 class Run:
-    """What one verdict may still spend, and how it goes on after a failure."""
+    """What one verdict may still spend, how it goes on after a failure, and where programs run.
 
-    def __init__(self, every: bool, seconds: float, memory_mb: int, deadline: float) -> None:
+    `service`: the URL of a sandbox elsewhere; None is the one of this process.
+    """
+
+    def __init__(
+        self, every: bool, seconds: float, memory_mb: int, deadline: float, service: str | None = None
+    ) -> None:
         self.every, self.seconds, self.memory_mb, self.deadline = every, seconds, memory_mb, deadline
+        self.box = sandbox(service)
 
     def limits(self, processes: bool = False, again: bool = False) -> Limits:
         left = max(0.05, self.deadline - time.monotonic())
@@ -84,7 +90,7 @@ def answers(run: Run, sources: Sequence[str], operations: Sequence[str]) -> list
         skip = [i for i, text in replies.items() if not stateful or '"raise", "candidate_timeout"' in text]
         request = {"sources": sources, "skip": skip, "operations": operations}
         limits = run.limits(again=first in tries)
-        outcome = sandbox().run(runner("_code_candidate"), stdin=json.dumps(request).encode(), limits=limits)
+        outcome = run.box.run(runner("_code_candidate"), stdin=json.dumps(request).encode(), limits=limits)
         loaded = _read(outcome, replies, len(operations))
         if loaded is not None and loaded[0] == "raise":
             kind = "syntax_error" if loaded[1] in SYNTAX else REASONS.get(loaded[1], "runtime_error")

@@ -31,7 +31,7 @@ from rewards._code_literals import decided, plan_of, reply_of
 from rewards._code_programs import PYTHON, language_of, near, programs
 from rewards._code_run import STATUS, Result, Run, answers, reason_of, runner, sources_of
 from rewards._code_task import BadTask, Task, task_of, watched
-from rlpost.verify.sandbox import Limits, Outcome, sandbox
+from rlpost.verify.sandbox import Limits, Outcome
 
 MAX_SOURCE = 100_000
 MAX_ROUNDS = 20
@@ -67,6 +67,7 @@ def verify(
     memory_mb: int = 1024,
     compare: str = "lines",
     float_tolerance: float | None = None,
+    sandbox: str | None = None,
 ) -> dict[str, Any]:
     """Correct when the program in the response passes the tests.
 
@@ -88,10 +89,11 @@ def verify(
         language: "python", "cpp", "c", or any name with the three below.
         file, compile_command, run_command: the source file's name, the command that makes `prog` of it (none for an
             interpreter), and the one that runs; each replaces that of the language.
+        sandbox: the URL of a service that runs the programs instead of this machine, by SandboxFusion's `/run_code`.
     """
     if mode not in ("all", "fraction") or compare not in ("lines", "tokens"):
         raise ValueError(f"verifier code: mode is {mode!r}, compare {compare!r}; use all or fraction, lines or tokens")
-    spec = language_of(language, file, compile_command, run_command)
+    spec = language_of(language, file, compile_command, run_command, here=sandbox is None)
     cases = (tests, public_tests, private_tests, generated_tests, public_test_cases, private_test_cases, input_output)
     try:
         task = task_of(
@@ -113,17 +115,39 @@ def verify(
         return {"score": 0.0, "reason": "no_answer"}
     if len(code) > MAX_SOURCE:
         return {"score": 0.0, "reason": "output_limit", "extracted": code[:MAX_SOURCE]}
-    run = Run(mode == "fraction", seconds, memory_mb, time.monotonic() + total_seconds)
+    run = Run(mode == "fraction", seconds, memory_mb, time.monotonic() + total_seconds, sandbox)
     if task.examples and task.function is None:
         results = programs(run, code, spec, task, compare, float_tolerance)
     elif task.examples:
         results = _examples(run, code, task, float_tolerance)
     else:
         try:
-            results = _tests(run, code, task)
+            results = _tests(run, code, task, sandbox)
         except BadTask as error:
             return {"score": None, "reason": "bad_reference", "details": {"error": str(error)}}
     return _verdict(results, mode, code, fenced)
+
+
+verify.programs = True  # type: ignore[attr-defined]
+
+
+def check(reference: Any = None, prompt: str = "", **row: Any) -> str | None:
+    """Why a row cannot be verified, or None: no usable tests, tests that an empty program passes, a failing solution.
+
+    Args:
+        row: the row's columns and further arguments of `verify`. A reference solution in the column `code`,
+            `canonical_solution` or `solution` must pass.
+    """
+    sample = {key: row[key] for key in ARGUMENTS if row.get(key) is not None}
+    empty = "pass" if str(row.get("language", "python")).lower() in PYTHON else " "
+    result = verify(f"```\n{empty}\n```", reference, prompt, **sample)
+    if result["score"] is None:
+        return str(result["details"]["error"])
+    if result["score"] >= 1:
+        return "an empty program passes its tests"
+    if any(row.get(key) for key in SOLUTIONS):
+        return check_task({**row, "reference": reference, "prompt": prompt})
+    return None
 
 
 def check_task(row: Mapping[str, Any], **params: Any) -> str | None:
@@ -133,10 +157,10 @@ def check_task(row: Mapping[str, Any], **params: Any) -> str | None:
         row: a data set's row; the solution is its column `code`, `canonical_solution` or `solution`.
         params: further arguments of `verify`.
     """
-    names = verify.__code__.co_varnames[1 : verify.__code__.co_argcount]
-    solution = next((row[key] for key in ("code", "canonical_solution", "solution") if row.get(key)), None)
+    solution = next((row[key] for key in SOLUTIONS if row.get(key)), None)
     if not isinstance(solution, str):
-        return "the row has no reference solution in code, canonical_solution or solution"
+        return f"the row has no reference solution in {', '.join(SOLUTIONS)}"
+    names = ("reference", "prompt", *ARGUMENTS)
     sample = {**{key: row[key] for key in names if row.get(key) is not None}, **params, "mode": "all"}
     for attempt in ("", " when run again"):
         result = verify(solution, **sample)
@@ -147,6 +171,10 @@ def check_task(row: Mapping[str, Any], **params: Any) -> str | None:
                 f"its reference solution fails{attempt}: {result['reason']} ({result.get('details', {}).get('error')})"
             )
     return None
+
+
+ARGUMENTS = verify.__code__.co_varnames[3 : verify.__code__.co_argcount]
+SOLUTIONS = ("code", "canonical_solution", "solution")
 
 
 def _verdict(results: Sequence[Result], mode: str, code: str, fenced: bool) -> dict[str, Any]:
@@ -181,7 +209,7 @@ def extract(response: str, tags: Sequence[str] = PYTHON) -> tuple[str, bool]:
 # ------------------------------------------------------------------------------------------------ tests that are code
 
 
-def _tests(run: Run, code: str, task: Task) -> list[Result]:
+def _tests(run: Run, code: str, task: Task, service: str | None) -> list[Result]:
     sources = sources_of(code, task)
     plan = plan_of(task)
     if plan is not None:
@@ -190,7 +218,7 @@ def _tests(run: Run, code: str, task: Task) -> list[Result]:
             return [decided(test, replies) for test in plan.tests]
         except TooLarge:
             pass  # to be decided in the sandbox
-    operations, replies = _foreseen(task), list[str]()
+    operations, replies = _foreseen(task, service), list[str]()
     for _ in range(MAX_ROUNDS):
         replies = answers(run, sources, operations)
         report, outcome = _judged(run, task, operations, replies)
@@ -212,9 +240,9 @@ def _tests(run: Run, code: str, task: Task) -> list[Result]:
 
 
 @functools.lru_cache(4096)
-def _foreseen(task: Task) -> tuple[str, ...]:
+def _foreseen(task: Task, service: str | None) -> tuple[str, ...]:
     """The calls the tests make, as far as that is known without an answer. The same for every response."""
-    report, outcome = _judged(Run(True, 5.0, 1024, time.monotonic() + 5.0), task, (), ())
+    report, outcome = _judged(Run(True, 5.0, 1024, time.monotonic() + 5.0, service), task, (), ())
     if report is None:
         raise BadTask(f"the tests do not run: {outcome.status}, {outcome.stderr[-300:].decode(errors='replace')}")
     if report["broken"] is not None:
@@ -238,7 +266,7 @@ def _judged(
         "seconds": run.limits().seconds / 2,
     }
     limits = Limits(seconds=run.limits().seconds, output_kb=16 * 1024)
-    outcome = sandbox().run(runner("_code_tests"), stdin=json.dumps(request).encode(), limits=limits)
+    outcome = run.box.run(runner("_code_tests"), stdin=json.dumps(request).encode(), limits=limits)
     return (json.loads(outcome.stdout) if outcome.status == "ok" and outcome.stdout else None), outcome
 
 

@@ -117,6 +117,9 @@ def verify(
     }
 
 
+verify.check = True  # type: ignore[attr-defined]
+
+
 def _tasks(given: Any) -> list[tuple[str, Callable[[str], bool]]]:
     """Each instruction as a function of the text, tried once on an empty one so that bad arguments show."""
     if isinstance(given, str):

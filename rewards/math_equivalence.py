@@ -20,10 +20,10 @@ from rewards.maths.expression import MAX_LENGTH, NotRead, TooLarge
 from rewards.maths.extract import EXTRACT, WAYS, from_prose
 from rewards.maths.extract import extract as find
 from rewards.maths.guards import symbolic_worth, too_large
-from rewards.maths.normalise import normalise
+from rewards.maths.normalise import normalise, words
 from rewards.maths.reading import HEDGE, OR, Answer, read
 
-VERSION = "2"
+VERSION = "3"
 NEGATED = re.compile(r"\\ne(?:q|g)?(?![a-z])|≠|!=|\\neg(?![a-z])")
 LITERAL = re.compile(r"[-+]?\d{1,400}(?:\.\d{1,400})?", re.ASCII)
 PROSE = re.compile(r"[A-Za-z]{2,}\s+[A-Za-z]{2,}|\b[A-J]\.\s+[a-z]{2}|[\u0400-\u04ff\u0600-\u06ff\u3040-\u9fff]{2}")
@@ -74,7 +74,7 @@ def verify(
     lettered = CHOICE.fullmatch(expected) is not None
     found = find(response, extract if lettered else [way for way in extract if way != "choice"])
     if not found:
-        problem = check_reference(reference)
+        problem = _problem("" if reference is None else str(reference))
         return _wrong("no_answer") if problem is None else _unverified(problem)
     found = found.encode("utf-8", "replace").decode()
     policy = Policy(units, percent, ordered_lists, decimals, simplified, intervals, rename, case)
@@ -82,10 +82,17 @@ def verify(
     return {**result, "extracted": found}
 
 
-@functools.lru_cache(8192)
 def check_reference(reference: Any) -> str | None:
     """What is wrong with a reference, or None: for the loader of the data, so that it is found before a run."""
-    text = "" if reference is None else str(reference)
+    problem = _problem("" if reference is None else str(reference))
+    return None if problem is None else f"the reference cannot be used: {problem}"
+
+
+check = check_reference
+
+
+@functools.lru_cache(8192)
+def _problem(text: str) -> str | None:
     expected = _reference(text)
     if not expected:
         return "it is empty"
@@ -195,8 +202,12 @@ def _typed(answer: str, expected: str, gold: Answer, policy: Policy, seconds: fl
             return _wrong("hedged")
     if gold.kind == "unread" and not symbolic_worth(expected):
         return _unverified(f"it cannot be read: {expected[:200]!r}")
+    if words(answer) == words(expected) != "":
+        return {"score": 1.0}
     if not symbolic_worth(answer) or not symbolic_worth(expected):
         return _wrong("unparsable") if given.kind == "unread" else _wrong("mismatch")
+    if _says_more(answer, expected):
+        return _wrong("unparsable")
     outcome = symbolic.ask(expected, answer, seconds)
     if outcome == "gold":
         return _wrong("mismatch") if gold.kind != "unread" else _unverified(f"it cannot be read: {expected[:200]!r}")
@@ -208,33 +219,58 @@ def _typed(answer: str, expected: str, gold: Answer, policy: Policy, seconds: fl
 LABELLED = re.compile(r"\(\s*([A-J])\s*\)\s*(\S.*)|([A-J])[.):]\s+(\S.*)|([A-J])\s+([A-Z]?[a-z]{2}.*)", re.DOTALL)
 SINGLE = re.compile(r"\(?\s*\\text\s*\{\s*\(?\s*([A-Z])\s*\)?\s*\}\s*\)?|\(\s*([A-Z])\s*\)|([A-Z])")
 CHOICE = re.compile(f"{LABELLED.pattern}|{SINGLE.pattern}", re.DOTALL)
-LETTER = re.compile(r"\(?\s*(?:\\text\s*\{)?\s*\(?\s*([A-Za-z])\s*\)?\s*\}?\s*\)?[.:]?")
+CALLED = re.compile(
+    r"(?:the\s+)?(?:correct\s+|final\s+)?(?:answer|option|choice)(?:\s+is)?\s*:?\s*(?=\W*[A-Za-z]\b)", re.IGNORECASE
+)
+LETTER = re.compile(r"[(\[]?\s*([A-Za-z])\s*[)\]]?[.:]?")
+FOLLOWED = re.compile(r"[(\[]\s*([A-J])\s*[)\]]\s*[.:]?\s*(.*)|([A-J])\s*[.):]\s*(.*)", re.DOTALL)
+MANY = re.compile(r"\(?[A-J]\)?(?:(?:\s*(?:,|&|;|\band\b)\s*)+\(?[A-J]\)?)+")  # a choice of several
+OTHER = re.compile(r"^\W*(?:or|and|nor|not)\b|^\s*[,;/&|(]|(?<![A-Za-z\\])\(?[A-J]\)")
 
 
 def _choice(gold: Answer, expected: str, answer: str) -> bool | None:
     """Whether a choice was met; None when the reference is none."""
     labelled, single = LABELLED.fullmatch(expected), SINGLE.fullmatch(expected)
+    plain = re.sub(r"\\(?:text|boxed)(?![a-zA-Z])|[{}$*`'\"“”]", " ", answer).strip()
+    plain = CALLED.sub("", plain, count=1) if CALLED.match(plain) else plain
+    if MANY.fullmatch(bare := re.sub(r"\\text(?![a-zA-Z])|[{}]", " ", expected).strip()) and MANY.fullmatch(plain):
+        return set(re.findall(r"[A-J]", plain)) == set(re.findall(r"[A-J]", bare))
     if labelled is not None:
         letter, label = next((labelled[k], labelled[k + 1]) for k in (1, 3, 5) if labelled[k])
-        from rewards.maths.normalise import words
-
         if words(answer) in (words(label), words(expected)):
             return True
     elif single is not None:
         letter = next(group for group in single.groups() if group)
     else:
         return None
-    given = LETTER.fullmatch(answer)
+    given = LETTER.fullmatch(plain)
     if given is not None:
         return given[1].upper() == letter
-    lettered = re.fullmatch(
-        r"\(\s*(?:\\text\{)?\s*([A-J])\s*\}?\s*\)\s*(?!or|and|,|/)(\S.*)|(?:\\text\{\s*)?([A-J])[.):]\s+(\S.*)",
-        answer,
-        re.DOTALL,
-    )
-    if lettered is not None and not OR.search(answer) and not HEDGE.search(answer):
-        return (lettered[1] or lettered[3]) == letter
+    chosen = FOLLOWED.fullmatch(plain)
+    if chosen is not None:
+        mark, rest = (chosen[1], chosen[2]) if chosen[1] else (chosen[3], chosen[4])
+        if not OR.search(rest) and not HEDGE.search(rest) and not OTHER.search(rest):
+            return mark == letter
     return False if labelled is not None or "text" in expected else None
+
+
+WORD = re.compile(r"(?<!\\)(?<![a-zA-Z])[a-zA-Z]{3,}")
+QUOTED = re.compile(r"\\text\s*\{([^{}]*)\}")
+COMPUTED = {"text", "sqrt", "sin", "cos", "tan", "cot", "sec", "csc", "log", "exp", "lim", "max", "min", "det", "gcd", "lcm", "mod", "arcsin",
+            "arccos", "arctan", "sinh", "cosh", "tanh", "pmatrix", "bmatrix", "matrix", "array", "cases", "left", "right"}  # fmt: skip
+CONTINUED = re.compile(r"\\(?:[lcv]?dots|[pb]?mod)(?![a-z])|\.\.\.")
+
+
+def _says_more(answer: str, expected: str) -> bool:
+    """The answer has words, a modulus, or goes on, where the reference does not: a general parser overlooks that."""
+    known = COMPUTED | {word.lower() for word in WORD.findall(expected)}
+    if any(word.lower() not in known for word in WORD.findall(answer)):
+        return True
+    if any(re.search(r"\w", words(said)) and words(said) not in words(expected) for said in QUOTED.findall(answer)):
+        return True
+    if "'" in answer and "'" not in expected:
+        return True
+    return bool(CONTINUED.search(answer)) and not CONTINUED.search(expected)
 
 
 def _hedged(gold: Answer, given: Answer, answer: str, expected: str) -> bool:

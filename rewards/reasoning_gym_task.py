@@ -7,13 +7,12 @@ Some of reasoning-gym's scorers (countdown, puzzle24, simple_integration and oth
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import reasoning_gym
 
-ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+from rlpost.verify.adapters import scored_by
 
 
 def verify(response: str, task: str, entry: Mapping[str, Any], answer_tag: bool = True) -> dict[str, Any]:
@@ -24,15 +23,7 @@ def verify(response: str, task: str, entry: Mapping[str, Any], answer_tag: bool 
         entry: the row as reasoning-gym made it; the source gives it.
         answer_tag: take the text in the last `<answer>...</answer>` when there is one.
     """
-    score = _scorer(task)
-    tagged = ANSWER.findall(response) if answer_tag else []
-    answer = (tagged[-1] if tagged else response).strip()
-    try:
-        return {"score": float(score(answer=answer, entry=entry)), "extracted": answer}
-    # The scorers raise whatever they like. One that works on the row's own answer was broken by the response.
-    except Exception as error:  # noqa: BLE001
-        score(answer=entry["answer"], entry=entry)
-        return {"score": 0.0, "reason": "scorer_failed", "extracted": answer, "details": {"error": repr(error)}}
+    return scored_by(_scorer(task), response, entry, answer_tag)
 
 
 @functools.cache

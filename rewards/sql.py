@@ -15,6 +15,7 @@ Rows are compared here, so nothing the query does can reach the comparison:
 
 from __future__ import annotations
 
+import binascii
 import collections
 import functools
 import inspect
@@ -82,6 +83,7 @@ def verify(
     perturbed: str | Sequence[str] | None = "auto",
     directory: str = "",
     allow_empty: bool = False,
+    sandbox: str | None = None,
 ) -> dict[str, Any]:
     """Correct when the response's query returns what the reference, or one of its variants, returns.
 
@@ -108,6 +110,7 @@ def verify(
         directory: where files named by `database` and `perturbed` are, `name`, `name.sqlite`, `.db`, `.sql` or, as
             Spider has it, `name/name.sqlite`.
         allow_empty: grade references that return no rows as well.
+        sandbox: the URL of a service that runs the query instead of this machine, by SandboxFusion's `/run_code`.
 
     Raises:
         ValueError: a parameter out of its range.
@@ -139,17 +142,21 @@ def verify(
     query = extract(response)
     if not query:
         return {"score": 0.0, "reason": "no_answer"}
-    reason, message = _judge(query, task, seconds, float_tolerance)
+    reason, message = _judge(query, task, seconds, float_tolerance, sandbox)
     details = {"databases": len(task.images), "telling": task.telling, **({"error": message} if message else {})}
     return {"score": float(not reason), "reason": reason, "extracted": query, "details": details}
 
 
-def _judge(query: str, task: _Task, seconds: float, tolerance: float) -> tuple[str, str]:
+verify.check = True  # type: ignore[attr-defined]
+verify.programs = True  # type: ignore[attr-defined]
+
+
+def _judge(query: str, task: _Task, seconds: float, tolerance: float, service: str | None) -> tuple[str, str]:
     """Why the query is wrong, "" when it is right, and SQLite's message if there is one."""
     if len(query) > MAX_QUERY:
         return "too_long", ""
     most = [max(len(results[i].rows) for results in task.expected) for i in range(len(task.images))]
-    answers = _sandboxed(query, task.images, seconds, most)
+    answers = _sandboxed(query, task.images, seconds, most, service)
     if "error" in answers[-1]:
         return answers[-1]["error"], answers[-1].get("message", "")
     if task.reads and not answers[0]["reads"]:
@@ -278,10 +285,13 @@ def _query(image: bytes, query: str, seconds: float, max_rows: int) -> dict[str,
 
 
 def _program() -> None:
-    """On standard input one line of JSON, then the databases; on standard output "ready", then a result a line."""
+    """On standard input one line of JSON, then the databases; on standard output "ready", then a result a line.
+
+    For a service, which takes text alone, the databases are in the JSON.
+    """
     source = sys.stdin.buffer
     task = json.loads(source.readline())
-    images = [source.read(size) for size in task["sizes"]]
+    images = [binascii.a2b_base64(text) for text in task["images"]] or [source.read(size) for size in task["sizes"]]
     sqlite3.connect(":memory:").execute(f"PRAGMA hard_heap_limit = {task['heap']}")
     _connection(images[0]).close()
     os.write(1, b"ready\n")
@@ -300,14 +310,16 @@ def _program() -> None:
 PROGRAM = "\n\n".join(
     [
         "from __future__ import annotations",
-        "import json, os, sqlite3, sys, time",
+        "import binascii, json, os, sqlite3, sys, time",
         *(inspect.getsource(part) for part in (_connection, _query, _program)),
         "_program()",
     ]
 )
 
 
-def _sandboxed(query: str, images: Sequence[bytes], seconds: float, max_rows: Sequence[int]) -> list[dict[str, Any]]:
+def _sandboxed(
+    query: str, images: Sequence[bytes], seconds: float, max_rows: Sequence[int], service: str | None = None
+) -> list[dict[str, Any]]:
     """The result on each database, up to the first error.
 
     Raises:
@@ -327,6 +339,7 @@ def _sandboxed(query: str, images: Sequence[bytes], seconds: float, max_rows: Se
     task = {
         "query": query,
         "sizes": list(map(len, images)),
+        "images": [] if service is None else [binascii.b2a_base64(image).decode() for image in images],
         "heap": heap,
         "seconds": seconds,
         "max_rows": list(max_rows),
@@ -337,7 +350,8 @@ def _sandboxed(query: str, images: Sequence[bytes], seconds: float, max_rows: Se
         memory_mb=2 * HEAP_MB + (2 * size + heap) // 2**20,
         output_kb=OUTPUT_KB,
     )
-    outcome = sandbox().run(PROGRAM, stdin=json.dumps(task).encode() + b"\n" + b"".join(images), limits=limits)
+    stdin = json.dumps(task).encode() + b"\n" + (b"".join(images) if service is None else b"")
+    outcome = sandbox(service).run(PROGRAM, stdin=stdin, limits=limits)
     ready, _, output = outcome.stdout.partition(b"\n")
     if ready != b"ready":
         raise SandboxError(

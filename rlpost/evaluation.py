@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rlpost.observe import bootstrap, summarize
+from rlpost.verify.task import HANGS
 
 if TYPE_CHECKING:
     from rlpost.rollout.request import Sampling
@@ -24,14 +25,17 @@ class Results:
         intervals: by name (value, low, high), 95 % bootstrap over prompts: `pass@k`; `distinct_correct`, how many
             different correct responses a prompt's samples hold; `nll`, mean over prompts of the mean -log p of a
             sampled token in nats, which estimates the entropy of what was sampled from (not when greedy).
-        correct: for each prompt its samples' verdicts; unverified samples are left out.
+        correct: for each prompt its samples' verdicts; unverified samples are left out, all of them where the verifier
+            hangs on the row.
         unverified: how many samples no verdict was reached on.
+        hung: how many prompts the intervals leave out, because the verifier hangs on their rows, whatever the answer.
         groups: what was sampled and scored.
     """
 
     intervals: dict[str, tuple[float, float, float]]
     correct: list[list[bool]]
     unverified: int
+    hung: int
     groups: list[Group]
 
 
@@ -47,24 +51,30 @@ def evaluate(
     """Sample every prompt and count what the verifier `judge` calls correct.
 
     Raises:
-        RuntimeError: a prompt is left with fewer verdicts than the largest k.
+        RuntimeError: a prompt is left with fewer verdicts than the largest k, or the verifier hangs on every row.
     """
     groups = sampler.sample_all(prompts, samples, sampling, seed)
-    correct = []
+    correct: list[list[bool]] = []
     unverified = 0
     for group in groups:
         verdicts = [r.judged(judge) for r in group.rollouts]
         known = [v.status == "correct" for v in verdicts if v.status != "unverified"]
+        reasons = {v.reason for v in verdicts if v.status == "unverified"}
         unverified += len(verdicts) - len(known)
-        if len(known) < max(k):
-            reasons = {v.reason for v in verdicts if v.status == "unverified"}
+        if len(known) < max(k) and reasons != {HANGS}:
             raise RuntimeError(
                 f"prompt {group.prompt.id}: {len(known)} of {len(verdicts)} samples have a verdict of {judge!r}, too few "
                 f"for pass@{max(k)}; reasons: {sorted(reasons)}"
             )
         correct.append(known)
-    intervals = {**summarize(correct, k), **diversity(groups, judge, greedy=sampling.temperature == 0)}
-    return Results(intervals, correct, unverified, groups)
+    known_groups = [g for g, known in zip(groups, correct, strict=True) if known]
+    if not known_groups:
+        raise RuntimeError(f"{judge!r} hangs on all {len(groups)} prompts of the evaluation")
+    intervals = {
+        **summarize([known for known in correct if known], k),
+        **diversity(known_groups, judge, greedy=sampling.temperature == 0),
+    }
+    return Results(intervals, correct, unverified, len(groups) - len(known_groups), groups)
 
 
 def diversity(groups: Sequence[Group], judge: str, greedy: bool) -> dict[str, tuple[float, float, float]]:

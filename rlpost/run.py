@@ -28,6 +28,8 @@ from rlpost.rollout.sampler import GroupSampler
 from rlpost.routing import admitted
 from rlpost.types import Group, Prompt, Sample, Status
 from rlpost.verify import open_pool
+from rlpost.verify.references import checker
+from rlpost.verify.task import HANGS
 
 if TYPE_CHECKING:
     from rlpost.likelihood import LikelihoodReward
@@ -156,6 +158,11 @@ class Run:
             seed=self.config.seed + EVALUATION_SEED,
             judge=self.referee,
         )
+        if results.hung:
+            self.recorder.console.warn(
+                f"{results.hung} of {len(results.correct)} prompts are left out of this evaluation: "
+                f"{self.referee} hangs on their rows, whatever the answer"
+            )
         self.recorder.evaluation(when, self.step, results.intervals)
         if self.step:
             values = {name: interval[0] for name, interval in results.intervals.items()}
@@ -273,18 +280,10 @@ EVALUATION_SEED = 1_000_003
 LAB_SEED = 2_000_003
 
 
-def check_sandbox(config: Config, recorder: Recorder) -> None:
-    """Refuse to run what the model wrote where nothing keeps it from this machine's files; say what does elsewhere."""
-    if not any(v.name in ("code", "sql") for v in config.verifiers):
-        return
-    from rlpost.verify.sandbox import SandboxError, probe, refuse_unsafe
-
-    found = probe()
-    try:
-        refuse_unsafe(found.tier, config.verifier_pool.allow_unsafe, found.reason)
-    except SandboxError as error:
-        raise ConfigError(f"verifier_pool.allow_unsafe: {error}") from None
-    recorder.console.info(f"sandbox: tier {found.tier}; in force: {', '.join(found.layers)}")
+def check_sandbox(pool: VerifierPool | ClusterPool, recorder: Recorder) -> None:
+    """Say what programs run in, where a verifier runs any; the pool has refused to start where that is not safe."""
+    if (found := pool.sandbox) is not None:
+        recorder.console.info(f"sandbox: tier {found['tier']}; in force: {', '.join(found['layers'])}")
 
 
 def check_answers_fit(config: Config, likelihood: LikelihoodReward, prompts: Sequence[Prompt]) -> None:
@@ -358,13 +357,33 @@ def step_metrics(
     }
     if lesson is not None:
         metrics |= {f"samples/{s}": int(n) for s in SOURCES if (n := len(lesson.batch.of(s)))}
-    for name in (v.name for v in run.config.verifiers):
-        found = [r.verdicts[name].status for r in rollouts if name in r.verdicts and r.finish_reason != "abort"]
-        metrics |= {f"verifier/{name}/{status}": found.count(status) for status in get_args(Status)}
+    metrics |= verdict_metrics(groups, [v.name for v in run.config.verifiers])
     if usable:
         metrics["reward/mean"] = float(np.mean([r.reward for r in usable]))
         metrics["reward/std"] = float(np.std([r.reward for r in usable]))
         metrics["train/pass@1"] = float(np.mean([r.judged(run.referee).status == "correct" for r in usable]))
+    return metrics
+
+
+def verdict_metrics(groups: Sequence[Group], names: Sequence[str]) -> dict[str, float]:
+    """By verifier how many verdicts there are of each status, the rows it hung on, and what programs ran in.
+
+    `verifier/sandbox_tier` is that of the worst sandbox used: 1 for A to 4 for D; absent when no program ran.
+    """
+    metrics: dict[str, float] = {}
+    for name in names:
+        rows = [
+            [r.verdicts[name] for r in g.rollouts if name in r.verdicts and r.finish_reason != "abort"] for g in groups
+        ]
+        found = [verdict.status for row in rows for verdict in row]
+        hung = [sum(verdict.reason == HANGS for verdict in row) for row in rows]
+        metrics |= {f"verifier/{name}/{status}": found.count(status) for status in get_args(Status)}
+        metrics |= {f"verifier/{name}/hangs_on_row": sum(hung), f"verifier/{name}/rows_hung": sum(map(bool, hung))}
+    boxes = [verdict.details.get("sandbox") for g in groups for r in g.rollouts for verdict in r.verdicts.values()]
+    # A user's verifier may have a detail of that name too.
+    tiers = [box["tier"] for box in boxes if isinstance(box, dict) and box.get("tier") in tuple("ABCD")]
+    if tiers:
+        metrics["verifier/sandbox_tier"] = 1 + "ABCD".index(max(tiers))
     return metrics
 
 
@@ -472,9 +491,8 @@ def running(config: Config, recorder: Recorder, base: str, resume: checkpoint.Ch
 
     console = recorder.console
     roles = Roles(config)
-    check_sandbox(config, recorder)
     tokenizer = load_tokenizer(base, config.model.trust_remote_code)
-    prompts = load_prompts(config.data, tokenizer, config.seed)
+    prompts = load_prompts(config.data, tokenizer, config.seed, checker(config.verifiers, config.verifier_pool))
     for line in prompts.report.lines():
         console.info(line)
     likelihood = None
@@ -486,6 +504,7 @@ def running(config: Config, recorder: Recorder, base: str, resume: checkpoint.Ch
         placement = cluster.place(config)
         pool = open_pool(config.verifiers, config.verifier_pool, config.cluster.start_deadline)
         stack.enter_context(pool)
+        check_sandbox(pool, recorder)
         fleet = start_fleet(config, base, placement)
         stack.callback(fleet.shutdown)
         learner = start_learner(config, learner_spec(config, roles, base, tokenizer.pad_token_id), placement)

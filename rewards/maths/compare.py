@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
-from rewards.maths.evaluate import Undefined, evaluate, exact, proportional, same, symbols, values_equal
+from rewards.maths.evaluate import Undefined, evaluate, exact, mentions, proportional, same, symbols, values_equal
 from rewards.maths.expression import NotRead, TooLarge, Tree
 from rewards.maths.normalise import words
 from rewards.maths.reading import Answer, read
@@ -54,8 +54,22 @@ def _texts(gold: Answer, answer: Answer, policy: Policy) -> bool:
     if policy.case:
         strip = re.compile(r"\\text|[{}\s().,]")
         return strip.sub("", gold.text) == strip.sub("", answer.text)
-    a, b = words(gold.text), words(answer.text)
+    a, b = (NO_SOLUTION.sub("no solution", words(one.text)) for one in (gold, answer))
+    if gold.kind != answer.kind and "region" in (gold.kind, answer.kind):
+        region, other = (gold, b) if gold.kind == "region" else (answer, a)
+        return not region.pieces and other == "no solution"
+    if CLOCK.fullmatch(gold.text) and CLOCK.fullmatch(answer.text):
+        halves = [re.sub(r"[^apm]", "", text) for text in (a, b)]
+        return _digits(a) == _digits(b) and (halves[0] == halves[1] or not all(halves))
     return a == b or a.replace(" ", "") == b.replace(" ", "") != ""
+
+
+NO_SOLUTION = re.compile(r"^(?:there (?:is|are) )?no (?:real |integer )?solutions?$")
+CLOCK = re.compile(r"\d{1,2}\s*:\s*[0-5]\d(?:\s*[ap]\s*\.?\s*m)?")
+
+
+def _digits(text: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", text)]
 
 
 def _based(gold: Answer, answer: Answer) -> bool:
@@ -83,6 +97,10 @@ def _scalars(gold: Answer, answer: Answer, policy: Policy) -> bool:
         return trees_equal(gold.tree, answer.rows[0][0], policy)
     if answer.kind == "relation" and gold.name and gold.sides and answer.tree is not None:
         return _equations(_as_relation(gold), answer)
+    if answer.kind == "relation" and not gold.name and (quantity := _quantity(answer)) is not None:
+        return gold.tree is not None and not symbols(gold.tree) and _scalars(gold, quantity, policy)
+    if answer.kind == "list" and (mixed := _mixed(answer)) is not None:
+        return trees_equal(gold.tree, mixed, policy)
     if answer.kind != "scalar" or gold.tree is None or answer.tree is None:
         return False
     if not _units_agree(gold, answer, policy):
@@ -90,7 +108,19 @@ def _scalars(gold: Answer, answer: Answer, policy: Policy) -> bool:
     if len(answer.sides) > 1 and not _consistent(answer):
         return False
     a, b = gold.tree, answer.tree
+    if gold.name and answer.name and gold.name != answer.name and symbols(a) | symbols(b):
+        if answer.name in symbols(a):  # y = 2x + 1 solved for x
+            return _equations(_as_relation(gold), _as_relation(answer))
+        f, g = (re.fullmatch(r"(\w)\((\w)\)", one.name.replace(" ", "")) for one in (gold, answer))
+        if f and g and f[1] == g[1]:  # f(x) = ... and f(t) = ...
+            b = _renamed(b, g[2], f[2])
+    if (gold.unit == "degree") != (answer.unit == "degree") and (mentions(a, "pi") or mentions(b, "pi")):
+        a, b = (
+            ("mul", tree, ("sym", "degree")) if one.unit == "degree" else tree for one, tree in ((gold, a), (answer, b))
+        )
     if gold.percent != answer.percent:
+        if gold.unit:
+            return False
         if policy.percent:
             a, b = (("div", a, HUNDRED) if gold.percent else a), (("div", b, HUNDRED) if answer.percent else b)
             return _numbers(gold, answer, a, b, policy) or (
@@ -107,12 +137,48 @@ def _units_agree(gold: Answer, answer: Answer, policy: Policy) -> bool:
         return gold.unit == answer.unit and gold.percent == answer.percent
     if not gold.unit or not answer.unit or gold.unit == answer.unit:
         return True
+    if {gold.unit, answer.unit} == {"degree", "rad"}:
+        return (
+            gold.tree is not None
+            and answer.tree is not None
+            and (mentions(gold.tree, "pi") or mentions(answer.tree, "pi"))
+        )
     a, b = gold.unit.split("^"), answer.unit.split("^")
     if (a[1:] or ["1"]) != (b[1:] or ["1"]) and a[0] == b[0]:
         return False
     if a[0] == b[0]:
         return True
+    if "unit" in (a[0], b[0]):
+        return a[1:] == b[1:]
     return bool(set(a[0].split()) & set(b[0].split())) and (a[1:] == b[1:])  # "dollars", "dollars per hour"
+
+
+def _quantity(answer: Answer) -> Answer | None:
+    """The value of several unknowns taken together, as in m + n = 7; an equation for one of them says something else."""
+    if answer.relation != "=" or len(answer.sides) != 2:
+        return None
+    for side, other in (answer.sides, answer.sides[::-1]):
+        left, right = read(side), read(other)
+        if left.tree is None or right.tree is None or right.kind != "scalar" or symbols(right.tree):
+            continue
+        # With nothing on the right an equation is only written in another way.
+        if (len(symbols(left.tree)) > 1 or ROUNDED.match(side)) and exact(right.tree) != 0:
+            return right
+    return None
+
+
+ROUNDED = re.compile(r"\\[lr]?(?:floor|ceil)")
+
+
+def _mixed(answer: Answer) -> Tree | None:
+    """2 and 3/4, or 2 and a half, as the one number it is."""
+    parts = re.fullmatch(r"(-?)\s*\d+\s*(?:\\text\{\s*and\s*\}|and)\s*\\?(?:frac|\d).*", answer.text)
+    if parts is None or len(answer.items) != 2 or any(item.tree is None for item in answer.items):
+        return None
+    whole, part = (exact(item.tree) for item in answer.items if item.tree is not None)
+    if whole is None or part is None or whole.denominator != 1 or not 0 < part < 1:
+        return None
+    return ("num", whole - part if parts[1] else whole + part)
 
 
 def _consistent(answer: Answer) -> bool:
@@ -250,6 +316,8 @@ def _lists(gold: Answer, answer: Answer, policy: Policy) -> bool:
             return False
         if gold.kind == "set":
             return False
+    elif answer.kind == "region" and answer.pieces and all(piece[0] == piece[1] for piece in answer.pieces):
+        items = tuple(Answer("scalar", "", tree=piece[0]) for piece in answer.pieces)
     elif answer.kind == "tuple":
         names = [item.name for item in gold.items]
         if answer.brackets == "(" and all(names) and len(set(names)) == len(names) == len(items):  # x = 3, y = 4
@@ -311,7 +379,12 @@ def _ends(region: Answer) -> tuple[Answer, ...]:
 
 
 def _tuples(gold: Answer, answer: Answer, policy: Policy) -> bool:
+    if answer.kind in ("set", "list") and len(answer.items) == 1:
+        answer = answer.items[0]
     items = answer.items
+    if gold.brackets == ":" and len(gold.items) == 2 and answer.kind == "scalar":
+        a, b = (item.tree for item in gold.items)
+        return a is not None and b is not None and trees_equal(("div", a, b), answer.tree, policy)
     if ":" in (gold.brackets, answer.brackets):
         return gold.brackets == answer.brackets and len(gold.items) == len(items) and _ratios(gold, answer, policy)
     if answer.kind == "matrix":

@@ -44,7 +44,9 @@ def symbols(tree: Tree) -> frozenset[str]:
         return frozenset() if tree[1] in CONSTANTS else frozenset({tree[1]})
     if tree[0] == "sum":
         return (symbols(tree[3]) | symbols(tree[4]) | symbols(tree[5])) - {tree[2]}
-    found: frozenset[str] = frozenset()
+    # A function or a sequence nobody defined is as unknown as a variable.
+    unknown = tree[0] == "index" or (tree[0] == "fn" and tree[1].startswith("any "))
+    found: frozenset[str] = frozenset({tree[1]} if unknown else ())
     for part in tree[1:]:
         if isinstance(part, tuple):
             nested = (
@@ -425,8 +427,10 @@ def same(a: Tree, b: Tree) -> bool:
         return _constants_equal(a, b)
     complex_numbers = mentions(a, "i") or mentions(b, "i")
     agreed = 0
-    for k in range(POINTS * 3):
+    for k in range(POINTS * 4):
         point = {name: _coordinate(name, k) for name in names}
+        if k >= POINTS * 2:  # powers and logarithms have a value there
+            point = {name: abs(value) for name, value in point.items()}
         try:
             left = evaluate(a, point, complex_numbers=complex_numbers)
             right = evaluate(b, point, complex_numbers=complex_numbers)

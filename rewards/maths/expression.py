@@ -11,6 +11,8 @@ import re
 from fractions import Fraction
 from typing import Any
 
+from rewards.maths.normalise import CAPITALS, LETTERS
+
 Tree = tuple[Any, ...]
 Token = tuple[str, str, bool]  # kind, text, whether space stands before it
 
@@ -19,47 +21,10 @@ MAX_DEPTH = 60
 MAX_DIGITS = 1000
 MAX_FACTORS = 100
 MAX_POSTFIX = 8
-GREEK = [
-    "alpha",
-    "beta",
-    "gamma",
-    "delta",
-    "epsilon",
-    "zeta",
-    "eta",
-    "theta",
-    "iota",
-    "kappa",
-    "lambda",
-    "mu",
-    "nu",
-    "xi",
-    "rho",
-    "sigma",
-    "tau",
-    "upsilon",
-    "phi",
-    "chi",
-    "psi",
-    "omega",
-    "Gamma",
-    "Delta",
-    "Theta",
-    "Lambda",
-    "Xi",
-    "Pi",
-    "Sigma",
-    "Upsilon",
-    "Phi",
-    "Psi",
-    "Omega",
-    "ell",
-    "hbar",
-    "aleph",
-]
+GREEK = {*LETTERS, *CAPITALS, "ell", "hbar", "aleph"} - {"pi"}  # which is a number
 FUNCTIONS = {
     "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "log", "ln", "lg", "exp",
-    "min", "max", "gcd", "lcm", "arccot", "arcsec", "arccsc",
+    "min", "max", "gcd", "lcm", "arccot", "arcsec", "arccsc", "abs", "cis", "floor", "ceil",
 }  # fmt: skip
 PLAIN = {"asin": "arcsin", "acos": "arccos", "atan": "arctan", "abs": "abs", "floor": "floor", "ceil": "ceil", "binomial": "binom",
          "factorial": "factorial", "cbrt": "cbrt"}  # fmt: skip
@@ -148,6 +113,9 @@ def parse_tokens(tokens: list[Token]) -> Tree:
         raise NotRead("empty")
     parser = _Parser(tokens)
     tree = parser.sum()
+    if parser.peek()[1] == "\\over":
+        parser.take()
+        tree = ("div", tree, parser.sum())
     if parser.at < len(tokens):
         raise NotRead(f"cannot go on at {tokens[parser.at][1]!r}")
     return tree
@@ -264,6 +232,9 @@ class _Parser:
             elif text == "%":
                 self.take()
                 tree = ("div", tree, ("num", Fraction(100)))
+            elif text == "'":  # a derivative, or minutes: not what stands before it
+                self.take()
+                tree = ("fn", "any '", (tree,))
             else:
                 return tree
         raise TooLarge("signs after an operand")
@@ -383,14 +354,24 @@ class _Parser:
                 return ("sym", f"{name}_{index[1]}")
             return ("index", name, index)
         if name in ("f", "g") and self.peek()[1] == "(" and not single:
-            self.take()
-            arguments = [self.sum()]
-            while self.peek()[1] == ",":
-                self.take()
-                arguments.append(self.sum())
-            self.take(")")
-            return ("fn", f"any {name}", tuple(arguments))
+            return ("fn", f"any {name}", self.arguments())
+        if name == "C" and self.peek()[1] == "(" and not single:
+            start = self.at
+            counts = self.arguments()
+            if len(counts) == 2:
+                return ("fn", "binom", counts)
+            self.at = start
         return ("sym", name)
+
+    def arguments(self) -> tuple[Tree, ...]:
+        """In any brackets, with commas between them."""
+        closing = CLOSE[self.take()]
+        found = [self.sum()]
+        while self.peek()[1] == ",":
+            self.take()
+            found.append(self.sum())
+        self.take(closing)
+        return tuple(found)
 
     def raw_group(self) -> list[str]:
         if self.peek()[1] != "{":
@@ -421,6 +402,8 @@ class _Parser:
             return ("fn", {"lfloor": "floor", "lceil": "ceil"}[name], (tree,))
         if name in ("sum", "prod"):
             return self.series(name)
+        if name == "Gamma" and self.peek()[1] == "(":
+            return ("fn", "factorial", (("add", self.primary(), ("num", Fraction(-1))),))
         if name in GREEK:
             return self.subscript(name)
         if name in ("angle", "triangle"):
@@ -453,16 +436,12 @@ class _Parser:
             exponent = self.exponent()
         if name == "sqrt":
             arguments: tuple[Tree, ...] = (self.argument() if self.peek()[1] != "(" else self.primary(),)
-        elif self.peek()[1] in ("(", "[") or (self.peek()[1] == "{" and name != "log"):
-            closing = CLOSE[self.take()]
-            found = [self.sum()]
-            while self.peek()[1] == ",":
-                self.take()
-                found.append(self.sum())
-            self.take(closing)
-            arguments = tuple(found)
+        elif self.peek()[1] in ("(", "[", "\\{") or (self.peek()[1] == "{" and name != "log"):
+            arguments = self.arguments()
         else:
             arguments = (self.bare_argument(),)
+        if name == "cis" and len(arguments) == 1:
+            return ("pow", ("sym", "e"), ("mul", ("sym", "i"), arguments[0]))
         if name == "sqrt" and extra is not None:
             tree: Tree = ("fn", "root", (arguments[0], extra))
         elif extra is not None:

@@ -35,6 +35,21 @@ UNSURE = re.compile(
 DENIAL = re.compile(r"n['’]t\b|\bnot\b|\bcannot\b|\brather than\b|\binstead of\b|\bneither\b|\bnon\b", re.IGNORECASE)
 HEDGED = re.compile(r"\b(?:or|but|maybe|perhaps|either|possibly)\b", re.IGNORECASE)
 PRICE = re.compile(r"(\d+(?:[.,]\d+)*)\s?(?:\\?\$|€|£)|(?:\\?\$|€|£)\s?(\d+(?:[.,]\d+)*)", re.ASCII)
+TAG = re.compile(r"<(answer|final_answer)>|\[ANSWER\]")
+QUOTED = re.compile(r"\"(?:final_)?answer\"\s*:\s*\"?((?:[^\"\\]|\\.)+?)\"?\s*[,}][^{}]*$", re.IGNORECASE)
+LABEL = re.compile(r"^A(?:ns(?:wer)?)?\s*[:：]\s*(?=\S)")
+# Next to a number these make it another one, or a bound.
+BEFORE = re.compile(
+    r"(?:\b(?:at (?:least|most)|than|under|over|above|below|up to|half(?: of)?|(?:multiple|factor|divisor|power|root)s? of|first|twice|double|triple|thrice|(?:square|cube) root of|be|not|never|except"
+    r"|but|between|from|minus|negative|times|all|every|any)|n['’]t)\W*$",
+    re.IGNORECASE,
+)
+AFTER = re.compile(
+    r"^[^\w\\]*(?:at (?:least|most)|or (?:more|less|fewer|greater|higher|lower)|hundred|thousand|million|billion|dozen|(?:half|halve|third|fourth|fifth|sixth|seventh|eighth|ninth"
+    r"|tenth|hundredth|thousandth)s?|squared|cubed|factorial|percent|pi|and (?:a|one) \w+|if|when|otherwise|unless|to|through|choose|plus|minus|times"
+    r"|more than|less than|fewer than)\b",
+    re.IGNORECASE,
+)
 LIMIT = 200_000  # characters at the end of a response that are looked at
 
 
@@ -126,9 +141,15 @@ def _after_hashes(text: str) -> str | None:
 
 
 def _in_tags(text: str) -> str | None:
-    start = text.rfind("<answer>")
-    end = text.find("</answer>", start)
-    return None if start < 0 else text[start + len("<answer>") : end] if end >= 0 else ""
+    starts = list(TAG.finditer(text))
+    if not starts:
+        found = QUOTED.search(text)
+        return found[1] if found else None
+    begun = starts[-1]
+    if begun[1] is None:  # [ANSWER]
+        return text[begun.end() :].partition("[/ANSWER]")[0].strip().partition("\n")[0]
+    end = text.find(f"</{begun[1]}>", begun.end())
+    return text[begun.end() : end] if end >= 0 else ""
 
 
 def _after_phrase(text: str) -> str | None:
@@ -139,7 +160,11 @@ def _after_phrase(text: str) -> str | None:
 def _statement(rest: str) -> str:
     """The answer at the beginning of a text: a formula, a choice, or the sentence without its words."""
     rest = rest.strip(" \t:*\n_")
-    if rest.startswith(("\\[", "$$")) and (display := FORMULA.match(rest)):
+    if (
+        rest.startswith(("\\[", "$"))
+        and (display := FORMULA.match(rest))
+        and ("\n" in display[0] or rest[:2] in ("\\[", "$$"))
+    ):
         return next(group for group in display.groups() if group is not None)
     line = rest.partition("\n")[0].strip("* ")
     sentence = re.split(r"(?<![A-Z])[.。](?:\s|$|\*)|[.。]?\*\*|(?<=\d)[.。]\s|;\s*so ", line, maxsplit=1)[0].strip(
@@ -196,7 +221,8 @@ def _choice(text: str) -> str | None:
 
 def _bare(text: str) -> str | None:
     """A response that is nothing but a formula or a number."""
-    stripped = text.strip()
+    stripped = LABEL.sub("", text.strip())
+    stripped = stripped.rpartition("=")[2].strip() if stripped.startswith("...") else stripped
     if len(stripped) > 500 or ("\n" in stripped and "\\begin" not in stripped) or "$" in stripped.replace("\\$", ""):
         return None
     plain = re.sub(r"\\text\s*\{[^{}]*\}|\\(?:begin|end)\{[a-z]*\}|\\[a-zA-Z]+", " ", stripped)
@@ -241,6 +267,10 @@ WAYS: dict[str, Callable[[str], str | None]] = {
 
 def from_prose(text: str, choices: bool) -> str | None:
     """The answer inside a box or a tag that holds a sentence; only an explicit one when it names others too."""
+    text = re.sub(r"\\(?:text|mathrm|textbf|mbox)\s*\{([^{}]*)\}", r" \1 ", text)
+    numbers = list(NUMBER.finditer(text)) or list(re.finditer(r"\d+", text))
+    if numbers and (BEFORE.search(text[: numbers[-1].start()]) or AFTER.match(text[numbers[-1].end() :])):
+        return None
     unsure = UNSURE.search(text)
     for way in ("phrase", "choice") if unsure else ("phrase", "choice", "formula", "last_number"):
         found = WAYS[way](text) if choices or way != "choice" else None

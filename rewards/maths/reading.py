@@ -54,7 +54,8 @@ INFINITY: Tree = ("inf",)
 MINUS_INFINITY: Tree = ("neg", ("inf",))
 NUMBER = re.compile(r"[-+]?\s*(?:\d+(\.\d*)?|(\.\d+))", re.ASCII)
 BASE = re.compile(
-    r"\(?\s*(?P<digits>-?[0-9A-Za-z.]+)\s*\)?\s*_\s*\{?\s*(?:\\text\s*\{\s*)?(?:base\s*)?\}?\s*(?P<base>[0-9a-z]+)\s*\}{0,2}"
+    r"[({]?\s*(?:\\text\s*\{\s*)?(?P<digits>-?[0-9A-Za-z.]+)\s*[})]{0,2}\s*_\s*\{?\s*\(?\s*(?:\\text\s*\{\s*)?\(?(?:base\s*)?\}?\s*(?P<base>[0-9a-z]+)"
+    r"\s*\)?\s*\}{0,2}\s*\)?\}?"
     r"|(?P<digits2>[0-9A-Z]+)\s*(?:\\text\s*\{)?\s*(?:\(?in\s+)?\(?base\s*\}?\s*(?P<base2>\w+)\)?\s*\}?"
 )
 NUMERALS = {name: k for k, name in enumerate(
@@ -67,6 +68,7 @@ MATRIX = re.compile(
 NAME = re.compile(
     r"\\text\{[^{}]*\}|[A-Za-z]'*(?:_(?:\{[^{}]*\}|\w))?(?:\([^()=]*\))?|\\(?:angle|triangle|measuredangle)?\s*[A-Z]{1,4}(?:\^)?|[A-Z]{2,4}"
     r"|\|?[A-Z]{1,3}\|?|\\[a-zA-Z]+(?:_\{?\w+\}?)?(?:\([^()=]*\))?|m\s*\\angle\s*[A-Z]+|S_\{[A-Z]+\}:S"
+    r"|\{[A-Za-z]{1,4}'?\}|[A-Z][a-z]?\[[A-Za-z]\]|[fghFGH](?:\^\{\s*-1\s*\}|'+)?\((?:[^()=]|\([^()=]*\))*\)|(?:\\#|#)\s*[A-Z]"
     r"|\([a-zA-Z](?:_\{?\w+\}?)?(?:\s*,\s*[a-zA-Z](?:_\{?\w+\}?)?)+\)|\\frac\{d[yx]\}\{d[xy]\}|P\([^()]*\)|y'+"
 )
 
@@ -92,13 +94,25 @@ def read(text: str) -> Answer:
 def _read(text: str, inside: bool = False) -> Answer:
     if not text:
         raise NotRead("empty")
+    text = _plain_form(text)
     text = _french(text)
     if (worded := _as_words(text)) is not None:
         return worded
-    if not inside and (based := BASE.fullmatch(text)) is not None and (answer := _based(text, based)) is not None:
+    based = BASE.fullmatch(text)
+    if based is not None and (not inside or text[0].isdigit()) and (answer := _based(text, based)) is not None:
         return answer
     if CLOCK.fullmatch(text):
         return Answer("text", words(text))
+    if (prefixed := re.fullmatch(r"0([box])([0-9a-fA-F]+)", text)) is not None:
+        return Answer(
+            "based", prefixed[2].upper().lstrip("0") or "0", name={"b": "2", "o": "8", "x": "16"}[prefixed[1]]
+        )
+    if (
+        (point := re.fullmatch(r"[A-Z]'?(?:_\{?\w\}?)?\s*(\(.*\))", text))
+        and _closed(point[1][1:-1])
+        and not _is_formula(text)
+    ):
+        return _read(point[1])
     for way in (_union, _several, _matrix, _region, _related, _bracketed, _ratio):
         found = way(text)
         if found is not None:
@@ -106,8 +120,57 @@ def _read(text: str, inside: bool = False) -> Answer:
     return _scalar(text)
 
 
+# Words in front of an answer that only say what it is; a denial or a doubt among them is part of it.
+LEAD = re.compile(
+    r"\\text\s*\{\s*((?:[^{}]*?(?::|=|\b(?:is|are|be|equals?|becomes)))|(?:thus|therefore|hence|so|then|exactly|only|both|answer"
+    r"|(?:the )?(?:interval|points?|vector|set|domain|range|area|value|equation|number|solutions?|answer)),?)\s*\}\s*(?=\S)",
+    re.IGNORECASE,
+)
+DOUBT = re.compile(
+    r"\b(?:not|no|never|neither|nor|except|but|least|most|than|about|approximately|roughly|maybe|perhaps|if|or|cannot|wrong|half|twice)\b|n't\b",
+    re.IGNORECASE,
+)
+MATRIX_CALL = re.compile(r"(?:np\.|numpy\.|sympy\.)?(?:Matrix|array)\s*\(\s*(\[.*\])\s*\)", re.DOTALL)
+ROWS = re.compile(
+    r"\\begin\{(?:cases|aligned|align\*?|gathered|array\}\{[lcr]+)\}(.*)\\end\{(?:cases|aligned|align\*?|gathered|array)\}",
+    re.DOTALL,
+)
+NEGATIVE = re.compile(r"(?:\\text\s*\{\s*(?:negative|minus)\s*\}|(?:negative|minus)\b)\s*(?=[\d.\\(])", re.IGNORECASE)
+
+
+def _plain_form(text: str) -> str:
+    """Without braces around all of it, words that only introduce it, and rows instead of commas."""
+    text = text[1:].strip() if re.match(r"=(?!=)", text) else text
+    while text.startswith("{") and text.endswith("}") and _closed(text[1:-1]) and len(split(text[1:-1], COMMA)) == 1:
+        text = text[1:-1].strip()
+    if "text" in text:
+        if (
+            sentence := re.fullmatch(r"\\text\s*\{([^{}]*?(?::|\bis|\bare|=))\s*([^{}\s][^{}]*)\}", text)
+        ) and re.search(r"[a-z].*\d", sentence[0][5:], re.IGNORECASE):
+            text = f"\\text{{{sentence[1]}}} {sentence[2]}"
+        lead = LEAD.match(text)
+        if lead is not None and re.search("[A-Za-z]", lead[1]) and not DOUBT.search(lead[1]):
+            text = text[lead.end() :]
+        text = re.sub(rf"^({NAME.pattern})\s*\\text\s*\{{\s*(?:is|equals)\s*\}}", r"\1 = ", text)
+        text = re.sub(r"\\text\s*\{\s*in\s*\}", r"\\in ", text)
+    if (called := MATRIX_CALL.fullmatch(text)) is not None:
+        text = called[1]
+    if (rows := ROWS.fullmatch(text)) is not None and "matrix" not in text:
+        text = rows[1].replace("&", " ") if not re.search(r"&\s*(?!=)\S", rows[1]) else text
+    if "\\\\" in text and "\\begin" not in text:
+        text = ", ".join(part.strip(" ,") for part in text.split("\\\\") if part.strip(" ,"))
+    if text.startswith("<") and text.endswith(">") and text.count("<") == text.count(">") == 1 and "," in text:
+        text = rf"\langle {text[1:-1]} \rangle"
+    text = NEGATIVE.sub("-", text, count=1) if NEGATIVE.match(text) else text
+    return re.sub(r"(?<=\d\.)(\d{4,})\s*(?:\.{3}|\\[lc]?dots\s*)$", r"\1", text).strip()
+
+
 def _as_words(text: str) -> Answer | None:
     """Text that is words only; a number or formula inside \\text{} is what it is without."""
+    if (region := _worded_region(text)) is not None:
+        return region
+    if re.fullmatch(r"[A-Z](?:\s*(?:,|\\text\{\s*and\s*\}|\band\b)+\s*[A-Z])+", text):
+        return None  # a list of letters
     wrapped = re.fullmatch(r"\(?\\text\{([^{}]*)\}\)?", text)
     if wrapped:
         inner = wrapped[1].strip()
@@ -115,8 +178,10 @@ def _as_words(text: str) -> Answer | None:
             return _read(inner)
         if not inner:
             raise NotRead("empty")
+        if inner.lower() in ("infinity", "-infinity"):
+            return _read(inner)
         return Answer("text", words(text), hedge=bool(OR.search(inner) or HEDGE.search(inner)))
-    if re.fullmatch(r"\(?\s*(?:\\text\{[^{}]*\}|[A-Za-z][A-Za-z'-]*|[\s().-])+\)?", text) and "\\text" in text:
+    if re.fullmatch(r"\(?\s*(?:\\text\{[^{}]*\}|[A-Za-z][A-Za-z'-]*+|[\s().-])++", text) and "\\text" in text:
         return Answer("text", words(text), hedge=bool(OR.search(text) or HEDGE.search(text)))
     if re.fullmatch(r"[A-Za-z][A-Za-z'’-]*(?:[\s,.]+[A-Za-z][A-Za-z'’-]*)*[.!]?", text):
         if len(text) <= 3 and not re.search(r"\s", text):
@@ -132,12 +197,40 @@ def _as_words(text: str) -> Answer | None:
     return None
 
 
+REALS = re.compile(
+    r"(?:the )?(?:set of )?(?:all )?(?P<sign>(?:strictly )?(?:positive|negative)|non-?negative|non-?positive)? ?real(?: number)?s?(?: [a-z])?"
+    r"(?:,? (?P<how>except(?: for)?|other than|excluding|not equal to|greater than or equal to|less than or equal to|greater than|more than|less than"
+    r"|at least|at most)\s*(?P<what>.+))?"
+)
+HOW = {"greater than": ">", "more than": ">", "less than": "<", "at least": ">=", "at most": "<=", "greater than or equal to": ">=",
+       "less than or equal to": "<="}  # fmt: skip
+SIGNS = {"positive": "x > 0", "negative": "x < 0", "nonnegative": "x >= 0", "nonpositive": "x <= 0"}
+
+
+def _worded_region(text: str) -> Answer | None:
+    """All real numbers except 5; the empty set."""
+    if "real" not in text.lower() and "empty" not in text.lower():
+        return None
+    plain = re.sub(r"\s+", " ", re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text)).strip()
+    if re.fullmatch(r"(?:the )?empty set", plain, re.IGNORECASE):
+        return Answer("region", text)
+    match = REALS.fullmatch(plain[:1].lower() + plain[1:])
+    if match is None:
+        return None
+    sign = (match["sign"] or "").replace("-", "").removeprefix("strictly ")
+    if sign or not match["what"]:
+        return None if match["what"] else _region(SIGNS[sign]) if sign else _region_or_none("\\mathbb{R}")
+    if match["how"] in HOW:
+        return _region(f"x {HOW[match['how']]} {match['what']}")
+    return _union(rf"\mathbb{{R}} \setminus \{{{match['what']}\}}")
+
+
 CLOCK = re.compile(r"(?:\\text\s*\{\s*)?\d{1,2}\s*:\s*[0-5]\d(?:\s*(?:\\text\s*\{)?\s*[aApP]\.?\s*[mM]\.?)?\s*\}?")
 
 
 def _ratio(text: str) -> Answer | None:
     """3:1, 8:7:3, or 3 \\text{ to } 1."""
-    parts = split(text, re.compile(r":|\\text\s*\{\s*to\s*\}"))
+    parts = split(text, re.compile(r":|\\text\s*\{\s*to\s*\}|\s+to\s+"))
     if not 2 <= len(parts) <= 5:
         return None
     items = tuple(_read(part) for part in parts)
@@ -200,8 +293,12 @@ def _union(text: str) -> Answer | None:
     body, name = text, ""
     if (member := re.match(rf"({NAME.pattern})\s*\\in(?![a-zA-Z])\s*", text)) is not None:
         body, name = text[member.end() :], member[1]
+        if any(RELATION.search(part) for part in split(body, COMMA)[1:]):  # x in R, x != 5
+            return None
         if re.fullmatch(r"\\mathbb\{?[A-Z]\}?|\\mathbf\{?[A-Z]\}?", body.strip()) is None and not name:
             return None
+    if "=" in text and member is None:
+        return None
     parts = split(body, CUP)
     if len(parts) > 1:
         return _merged([_must_region(part) for part in parts], text, name)
@@ -212,6 +309,8 @@ def _union(text: str) -> Answer | None:
             region = _intersected(region, _must_region(part), text)
         return region
     parts = split(body, MINUS)
+    if len(parts) == 1 and (less := re.fullmatch(r"(\\mathbb\s*\{?R\}?)\s*-\s*(\\\{.*\\\})", body)) is not None:
+        parts = [less[1], less[2]]
     if len(parts) == 2:
         whole, removed = _must_region(parts[0]), read(parts[1])
         points = removed.items if removed.kind in ("set", "list") else (removed,)
@@ -348,6 +447,8 @@ def _without(region: Answer, point: Tree, text: str) -> Answer:
 
 def _several(text: str) -> Answer | None:
     """A list without brackets: a, b and c; a or b; 3 \\pm 2."""
+    if (systems := _systems(text)) is not None:
+        return systems
     parts = [part for part in split(text, COMMA)]
     alternatives = len(split(text, re.compile(OR.pattern))) > 1
     if len(parts) == 1:
@@ -389,6 +490,20 @@ def _several(text: str) -> Answer | None:
     return Answer("list", text, items=tuple(items), hedge=alternatives, name=name)
 
 
+def _systems(text: str) -> Answer | None:
+    """x = 1, y = 2 or x = 3, y = 4, as (1, 2), (3, 4)."""
+    parts = split(text, re.compile(rf"\s*(?:;\s*(?:{AND.pattern}|{OR.pattern})?|{OR.pattern}|{AND.pattern})\s*"))
+    if len(parts) < 2 or not all(part.count("=") > 1 and "," in part for part in parts):
+        return None
+    points = []
+    for part in parts:
+        found = [_read(item) for item in split(part, re.compile(r"\s*,\s*")) if item]
+        if len({item.name for item in found}) != len(found) or not all(item.name for item in found):
+            return None
+        points.append(Answer("tuple", part, items=tuple(sorted(found, key=lambda item: item.name)), brackets="("))
+    return Answer("list", text, items=tuple(points))
+
+
 def _only_interval(item: Answer) -> bool:
     """Cannot be a point in the plane."""
     return len(item.pieces) != 1 or item.pieces[0][2] != item.pieces[0][3] or any(
@@ -399,6 +514,10 @@ def _only_interval(item: Answer) -> bool:
 def _relational_region(text: str) -> Answer | None:
     if "=" in text.replace("<=", "").replace(">=", "").replace("!=", "") or not RELATION.search(text):
         return None
+    if (member := re.fullmatch(rf"(?:{NAME.pattern})\s*\\in(?![a-zA-Z])\s*(.+)", text)) and ALL_REAL.fullmatch(
+        member[1]
+    ):
+        return _region_or_none(member[1])
     found = _region(text)
     return found if found is not None and found.kind == "region" else None
 
@@ -455,7 +574,11 @@ def _bracketed(text: str) -> Answer | None:
             return Answer("matrix", text, rows=tuple((item.tree,) for item in items if item.tree))
         return Answer("tuple", text, items=items, brackets=left)
     if (text.startswith("[") and text.endswith(")")) or (text.startswith("(") and text.endswith("]")):
-        return _region_or_none(text)
+        region = _region_or_none(text)
+        if region is None and _closed(text[1:-1]):  # an interval from the larger to the smaller
+            items = tuple(_read(part) for part in split(text[1:-1], re.compile(r"\s*[,;]\s*")))
+            return Answer("tuple", text, items=items, brackets="[")
+        return region
     return None
 
 
@@ -585,7 +708,9 @@ def _region(text: str) -> Answer | None:
     if not signs or any(sign not in ("<", ">", "<=", ">=", "!=") for sign in signs):
         return None
     variable = [
-        k for k, side in enumerate(sides) if re.fullmatch(rf"{NAME.pattern}", side) and not side.startswith("\\pi")
+        k
+        for k, side in enumerate(sides)
+        if re.fullmatch(rf"{NAME.pattern}", side) and not re.match(r"\\(?:pi|infty)", side)
     ]
     if len(variable) != 1:
         return None
@@ -631,11 +756,15 @@ def _related(text: str) -> Answer | None:
             return _read(sides[1])
         if sides[0] == "" and len(sides) == 2 and signs[0] == "~":
             return _read(sides[1])
+        if sides[0] == "" and len(sides) == 2 and signs[0] in FLIP:  # a bound of something not named
+            return Answer("relation", text, relation=f"? {signs[0]}", sides=tuple(sides), rows=((parse(sides[1]),),))
         raise NotRead("a sign without a side")
     if all(sign in ("=", "~") for sign in signs):
         if signs[0] == "=" and "~" in signs:
             cut = signs.index("~")
             sides, signs = sides[: cut + 1], signs[:cut]
+        elif signs == ["~"] and not NAME.fullmatch(sides[0]) and _near(sides[0], sides[1]):
+            return _read(sides[0])
         named = _named(sides, text)
         if named is not None:
             return named
@@ -659,7 +788,7 @@ def _named(sides: list[str], text: str) -> Answer | None:
     rest = sides[1:] if 0 in names else sides
     if 0 not in names and len(sides) == 2 and not _computation(sides[0]):
         return None
-    values = [_read(side, inside=True) for side in rest]
+    values = [_read(side, inside=True) for side in rest[-1 if 0 not in names else 0 :]]
     if 0 in names and len(names) == 1 and len(values) == 1:
         value = values[0]
         return _renamed(value, text, sides)
@@ -669,7 +798,20 @@ def _named(sides: list[str], text: str) -> Answer | None:
     return _renamed(last, text, sides)
 
 
+def _near(left: str, right: str) -> bool:
+    """The right side is the left one rounded, however roughly."""
+    try:
+        a, b = ordered(parse(left)), ordered(parse(right))
+        return bool(abs(a - b) <= abs(a) / 20)
+    except TooLarge:
+        raise
+    except NotRead:
+        return False
+
+
 def _renamed(value: Answer, text: str, sides: list[str]) -> Answer:
+    if value.kind == "based":  # its name is its base
+        return value
     fields = {
         **value.__dict__,
         "name": sides[0],

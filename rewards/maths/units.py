@@ -15,7 +15,9 @@ ALIASES = {
 CANONICAL = {alias: name for name, aliases in ALIASES.items() for alias in (name, *aliases.split())}
 NOT_UNITS = re.compile(
     r"\b(?:or|and|but|not|maybe|perhaps|either|possibly|is|are|isn't|nor|than|if|instead|actually|wrong|no|approximately"
-    r"|about|at least|at most|less|more|plus|minus|times|thousand|million|billion|hundred|dozen|half|squared|percent|x|base)\b",
+    r"|about|at least|at most|less|more|plus|minus|times|thousand|million|billion|hundred|dozen|half|percent|x|base|to|otherwise|when"
+    r"|factorial|choose|over|pi|(?:hal(?:f|ve)|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|hundredth|thousandth)s?)\b"
+    r"|^\s*(?:squared|cubed)\b",
     re.IGNORECASE,
 )
 POWER = r"(?:\s*\^\s*\{?\s*-?\d\s*\}?)?"
@@ -27,27 +29,30 @@ PERCENT = re.compile(
     r"\s*(?:%|\\text\s*\{\s*(?:%|percent|pct|percentage)\s*(?:points?)?\s*\}|\b(?:percent(?:age)?|pct)\b)\s*$",
     re.IGNORECASE,
 )
-CURRENCY = re.compile(r"^\s*([-+]?)\s*(\\\$|\$|€|£|¥|(?:US|USD)\s*\\?\$)\s*(?=[\d.(\\])")
-TRAILING_CURRENCY = re.compile(r"\s*(\\\$|\$|€|£|¥)\s*$")
+CURRENCY = re.compile(r"^\s*([-+]?)\s*(\\\$|\$|€|£|¥|(?:US|USD)\s*\\?\$|(?:USD|EUR|GBP)\b)\s*(?=[\d.(\\])")
+TRAILING_CURRENCY = re.compile(r"(?<=[\d)}. ])\s*(\\\$|\$|€|£|¥|USD|EUR|GBP)\s*$")
+NOTED = re.compile(r"(?<=[\d)}\]%.])\s*\(\s*(?:\\text\s*\{)?\s*([a-zA-Z]{2,}(?:\s[a-zA-Z]{2,}){0,3})\s*\}?\s*\)\s*$")
 DEGREE = re.compile(
     r"\s*(?:\\degree|\\text\s*\{\s*degrees?\s*\}|(?<=[\d})])\s*degrees?)\s*(?:\\text\{\s*)?(C|F|Celsius|Fahrenheit)?\s*\}?\s*$"
 )
 
 
-TRIGONOMETRY = re.compile(r"\\?(?:arc)?(?:sin|cos|tan|cot|sec|csc)")
+TRIGONOMETRY = re.compile(r"\\?(?:arc)?(?:sin|cos|tan|cot|sec|csc|cis)")
 
 
 def split_unit(text: str) -> tuple[str, str, bool]:
     """A text without its unit; the unit, as one of its names; whether it is a percentage."""
     if (match := CURRENCY.match(text)) is not None:
         body, _, percent = split_unit(match[1] + text[match.end() :])
-        return body, canonical(match[2].replace("\\", "").strip("USD ") or "$"), percent
+        return body, canonical(match[2].replace("\\", "").removeprefix("US").strip("D ") or "$"), percent
     if (match := PERCENT.search(text)) is not None:
         return text[: match.start()].strip(), "", True
     if (match := DEGREE.search(text)) is not None and match.start() > 0 and not TRIGONOMETRY.search(text):
         return text[: match.start()].strip(), "degree" + (match[1] or "")[:1], False
     if (match := TRAILING_CURRENCY.search(text)) is not None:
         return text[: match.start()].strip(), canonical(match[1].replace("\\", "")), False
+    if (match := NOTED.search(text)) is not None and not NOT_UNITS.search(match[1]):
+        return text[: match.start()].strip(), canonical(match[1]), False
     for pattern in (TEXT, PLAIN):
         if (match := pattern.search(text)) is not None and match.start() > 0:
             words = re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text[match.start() :])
@@ -56,7 +61,7 @@ def split_unit(text: str) -> tuple[str, str, bool]:
             if pattern is PLAIN and not _unit_like(match[1]):
                 continue
             body = text[: match.start()].strip()
-            if body:
+            if body and body[-1] not in "-+*/^=<>(_":
                 return body, canonical(words), False
     return text, "", False
 

@@ -21,6 +21,7 @@ from rlpost.observe.console import Console
 from rlpost.rollout.request import Sampling
 from rlpost.rollout.sampler import GroupSampler
 from rlpost.verify import open_pool
+from rlpost.verify.references import checker
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def run(request: Request) -> int:
     console = Console("plain", 0)
     started = time.monotonic()
     tokenizer = load_tokenizer(model, config.model.trust_remote_code)
-    sets = load_prompts(config.data, tokenizer, config.seed)
+    sets = load_prompts(config.data, tokenizer, config.seed, checker(config.verifiers, config.verifier_pool))
     prompts = (sets.test or sets.train)[: request.limit]
     console.info(f"{model}: {len(prompts)} prompts x {samples} samples x {len(request.seeds)} seed(s)")
 
@@ -75,7 +76,7 @@ def run(request: Request) -> int:
             unverified += found.unverified
             console.evaluation(f"seed {seed}", found.intervals)
         fleet.shutdown()
-    pooled = summarize(correct, request.k)
+    pooled = summarize([known for known in correct if known], request.k)
     if len(request.seeds) > 1:
         console.evaluation("all seeds", pooled)
         for name in pooled:

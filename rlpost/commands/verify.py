@@ -19,7 +19,7 @@ from rich.table import Table
 
 from rlpost.atomic import write_json
 from rlpost.cli import ALARM, DONE, NOTHING_TO_DO
-from rlpost.config import Config, ConfigError, Source, VerifierSpec, load
+from rlpost.config import Config, ConfigError, Source, VerifierPool, VerifierSpec, load
 from rlpost.data import load_prompts, load_tokenizer
 from rlpost.data.columns import Column, find
 from rlpost.data.errors import DataError, RowError, did_you_mean
@@ -27,6 +27,7 @@ from rlpost.data.sources import Row, plain, read_rows
 from rlpost.observe.rollouts import SCHEMA
 from rlpost.types import Verdict
 from rlpost.verify.contract import STOPPED, Case, Check, contract, make_case, score, short, why
+from rlpost.verify.references import checker
 
 ROLES = ("prompt", "prompt_id", "finish_reason", "token_count")  # columns taken as those fields where a file has them
 POSITIVE, NEGATIVE = ("correct", "true", "yes", "right", "1"), ("wrong", "incorrect", "false", "no", "0")
@@ -85,8 +86,10 @@ def run(request: Request) -> int:
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
         bar = progress.add_task("scoring", total=len(loaded.cases))
         verdicts = score(spec, loaded.cases, workers=request.workers, progress=lambda n: progress.advance(bar, n))
+    problems = checker([spec], VerifierPool(workers=request.workers))([case.prompt for case in loaded.cases])
     checks = contract(spec, loaded.cases, verdicts, workers=request.workers) if request.contract else []
     found = _found(spec, loaded, verdicts, checks, request)
+    found["references"] = {c.name: why for c, why in zip(loaded.cases, problems, strict=True) if why is not None}
     _print(out, found, request.show)
     if request.out is not None:
         write_json(request.out, found)
@@ -476,6 +479,10 @@ def _print(out: Console, found: Mapping[str, Any], show: int) -> None:
     _print_rows(out, "slowest", slowest, len(slowest))
     failing = [row for row in rows if row["error"] is not None]
     _print_rows(out, "no verdict, killed or crashed", failing, show)
+    if found["references"]:
+        out.print(f"cannot be verified, whatever the response: {len(found['references'])} rows")
+        for name, why_not in list(found["references"].items())[:show]:
+            out.print(f"    {name}: {short(why_not, 160)}")
     mistaken = [row for row in rows if _disagrees(row)]
     _print_rows(out, "against the label", mistaken, show)
     for check in found["contract"]:

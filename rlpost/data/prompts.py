@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -31,22 +31,29 @@ class PromptSets:
     report: DataReport
 
 
-def load_prompts(data: Data, tokenizer: PreTrainedTokenizerBase, seed: int) -> PromptSets:
+# Why each prompt's row cannot be verified, or None; `rlpost.verify.references.checker` makes one.
+Checker = Callable[[Sequence[Prompt]], Sequence[str | None]]
+
+
+def load_prompts(data: Data, tokenizer: PreTrainedTokenizerBase, seed: int, check: Checker | None = None) -> PromptSets:
     """The train and test prompts of a run; no prompt is in both, by id or by content.
 
     `data.holdout` chooses by a hash of (seed, prompt id), so the choice does not depend on the order of the rows;
     `test` then comes in the order of that hash, and any first part of it is a fair sample. Ids are the configured
     column, or 16 hex digits of the SHA-256 of (prompt before the template, reference).
 
+    Args:
+        check: what it objects to is a bad row.
+
     Raises:
         DataError: a source cannot be read, has more bad rows than the configuration allows or too long prompts where
             those are errors; or nothing is left to train on or, where a test is asked for, to test on.
     """
-    train, train_report = _load("data.train", data.train, data, tokenizer, with_completion=False)
+    train, train_report = _load("data.train", data.train, data, tokenizer, with_completion=False, check=check)
     test: list[_Item] = []
     reports = [train_report]
     if data.test is not None:
-        test, test_report = _load("data.test", data.test, data, tokenizer, with_completion=False)
+        test, test_report = _load("data.test", data.test, data, tokenizer, with_completion=False, check=check)
         reports.append(test_report)
         if not test:
             raise DataError("\n".join(["data.test leaves no prompt to be judged by:", *test_report.lines()]))
@@ -96,7 +103,13 @@ class _Item:
 
 
 def _load(
-    place: str, source: Source, data: Data, tokenizer: PreTrainedTokenizerBase, *, with_completion: bool
+    place: str,
+    source: Source,
+    data: Data,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    with_completion: bool,
+    check: Checker | None = None,
 ) -> tuple[list[_Item], SourceReport]:
     rows = read_rows(source)
     report = SourceReport(place, describe(source), rows=len(rows))
@@ -104,6 +117,7 @@ def _load(
     render = _renderer(data.template, tokenizer)
     texts = [render(draft.text) for draft in drafts]
     items: list[_Item] = []
+    numbers: list[int] = []
     too_long: list[tuple[int, str]] = []
     for draft, text, ids in zip(drafts, texts, _encode(texts, data.template, tokenizer), strict=True):
         if unknown := unknown_characters(text, ids, tokenizer):
@@ -114,6 +128,11 @@ def _load(
             token_ids = np.array(ids, dtype=np.int32)
             prompt = Prompt(draft.id, text, token_ids, draft.reference, draft.completion, draft.metadata)
             items.append(_Item(prompt, draft.content))
+            numbers.append(draft.number)
+    if check is not None:
+        problems = check([item.prompt for item in items])
+        report.bad += [(number, why) for number, why in zip(numbers, problems, strict=True) if why is not None]
+        items = [item for item, why in zip(items, problems, strict=True) if why is None]
     report.bad.sort()
     report.too_long, report.kept = len(too_long), len(items)
     _enforce(report, too_long, data)

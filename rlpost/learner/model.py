@@ -172,7 +172,8 @@ def save_pretrained(folder: Path, source: str, tensors: dict[str, torch.Tensor],
     from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
     folder.mkdir(parents=True, exist_ok=True)
-    save_torch_state_dict({n: t.contiguous() for n, t in tensors.items()}, folder)
+    # Experts are slices of the stack they are held in, which would go to disk whole with each of them.
+    save_torch_state_dict({n: t.clone(memory_format=torch.contiguous_format) for n, t in tensors.items()}, folder)
     config = AutoConfig.from_pretrained(source)
     config.dtype = dtype
     config.save_pretrained(folder)

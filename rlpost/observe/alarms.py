@@ -10,6 +10,11 @@ from rlpost.config import Alarms
 
 # Below this many verdicts in a step, one unlucky item would be a large share.
 MIN_VERDICTS = 8
+# Rows on which a verifier hangs, whatever the answer, are lost but wrong nothing: counted over many rows, and the run
+# goes on with far more of them than of other unverified verdicts.
+HUNG_SHARE = 0.25
+MIN_ROWS = 32
+RECENT_ROWS = 256
 FP32_LOGP_ABS_MAX = 1e-3
 
 _LOOK_MISMATCH = (
@@ -58,6 +63,7 @@ class Watch:
         if self._logp_limit is None and dtype_is_fp32:
             self._logp_limit = FP32_LOGP_ABS_MAX
         self._without_signal = 0
+        self._rows: list[tuple[float, float]] = []  # of recent steps: (hung, all), with the newest last
 
     def check(self, step: int, metrics: Mapping[str, float]) -> None:
         """Raise `Alarm` if a metric of this step is wrong, or one that must be there is missing."""
@@ -68,10 +74,11 @@ class Watch:
         self._check_routers(step, metrics)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"without_signal": self._without_signal}
+        return {"without_signal": self._without_signal, "rows": self._rows}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._without_signal = int(state["without_signal"])
+        self._rows = [(hung, rows) for hung, rows in state.get("rows", ())]
 
     def _check_finite(self, step: int, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items():
@@ -97,12 +104,28 @@ class Watch:
             status = name.rpartition("/")[2]
             if name.startswith("verifier/") and status in counts:
                 counts[status] += value
+        hung = {name: value for name, value in metrics.items() if name.endswith(("/hangs_on_row", "/rows_hung"))}
+        counts["unverified"] -= sum(value for name, value in hung.items() if name.endswith("/hangs_on_row"))
+        self._check_hung(step, max((v for n, v in hung.items() if n.endswith("/rows_hung")), default=0.0), metrics)
         total = sum(counts.values())
         share = counts["unverified"] / total if total else 0.0
         if total >= MIN_VERDICTS and share > self._alarms.unverified_share:
             look = "Verifiers break on their own: look at `reason` in this step's rollouts and at the verifiers' logs"
             limit = f"above alarms.unverified_share {self._alarms.unverified_share:g} ({total:g} verdicts)"
             raise Alarm(step, "share of unverified verdicts", share, limit, look)
+
+    def _check_hung(self, step: int, hung: float, metrics: Mapping[str, float]) -> None:
+        self._rows.append((hung, metrics.get("groups/total", 0.0)))
+        while sum(rows for _, rows in self._rows[1:]) >= RECENT_ROWS:
+            self._rows.pop(0)
+        found, rows = (sum(part) for part in zip(*self._rows, strict=True))
+        most = max(HUNG_SHARE, self._alarms.unverified_share)
+        if rows >= MIN_ROWS and found / rows > most:
+            look = (
+                "Look at `hangs_on_row` in the rollouts, and at these rows with `rlpost verify`; or raise its timeout"
+            )
+            limit = f"above {most:g} (of the last {rows:g} rows), and every sample of a row timed out"
+            raise Alarm(step, "share of rows on which a verifier hangs", found / rows, limit, look)
 
     def _check_signal(self, step: int, metrics: Mapping[str, float]) -> None:
         has_signal = _required(step, metrics, "groups/with_signal") > 0

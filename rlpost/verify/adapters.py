@@ -106,16 +106,27 @@ def from_reasoning_gym(task: Any, answer_tag: bool = True) -> Verify:
         row = entry if entry is not None else reference
         if not isinstance(row, Mapping):
             raise VerifierError("a reasoning-gym scorer needs the row's entry: name the column in data.train.metadata")
-        tagged = ANSWER.findall(response) if answer_tag else []
-        answer = (tagged[-1] if tagged else response).strip()
-        try:
-            return {"score": float(scorer(answer=answer, entry=row)), "extracted": answer}
-        # Scorers raise whatever they like. One that works on the row's own answer was broken by the response.
-        except Exception as error:  # noqa: BLE001
-            scorer(answer=row["answer"], entry=row)
-            return {"score": 0.0, "reason": "scorer_failed", "extracted": answer, "details": {"error": repr(error)}}
+        return scored_by(scorer, response, row, answer_tag)
 
     return verify
+
+
+def scored_by(
+    scorer: Callable[..., Any], response: str, entry: Mapping[str, Any], answer_tag: bool = True
+) -> dict[str, Any]:
+    """What a scorer of reasoning-gym says of a response. It fails wrong where it works on the entry's own answer.
+
+    Raises:
+        Exception: whatever the scorer raises on both.
+    """
+    tagged = ANSWER.findall(response) if answer_tag else []
+    answer = (tagged[-1] if tagged else response).strip()
+    try:
+        return {"score": float(scorer(answer=answer, entry=entry)), "extracted": answer}
+    # Scorers raise whatever they like. One that works on the row's own answer was broken by the response.
+    except Exception as error:  # noqa: BLE001
+        scorer(answer=entry["answer"], entry=entry)
+        return {"score": 0.0, "reason": "scorer_failed", "extracted": answer, "details": {"error": repr(error)}}
 
 
 def from_openrlhf(function: Verify | str) -> Verify:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlpost.types import Prompt, Rollout, Verdict
 from rlpost.verify.protocol import Traits, VerifierError
-from rlpost.verify.task import Entry, Item, Task, encoded
+from rlpost.verify.task import Entry, Item, Siblings, Task, encoded
 
 if TYPE_CHECKING:
     from rlpost import config
@@ -62,8 +62,9 @@ class Plan:
         for entry in applying:
             needs = there.intersection(entry.needs)
             together = entry.traits.mode == "group" and items
+            siblings = Siblings(len(items)) if len(items) > 1 and not together else None
             for of in [tuple(items)] if together else [(item,) for item in items]:
-                task = Task(entry, of, needs=len(needs) * len(of))
+                task = Task(entry, of, siblings=siblings, needs=len(needs) * len(of))
                 for item in of:
                     for name in needs:
                         item.dependents.setdefault(name, []).append(task)

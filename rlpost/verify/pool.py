@@ -4,7 +4,8 @@ Promises:
 - every future ends: with the scored rollout, or with a `VerifierError` when the pool is closed or cannot go on;
 - a verdict takes at most its verifier's time-out from the moment its work begins, then the worker's process group is
   killed, reaped and replaced, and whatever else waited there goes back to the front of the queue, unblamed;
-- what the completion can cause is wrong, what it cannot cause is unverified, never a zero reward;
+- what the completion can cause is wrong, what it cannot cause is unverified, never a zero reward: a time-out of all
+  samples of a group is the row's or the verifier's doing, that of some of them is theirs;
 - at most `MAX_CALLS` calls, or one batch, are with a worker at a time.
 """
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from typing import TYPE_CHECKING, Any
@@ -46,7 +47,19 @@ class VerifierPool:
     def __init__(
         self, specs: Sequence[config.VerifierSpec], pool: config.VerifierPool, start_deadline: float = 120.0
     ) -> None:
-        """`start_deadline`: seconds a worker process may take to load the verifiers, at first and when replaced."""
+        """
+        Args:
+            start_deadline: seconds a worker process may take to load the verifiers, at first and when replaced.
+
+        Raises:
+            VerifierError: a verifier is listed twice.
+        """
+        if twice := [name for name, count in Counter(spec.name for spec in specs).items() if count > 1]:
+            raise VerifierError(
+                f"verifier {twice[0]!r} is listed twice, and verdicts are kept by name. For another one with other "
+                "parameters write a file my_verifiers.py with `from rewards.length import verify as second`, or what it "
+                "is of yours, and name that my_verifiers.py:second"
+            )
         self._specs = list(specs)
         self._settings = pool
         self._start_deadline = start_deadline
@@ -61,6 +74,7 @@ class VerifierPool:
         self._closing = threading.Event()  # set with `_stopped`
         self._tallies = {spec.name: Tally() for spec in specs}
         self._restarts = 0
+        self._sandbox: dict[str, Any] | None = None
 
     def __enter__(self) -> VerifierPool:
         self.start()
@@ -76,7 +90,8 @@ class VerifierPool:
 
         Raises:
             VerifierError: a verifier does not load (as soon as that is known), or not within `start_deadline`; a
-                variable of `env` is not set; a verifier needs the verdict of one that is not there, or of itself.
+                variable of `env` is not set; a verifier needs the verdict of one that is not there, or of itself; one
+                runs programs, and the sandbox is of tier D, which `allow_unsafe` does not permit.
         """
         if self._threads:
             raise VerifierError("this verifier pool was started before; make a new one")
@@ -102,6 +117,11 @@ class VerifierPool:
             self.close()
             raise
 
+    @property
+    def sandbox(self) -> dict[str, Any] | None:
+        """{"tier", "layers"} of what verifiers run programs in; None when none of them does, or before `start`."""
+        return self._sandbox
+
     def submit(self, rollout: Rollout, prompt: Prompt) -> Future[Rollout]:
         """Score a rollout; the future gives `rollout.scored(...)`. It cannot be cancelled.
 
@@ -122,7 +142,9 @@ class VerifierPool:
         """Score all responses of a group to one prompt; as `submit`, and for group verifiers too.
 
         A group verifier gets the responses that were not aborted. Its time-out or crash cannot be laid to one of
-        several responses, and makes them unverified.
+        several responses, and makes them unverified. Where any other verifier times out on some of the responses those
+        are wrong (`timeout`); where it does on all, of two or more, they are unverified (`hangs_on_row`). So a verdict
+        of `timeout` may come as late as that of the last response of its group.
         """
         if not rollouts:
             return []
@@ -212,13 +234,13 @@ class VerifierPool:
                 if self._stopped is not None:
                     raise self._stopped
                 try:
-                    worker = WorkerProcess(self._loads)
+                    worker = WorkerProcess(self._loads, self._settings.allow_unsafe)
                 except OSError as error:
                     problem = f"the process cannot be started: {error}"
                     continue
                 self._workers.add(worker)
             try:
-                self._loaded(worker.wait_ready(self._start_deadline))
+                self._loaded(worker.wait_ready(self._start_deadline), worker.sandbox)
                 return worker
             except VerifierError:
                 self._discard(worker)
@@ -231,9 +253,10 @@ class VerifierPool:
                 problem = f"{error} (exit code {self._discard(worker)})"
         raise VerifierError(f"no verifier worker could load {', '.join(self._tallies)}: {problem}")
 
-    def _loaded(self, traits: Sequence[Traits]) -> None:
+    def _loaded(self, traits: Sequence[Traits], sandbox: dict[str, Any] | None) -> None:
         """What the verifiers are is known in the workers only: nothing of theirs is imported here."""
         with self._lock:
+            self._sandbox = sandbox
             if self._plan is None:
                 keys = [prefix(s.name, t.version, s.params) for s, t in zip(self._specs, traits, strict=True)]
                 self._plan = made_of(self._specs, traits, keys)
@@ -339,7 +362,7 @@ class VerifierPool:
         caused = cause == "crash" or (cause == "timeout" and not traits.service)
         status, score = ("wrong", 0.0) if caused and len(task.items) == 1 else ("unverified", None)
         verdict = Verdict(status, score, cause, None, {}, details, seconds, task.failures.total())  # type: ignore[arg-type]
-        self._finish([(task, [verdict] * len(task.items))])
+        self._finish([(task, [verdict] * len(task.items))], late=cause == "timeout" and status == "wrong")
 
     # --------------------------------------------------------------------------------------------- verdicts to futures
 
@@ -356,7 +379,8 @@ class VerifierPool:
         self._lock.notify()
         return None
 
-    def _finish(self, scored: list[tuple[Task, list[Verdict]]]) -> None:
+    def _finish(self, scored: list[tuple[Task, list[Verdict]]], late: bool = False) -> None:
+        """`late`: they timed out, and whose doing that is may not be known yet."""
         with self._lock:
             for task, verdicts in list(scored):
                 if task.key is not None and self._stopped is None:
@@ -364,15 +388,18 @@ class VerifierPool:
                     sound = verdicts[0].status != "unverified" and not task.alone
                     followers = self._cache.arrived(task.key, verdicts[0], keep=sound)
                     scored += [(follower, [shared(verdicts[0])]) for follower in followers]
-            done = self._settle(scored)
+            done = self._settle(scored, late)
             self._pending.difference_update(done)
         for item in done:
             item.future.set_result(item.scored())
 
-    def _settle(self, scored: list[tuple[Task, list[Verdict]]]) -> list[Item]:
+    def _settle(self, scored: list[tuple[Task, list[Verdict]]], late: bool = False) -> list[Item]:
         """Under the lock: note verdicts, begin what waited for them; the items that now have all of theirs."""
         done = []
+        known: list[tuple[Task, list[Verdict]]] = []
         for task, verdicts in scored:
+            known += [(task, verdicts)] if task.siblings is None else task.siblings.decided(task, verdicts[0], late)
+        for task, verdicts in known:
             name = task.entry.spec.name
             tally = self._tallies[name]
             for item, verdict in zip(task.items, verdicts, strict=True):

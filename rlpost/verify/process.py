@@ -39,7 +39,7 @@ class WorkerProcess:
     All methods but `interrupt` belong to that thread.
     """
 
-    def __init__(self, verifiers: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(self, verifiers: Sequence[Mapping[str, Any]], allow_unsafe: bool = False) -> None:
         theirs_in, self._requests = os.pipe()
         self._replies, theirs_out = os.pipe()
         # -P: the current directory must not come before the standard library.
@@ -70,9 +70,11 @@ class WorkerProcess:
             os.close(theirs_out)
         # Writes must not block: the worker may be writing too, or hang, and then the deadline has to count.
         os.set_blocking(self._requests, False)
-        self._outbox = bytearray(json.dumps({"verifiers": list(verifiers)}).encode() + b"\n")
+        settings = {"verifiers": list(verifiers), "allow_unsafe": allow_unsafe}
+        self._outbox = bytearray(json.dumps(settings).encode() + b"\n")
         self._inbox = bytearray()
         self._reaping = threading.Lock()
+        self.sandbox: dict[str, Any] | None = None  # {"tier", "layers"} where verifiers run programs, once it is ready
 
     @property
     def pid(self) -> int:
@@ -89,6 +91,7 @@ class WorkerProcess:
         if "load_error" in reply:
             raise VerifierError(reply["load_error"])
         try:
+            self.sandbox = reply["sandbox"]
             return [Traits(**traits) for traits in reply["ready"]]
         except (KeyError, TypeError) as error:
             raise ValueError(f"verifier worker {self.pid} sent {str(reply)[:200]} instead of being ready") from error

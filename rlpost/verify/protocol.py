@@ -12,6 +12,10 @@ Attributes of the function (`verify.group = True`, or arguments of `@verifier`) 
     deterministic   False: the same sample may get another verdict, so none is kept
     service         True: it waits for a service, so that a time-out is not the completion's doing
     version         what changes when its verdicts do; by default a digest of its file
+    programs        True: it runs programs in `rlpost.verify.sandbox`, which is then started with it, or refused
+    check           `check(reference, **row) -> str | None`: why a row cannot be verified, asked when the data is loaded;
+                    a function of that name beside `verify` in the module needs no attribute. True: the verifier itself
+                    is asked, with an empty response, and its reason `bad_reference` is the answer
 
 A verifier with an argument `verdicts` runs after others, and gets their scores by name.
 """
@@ -23,7 +27,7 @@ import inspect
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from pathlib import Path
 from types import ModuleType
@@ -36,9 +40,11 @@ from rlpost.types import Status, Verdict
 SAMPLE_FIELDS = ("response", "reference", "prompt", "prompt_id", "finish_reason", "token_count")
 GROUP_FIELDS = ("responses", "reference", "prompt", "prompt_id", "finish_reasons", "token_counts")
 BATCH_FIELDS = ("samples",)
+ROW_FIELDS = ("reference", "prompt", "prompt_id")
+EMPTY = {"response": "", "finish_reason": "stop", "token_count": 0}
 RESULT_KEYS = ("score", "reason", "extracted", "components", "details", "status")
 STATUSES = ("correct", "wrong", "partial", "unverified")
-TRAITS = ("batched", "group", "deterministic", "service", "version")
+TRAITS = ("batched", "group", "deterministic", "service", "version", "programs", "check")
 # These come from the completion, which must not be able to flood the trainer's memory through them.
 MAX_EXTRACTED = 2000
 MAX_REASON = 1000
@@ -56,7 +62,8 @@ class VerifierError(RuntimeError):
 class Traits:
     """What the pool must know of a verifier; see the attributes above.
 
-    `dependent`: it has an argument `verdicts`. `version` is part of the key of a verdict that is kept.
+    `dependent`: it has an argument `verdicts`. `version` is part of the key of a verdict that is kept. `service` is true
+    of programs run by a service, too.
     """
 
     mode: Literal["single", "batch", "group"] = "single"
@@ -64,14 +71,20 @@ class Traits:
     deterministic: bool = True
     service: bool = False
     version: str = ""
+    programs: bool = False
 
 
 @dataclass(frozen=True)
 class Bound:
-    """A verifier ready to be called: samples in, as many results out (a coroutine from an async one)."""
+    """A verifier ready to be called: samples in, as many results out (a coroutine from an async one).
+
+    `check` says of a row (`ROW_FIELDS` and `metadata`) why it cannot be verified, or None; it is None itself where the
+    verifier has none.
+    """
 
     traits: Traits
     call: Callable[[Sequence[Mapping[str, Any]]], Any]
+    check: Callable[[Mapping[str, Any]], str | None] | None = None
 
 
 def verifier(name: str, **traits: Any) -> Callable[[F], F]:
@@ -129,16 +142,20 @@ def load(name: str, function: Callable[..., Any], params: Mapping[str, Any], tim
         VerifierError: as `bind`; or it is called for samples and does not return as many results.
     """
     module = _module(function)
-    if module is not None and getattr(module, "verify", None) is function:
+    beside = module is not None and getattr(module, "verify", None) is function
+    check = _check(name, function, getattr(module, "check", None) if beside else None, params)
+    if beside:
         function = getattr(module, "verify_batch", function)
     traits = traits_of(function)
+    if traits.programs and params.get("sandbox") is not None:
+        traits = replace(traits, service=True)
     arguments = inspect.signature(function).parameters
     params = {key: v for key, v in params.items() if key != "of" or not traits.dependent or key in arguments}
     if timeout is not None and "timeout" in arguments:
         params = {"timeout": timeout, **params}
     if traits.mode == "single":
         one = bind(name, function, params)
-        return Bound(traits, lambda samples: _each(one(sample) for sample in samples))
+        return Bound(traits, lambda samples: _each(one(sample) for sample in samples), check)
     fields = GROUP_FIELDS if traits.mode == "group" else BATCH_FIELDS
     if fields[0] not in arguments and not any(a.kind is a.VAR_KEYWORD for a in arguments.values()):
         raise VerifierError(f"verifier {name!r} is {traits.mode}, so it must have an argument {fields[0]!r}")
@@ -152,7 +169,33 @@ def load(name: str, function: Callable[..., Any], params: Mapping[str, Any], tim
             _later(name, result, len(samples)) if inspect.isawaitable(result) else _listed(name, result, len(samples))
         )
 
-    return Bound(traits, call)
+    return Bound(traits, call, check)
+
+
+def _check(
+    name: str, function: Callable[..., Any], beside: Callable[..., Any] | None, params: Mapping[str, Any]
+) -> Callable[[Mapping[str, Any]], str | None] | None:
+    """A verifier's `check` as a function of a row; of the parameters it gets those it names."""
+    check = getattr(function, "check", beside)
+    if check is None or check is False:
+        return None
+    asked = function if check is True else check
+    if not callable(asked) or inspect.iscoroutinefunction(asked):
+        raise VerifierError(f"verifier {name!r}: `check` must be True or a function that is not async, got {check!r}")
+    if check is True:
+        verify = bind(name, function, params)
+        return lambda row: _bad_reference(to_verdict(verify({**EMPTY, **row})))
+    arguments = inspect.signature(check).parameters
+    everything = any(a.kind is a.VAR_KEYWORD for a in arguments.values())
+    known = {key: value for key, value in params.items() if everything or key in arguments}
+    fill = _filled(f"{name}: check", check, known, ROW_FIELDS)
+    return lambda row: fill(row["metadata"], {key: row[key] for key in ROW_FIELDS})
+
+
+def _bad_reference(verdict: Verdict) -> str | None:
+    if verdict.reason != "bad_reference":
+        return None
+    return str(verdict.details.get("error") or "the reference cannot be used")
 
 
 def traits_of(function: Callable[..., Any]) -> Traits:
@@ -167,6 +210,7 @@ def traits_of(function: Callable[..., Any]) -> Traits:
         deterministic=bool(getattr(function, "deterministic", True)),
         service=bool(getattr(function, "service", False)),
         version=_version(function),
+        programs=bool(getattr(function, "programs", False)),
     )
 
 

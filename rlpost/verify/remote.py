@@ -65,6 +65,9 @@ class NodePool:
     async def ready(self) -> int:
         return os.getpid()
 
+    async def sandbox(self) -> dict[str, Any] | None:
+        return self._pool.sandbox
+
     async def score(self, rollouts: list[Rollout], prompt: Prompt, whole: bool) -> list[Rollout]:
         submit = self._pool.submit_group if whole else lambda r, p: [self._pool.submit(r[0], p)]
         return list(await asyncio.gather(*map(asyncio.wrap_future, submit(rollouts, prompt))))
@@ -168,6 +171,16 @@ class ClusterPool:
         except BaseException:
             self.close()
             raise
+
+    @property
+    def sandbox(self) -> dict[str, Any] | None:
+        """As `VerifierPool.sandbox`: of the node where it is worth least."""
+        import ray
+
+        with self._lock:
+            asked = [node.actor.sandbox.remote() for node in self._nodes if node.up]
+        found = [one for one in ray.get(asked, timeout=STATS_SECONDS) if one is not None]
+        return max(found, key=lambda one: one["tier"], default=None)
 
     def submit(self, rollout: Rollout, prompt: Prompt) -> Future[Rollout]:
         """As `VerifierPool.submit`; that a verifier looks at groups fails the future."""

@@ -7,7 +7,7 @@ import json
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 MAX_CALLS = 16  # a worker is never given more at once, so that little waits behind a slow one
 KEPT_TIMES = 50_000  # of which percentiles are taken
+HANGS = "hangs_on_row"  # the reason where all samples of a group timed out
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,44 @@ class Item:
 
 
 @dataclass(eq=False)
+class Siblings:
+    """The tasks of one verifier for the several samples of a group.
+
+    A time-out is the answer's doing when the verifier could score another answer to the same prompt, and else that of
+    the row or the verifier. So a task that timed out waits here until that is known.
+    """
+
+    undecided: int
+    scored: bool = False
+    late: list[tuple[Task, Verdict]] = field(default_factory=list)
+
+    def decided(self, task: Task, verdict: Verdict, late: bool) -> list[tuple[Task, list[Verdict]]]:
+        """Note what became of a task; of which tasks the verdict is known now. `late`: this one timed out."""
+        self.undecided -= 1
+        known = [] if late else [(task, [verdict])]
+        if late:
+            self.late.append((task, verdict))
+        elif verdict.score is not None:
+            self.scored = True
+        if self.scored or not self.undecided:
+            blamed, self.late = self.late, []
+            known += [(one, [said if self.scored else _hangs(said)]) for one, said in blamed]
+        return known
+
+
+def _hangs(verdict: Verdict) -> Verdict:
+    """A time-out that no answer to the prompt escaped."""
+    return replace(verdict, status="unverified", score=None, reason=HANGS)
+
+
+@dataclass(eq=False)
 class Task:
     """What one verifier is to say of one item, or of all items of a group."""
 
     entry: Entry
     items: tuple[Item, ...]
     key: bytes | None = None  # in the cache; None when its verdict must not be kept
+    siblings: Siblings | None = None  # None where it is the only task of its verifier for the group
     needs: int = 0  # verdicts of other verifiers still to come
     order: int = 0
     queued: float = 0.0  # seconds of `time.monotonic`

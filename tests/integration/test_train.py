@@ -272,7 +272,7 @@ def test_a_verifier_that_hangs_on_some_rows_costs_those_rows_and_not_the_run(con
     (tmp_path / "hangs.py").write_text(
         "import time\n"
         "def score(response, reference, prompt_id):\n"
-        "    if sum(prompt_id.encode()) % 4 == 0:\n"
+        "    if sum(prompt_id.encode()) % 6 == 0:\n"
         "        time.sleep(1000)\n"
         "    return float(len(response) % 2)\n"
     )
@@ -287,8 +287,13 @@ def test_a_verifier_that_hangs_on_some_rows_costs_those_rows_and_not_the_run(con
     assert len(rows) == 3
     name = f"verifier/{tmp_path}/hangs.py:score"
     assert sum(row[f"{name}/timeouts"] for row in rows) > 0
-    assert all(row[f"{name}/wrong"] > 0 for row in rows), "a completion may have caused it, so it is wrong"
-    assert all(sum(row[f"{name}/{status}"] for status in ("correct", "wrong", "partial")) == 32 for row in rows)
+    assert sum(row[f"{name}/rows_hung"] for row in rows) > 0
+    assert all(row[f"{name}/unverified"] == row[f"{name}/hangs_on_row"] for row in rows), "masked and counted"
+    assert all(sum(row[f"{name}/{s}"] for s in ("correct", "wrong", "partial", "unverified")) == 32 for row in rows)
+    for path in sorted((run / "rollouts").glob("*.parquet")):
+        for row in pq.read_table(path).to_pylist():
+            said = json.loads(row["verdicts"]).popitem()[1]
+            assert (row["reward"] is None) == (said["reason"] == "hangs_on_row")
 
 
 def test_supervised_learning_alone_leaves_a_model(config):

@@ -13,13 +13,18 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from rlpost.verify import isolation
 from rlpost.verify.sandbox import attacks
 from rlpost.verify.sandbox.host import Host, ZygoteLostError
 from rlpost.verify.sandbox.limits import Limits, Outcome, SandboxError, Tier
-from rlpost.verify.sandbox.tiers import Probe, missing, tier_of
+from rlpost.verify.sandbox.remote import RemoteSandbox
+from rlpost.verify.sandbox.tiers import Probe, missing, refuse_unsafe, tier_of
 
 log = logging.getLogger(__name__)
-PRELOAD = ("bisect", "collections", "functools", "heapq", "itertools", "math", "random", "re", "string", "typing")
+PRELOAD = (
+    *("bisect", "collections", "functools", "heapq", "itertools", "json", "math", "random", "re", "string", "typing"),
+    *(["sqlite3"] if importlib.util.find_spec("_sqlite3") else []),  # for `sql`, whose every program needs it
+)
 PACKAGES = ("numpy",)
 
 
@@ -108,6 +113,7 @@ class Sandbox:
                     if self._host is None:
                         assert self._start is not None
                         self._host = self._start()
+                    isolation.ran(self.tier, self.layers)
                     return self._host.run(layers=self.layers, **program)
                 except ZygoteLostError as error:
                     self.close()
@@ -172,13 +178,25 @@ _shared: dict[int, Sandbox] = {}
 _sharing = threading.Lock()
 
 
-def sandbox() -> Sandbox:
-    """The sandbox of this process, started on first use and closed at exit."""
+def sandbox(url: str | None = None) -> Sandbox | RemoteSandbox:
+    """The sandbox of this process, started on first use and closed at exit; or, by its URL, one that is a service.
+
+    Raises:
+        SandboxError: it does not start, or is of tier D and `verifier_pool.allow_unsafe` does not permit that.
+    """
+    if url is not None:
+        return RemoteSandbox(url)
     with _sharing:
         mine = _shared.get(os.getpid())
         if mine is None:
             _shared.clear()  # a parent's, after a fork: not ours to close
-            mine = _shared[os.getpid()] = Sandbox()
+            mine = Sandbox()
+            try:
+                refuse_unsafe(mine.tier, isolation.unsafe_permitted(), mine.probe.reason)
+            except SandboxError:
+                mine.close()
+                raise
+            _shared[os.getpid()] = mine
             atexit.register(_close_shared)
         return mine
 

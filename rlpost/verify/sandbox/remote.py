@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rlpost.verify import isolation
 from rlpost.verify.sandbox.limits import Limits, Outcome, SandboxError, Status, Tier
 
 ANSWER_SECONDS = 60.0  # for the service, on top of the program's own limit
@@ -60,7 +61,8 @@ class RemoteSandbox:
         limits: Limits = Limits(),
     ) -> Outcome:
         """Raises SandboxError: the service cannot be reached, or failed."""
-        source = f"import os\nos.execvp({argv[0]!r}, {list(argv)!r})\n"
+        executable = "".join(f"os.chmod({name!r}, 0o700)\n" for name in files or {})
+        source = f"import os\n{executable}os.execvp({argv[0]!r}, {list(argv)!r})\n"
         return self._post(source, stdin, files or {}, limits)
 
     def close(self) -> None:
@@ -78,6 +80,7 @@ class RemoteSandbox:
         request = urllib.request.Request(
             self._url, json.dumps(body).encode(), {"Content-Type": "application/json", "Accept": "application/json"}
         )
+        isolation.ran(self.tier, self.layers)
         started = time.monotonic()
         try:
             with self._opener.open(request, timeout=limits.seconds + ANSWER_SECONDS) as answer:

@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 FIX = (
     "run on Linux 5.13 or newer with user namespaces (sysctl user.max_user_namespaces above 0; in Docker "
-    "--security-opt seccomp=unconfined) or Landlock, install bubblewrap, or point the sandbox at a remote service"
+    "--security-opt seccomp=unconfined) or Landlock, install bubblewrap, or name a service by the verifier's `sandbox`"
 )
 
 
@@ -66,7 +66,7 @@ def refuse_unsafe(tier: Tier, allow_unsafe: bool, reason: str = "") -> None:
     if not allow_unsafe:
         raise SandboxError(
             f"sandbox tier D: {why}. Code the model wrote does not run here. Fix: {FIX}; "
-            "or set allow_unsafe: true to run it all the same, with this machine's files open to it"
+            "or set verifier_pool.allow_unsafe: true to run it all the same, with this machine's files open to it"
         )
     log.warning("sandbox tier D (%s): allow_unsafe is set, code the model wrote can reach this machine's files", why)
 

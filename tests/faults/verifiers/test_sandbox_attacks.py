@@ -35,6 +35,7 @@ from rlpost.verify.sandbox import (
 from rlpost.verify.sandbox.attacks import ATTACKS, ESCAPED, Bait
 from rlpost.verify.sandbox.seccomp import _DENIED
 from rlpost.verify.sandbox.tiers import tier_of
+from tests.faults.descriptors import more_than, settled
 
 WAIT = 120.0
 ORDINARY = 4321
@@ -121,12 +122,12 @@ def held(box, planted):
     """The sandbox, and after the test: nothing left, nothing changed, still serving."""
     serves(box)
     folder, python = tree(planted), os.listdir(os.path.dirname(os.__file__))
-    descriptors, mine = len(os.listdir("/proc/self/fd")), set(below(os.getpid()))
+    open_before, mine = settled(), set(below(os.getpid()))
     yield box
     serves(box)
     assert tree(planted) == folder
     assert os.listdir(os.path.dirname(os.__file__)) == python
-    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert not more_than(open_before)
     left = [pid for pid in set(below(os.getpid())) - mine if state_of(pid) is not None]
     assert not left
 

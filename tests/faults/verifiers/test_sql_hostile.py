@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from rewards import sql
+from tests.faults.descriptors import more_than, settled
 
 ROWS = 300
 
@@ -133,10 +134,10 @@ def test_a_cheat_scores_nothing(database, cheat, reference):
 
 def test_the_process_that_grades_holds_no_file_or_process_more_after_many_queries(database):
     score(database, "SELECT name FROM t")
-    before = sorted(os.listdir("/proc/self/fd"))
+    before = settled()
     for _ in range(20):
         assert score(database, "SELECT nope FROM t") == (0.0, "runtime_error")
-    assert sorted(os.listdir("/proc/self/fd")) == before
+    assert not more_than(before)
 
 
 def test_output_that_is_no_result_is_wrong_and_no_output_at_all_is_the_sandboxs_fault(database, monkeypatch):
@@ -144,6 +145,9 @@ def test_output_that_is_no_result_is_wrong_and_no_output_at_all_is_the_sandboxs_
 
     def returns(stdout, status="ok"):
         class Stub:
+            def __init__(self, url=None):
+                assert url is None
+
             def run(self, *_, **__):
                 return sandboxes.Outcome(status, 0, stdout, b"", 0.0)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from rlpost.config import Learner, Model, Objective, Routing
 from rlpost.learner.batch import Batch
@@ -164,6 +165,32 @@ def test_r2_replays_over_several_optimizer_steps_what_was_chosen_before_the_firs
         assert metrics["routing/agreement"] < 1.0, "the router has moved, and is not obeyed"
     finally:
         learner.shutdown()
+
+
+@pytest.mark.parametrize("zero_stage", [0, 3])
+def test_an_exported_mixture_of_experts_is_the_one_that_was_learned(ray_cluster, moe, tmp_path, zero_stage):
+    from transformers import AutoModelForCausalLM
+
+    learner = group(spec(moe, zero_stage=zero_stage), 1 + zero_stage // 3)
+    try:
+        learn(learner, batches(1)[0])
+        learner.save_model(tmp_path / "model")
+        probe = batches(1)[0]
+        probe = replace(probe, routes=None, route_index=None)
+        expected = learner.log_probs(probe)
+    finally:
+        learner.shutdown()
+    before, after = (AutoModelForCausalLM.from_pretrained(folder) for folder in (moe, tmp_path / "model"))
+    assert before.state_dict().keys() == after.state_dict().keys()
+    changed = [name for name, p in after.state_dict().items() if not torch.equal(p, before.state_dict()[name])]
+    assert any("experts" in name for name in changed)
+    starts = np.cumsum(probe.lengths) - probe.lengths
+    for i, logp in enumerate(expected):
+        ids = torch.from_numpy(probe.tokens[starts[i] : starts[i] + probe.lengths[i]].astype(np.int64))
+        with torch.no_grad():
+            logits = after(ids[None]).logits[0, probe.prompt_lengths[i] - 1 : -1]
+        found = logits.log_softmax(-1).gather(1, ids[probe.prompt_lengths[i] :, None])[:, 0].numpy()
+        np.testing.assert_allclose(found, logp, atol=1e-5)
 
 
 def test_a_dense_model_cannot_be_asked_to_replay(ray_cluster, small_model):

@@ -1,0 +1,123 @@
+"""Rows that cannot be verified, found when the data is loaded: the verifiers' own `check`, asked in worker processes.
+
+    problems = checker(config.verifiers, config.verifier_pool)(prompts)
+
+The checks run as verdicts do, in a `VerifierPool`, so one that hangs or crashes is ended, and the row named.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rlpost.types import Prompt, Rollout
+from rlpost.verify.pool import VerifierPool
+from rlpost.verify.protocol import ROW_FIELDS, SAMPLE_FIELDS, Bound, VerifierError, load
+from rlpost.verify.registry import resolve
+
+if TYPE_CHECKING:
+    from rlpost import config
+
+NONE: np.ndarray = np.zeros(0, np.int32)
+BATCH = 32
+NAME = f"{__name__}:rows"
+
+
+def checker(
+    specs: Sequence[config.VerifierSpec], settings: config.VerifierPool, start_deadline: float = 120.0
+) -> Callable[[Sequence[Prompt]], list[str | None]]:
+    """What says of each prompt why one of the verifiers cannot verify it, or None.
+
+    It raises VerifierError: a verifier does not load, or its sandbox fails.
+    """
+    return lambda prompts: _problems(specs, settings, start_deadline, prompts)
+
+
+def _problems(
+    specs: Sequence[config.VerifierSpec],
+    settings: config.VerifierPool,
+    start_deadline: float,
+    prompts: Sequence[Prompt],
+) -> list[str | None]:
+    from rlpost.config import VerifierSpec
+
+    if not prompts:
+        return []
+    asked = [{"name": s.name, "params": s.params, "timeout": s.timeout, "when": s.when} for s in specs]
+    spec = VerifierSpec.model_validate(
+        {
+            "name": NAME,
+            "timeout": max(s.timeout for s in specs),
+            "env": sorted({name for s in specs for name in s.env}),
+            "batch_size": BATCH,
+            "verifiers": asked,
+        }
+    )
+    with VerifierPool([spec], settings.model_copy(update={"cache_mb": 0}), start_deadline) as pool:
+        # One row tells whether there is anything to ask.
+        first = pool.submit(_nothing(prompts[0]), prompts[0]).result()
+        if not first.verdicts[NAME].details.get("checks", True):
+            return [None] * len(prompts)
+        futures = [pool.submit(_nothing(prompt), prompt) for prompt in prompts[1:]]
+        return [_problem(r, spec.timeout) for r in (first, *(future.result() for future in futures))]
+
+
+def _nothing(prompt: Prompt) -> Rollout:
+    """An empty response, which no check looks at."""
+    return Rollout(prompt.id, 0, 0, NONE, NONE, np.zeros(0, np.float32), NONE, "stop", "", 0)
+
+
+def _problem(rollout: Rollout, timeout: float) -> str | None:
+    verdict = rollout.verdicts[NAME]
+    if verdict.status == "unverified":
+        raise VerifierError(
+            f"the check of prompt {rollout.prompt_id!r} fails: {verdict.reason}: {verdict.details.get('error', '')}"
+        )
+    if verdict.reason == "timeout":
+        return f"its check takes longer than the verifier's timeout of {timeout:g} s"
+    if verdict.reason == "crash":
+        return f"its check ends the process (exit code {verdict.details.get('exit_code')})"
+    return verdict.reason or None
+
+
+def rows(samples: Sequence[Mapping[str, Any]], verifiers: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """As a verifier: 0.0 with the first problem as the reason, 1.0 without; `checks`: whether there was one to ask."""
+    bound = _loaded(json.dumps(verifiers))
+    return [_asked(bound, sample) for sample in samples]
+
+
+rows.batched = True  # type: ignore[attr-defined]
+
+
+def _asked(bound: Sequence[tuple[config.VerifierSpec, Bound]], sample: Mapping[str, Any]) -> Any:
+    from rlpost.verify.sandbox import SandboxError
+
+    columns = {key: value for key, value in sample.items() if key not in SAMPLE_FIELDS}
+    row = {**{key: sample[key] for key in ROW_FIELDS}, "metadata": columns}
+    for spec, one in bound:
+        if one.check is None or not spec.applies(columns):
+            continue
+        try:
+            problem = one.check(row)
+        except SandboxError as error:
+            return error
+        except Exception as error:  # noqa: BLE001 - whatever it is, the row cannot be used
+            problem = f"its check fails: {error!r}"
+        if problem:
+            return {"score": 0.0, "reason": f"verifier {spec.name!r}: {problem}"}
+    return {"score": 1.0, "details": {"checks": any(one.check is not None for _, one in bound)}}
+
+
+@functools.cache
+def _loaded(verifiers: str) -> list[tuple[config.VerifierSpec, Bound]]:
+    from rlpost.config import VerifierSpec
+
+    found = []
+    for asked in json.loads(verifiers):
+        bound = load(asked["name"], resolve(asked["name"]), asked["params"], asked["timeout"])
+        found.append((VerifierSpec.model_validate({"name": asked["name"], "when": asked["when"]}), bound))
+    return found

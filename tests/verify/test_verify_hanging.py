@@ -1,0 +1,204 @@
+"""A time-out is laid to the answer when another answer to the same prompt could be scored, and else to the row."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from rlpost import config
+from rlpost.config import Alarms
+from rlpost.observe import Alarm, Watch
+from rlpost.types import Prompt, Rollout
+from rlpost.verify import VerifierPool
+
+WAIT = 120.0
+IDS = np.arange(2, dtype=np.int32)
+
+OURS = """
+import os, time
+
+
+def obeys(response, reference):
+    if response.startswith("loop") or reference == "loop":
+        time.sleep(600)
+    if response == "raise":
+        raise KeyError(response)
+    if response == "exit":
+        os._exit(3)
+    return response == "yes"
+
+
+def verify_batch(samples):
+    return [obeys(s["response"], s["reference"]) for s in samples]
+
+
+def after(response, verdicts):
+    return {"score": 1.0, "details": verdicts}
+
+
+def service(response, reference):
+    return obeys(response, reference)
+
+
+service.service = True
+"""
+
+
+@pytest.fixture
+def ours(tmp_path):
+    (tmp_path / "ours.py").write_text(OURS)
+    return f"{tmp_path}/ours.py"
+
+
+def group(texts, number=0, reference="plain"):
+    prompt = Prompt(f"p{number}", "", IDS, reference=reference)
+    zeros = np.zeros(2, np.float32)
+    return [Rollout(prompt.id, number, i, IDS, IDS, zeros, IDS, "stop", t, i) for i, t in enumerate(texts)], prompt
+
+
+def pool_of(*names, timeout=1.0, **settings):
+    specs = [config.VerifierSpec(name=name, timeout=timeout) for name in names]
+    return VerifierPool(specs, config.VerifierPool(workers=2, retries=0, **settings))
+
+
+def said(rollouts, name):
+    return [(r.verdicts[name].status, r.verdicts[name].reason) for r in rollouts]
+
+
+def results(futures):
+    return [future.result(WAIT) for future in futures]
+
+
+HUNG, LATE = ("unverified", "hangs_on_row"), ("wrong", "timeout")
+
+
+@pytest.mark.parametrize("attribute", ["obeys", "verify_batch"])
+@pytest.mark.parametrize("cache_mb", [0, 64])
+def test_a_row_on_which_every_answer_times_out_is_masked_and_only_that_row(ours, attribute, cache_mb):
+    name = f"{ours}:{attribute}"
+    with pool_of(name, cache_mb=cache_mb) as pool:
+        # The same answer twice shares its verdict where verdicts are kept.
+        bad = pool.submit_group(*group(["yes", "no", "no"], 0, "loop"))
+        good = pool.submit_group(*group(["yes", "no"], 1))
+        bad, good = results(bad), results(good)
+        stats = pool.stats()
+    assert said(bad, name) == [HUNG] * 3
+    assert [r.reward for r in bad] == [None] * 3
+    assert said(good, name) == [("correct", ""), ("wrong", "")]
+    assert stats[f"verifier/{name}/unverified"] == 3
+    assert all(r.verdicts[name].details["prompt_id"] == "p0" for r in bad)
+
+
+@pytest.mark.parametrize("others", [["yes"], ["no", "loop too"], ["exit"]])
+def test_an_answer_that_times_out_where_another_was_scored_is_wrong(ours, others):
+    name = f"{ours}:obeys"
+    with pool_of(name) as pool:
+        rollouts = results(pool.submit_group(*group(["loop", *others])))
+    assert said(rollouts, name)[0] == LATE
+    assert rollouts[0].reward == 0.0
+
+
+def test_a_verdict_that_is_known_from_before_counts_as_scored(ours):
+    name = f"{ours}:obeys"
+    with pool_of(name) as pool:
+        assert said(results(pool.submit_group(*group(["yes", "no"]))), name) == [("correct", ""), ("wrong", "")]
+        again = results(pool.submit_group(*group(["yes", "loop"])))
+    assert again[0].verdicts[name].cached
+    assert said(again, name) == [("correct", ""), LATE]
+
+
+def test_two_groups_that_wait_for_the_same_answer_are_told_apart(ours):
+    name = f"{ours}:obeys"
+    with pool_of(name) as pool:
+        one = pool.submit_group(*group(["loop", "yes"]))
+        two = pool.submit_group(*group(["loop", "loop"]))
+        one, two = results(one), results(two)
+    assert said(one, name) == [LATE, ("correct", "")]
+    assert said(two, name) == [HUNG, HUNG]
+
+
+def test_an_answer_alone_is_to_blame_for_its_time_out(ours):
+    name = f"{ours}:obeys"
+    with pool_of(name) as pool:
+        alone = results([pool.submit(*[part[0] if isinstance(part, list) else part for part in group(["loop"])])])
+        of_one = results(pool.submit_group(*group(["loop"], 1)))
+    assert said(alone + of_one, name) == [LATE, LATE]
+
+
+def test_a_verifier_that_raises_on_the_others_has_not_shown_that_it_can_score_the_row(ours):
+    name = f"{ours}:obeys"
+    with pool_of(name) as pool:
+        rollouts = results(pool.submit_group(*group(["loop", "raise"])))
+    assert said(rollouts, name) == [HUNG, ("unverified", "exception")]
+
+
+def test_a_service_is_never_the_answers_doing(ours):
+    name = f"{ours}:service"
+    with pool_of(name) as pool:
+        rollouts = results(pool.submit_group(*group(["loop", "yes"])))
+    assert said(rollouts, name) == [("unverified", "timeout"), ("correct", "")]
+
+
+def test_a_verifier_that_waits_for_the_verdict_still_gets_it(ours):
+    names = f"{ours}:obeys", f"{ours}:after"
+    with pool_of(*names) as pool:
+        rollouts = results(pool.submit_group(*group(["yes", "no"], 0, "loop")))
+        mixed = results(pool.submit_group(*group(["yes", "loop"], 1)))
+    assert [r.verdicts[names[1]].details for r in rollouts] == [{names[0]: None}] * 2
+    assert [r.verdicts[names[1]].details[names[0]] for r in mixed] == [1.0, 0.0]
+
+
+def test_closing_fails_what_waits_to_know_whose_doing_its_time_out_was(ours):
+    with pool_of(f"{ours}:obeys", timeout=30.0) as pool:
+        futures = pool.submit_group(*group(["loop", "loop too"]))
+    assert all("closed" in str(future.exception(WAIT)) for future in futures)
+
+
+# -- the alarm
+
+
+def step(rows, hung, samples=4, unverified=0):
+    return {
+        "samples/learned": 0,
+        "groups/with_signal": 1,
+        "groups/total": rows,
+        "verifier/v/correct": (rows - hung) * samples - unverified,
+        "verifier/v/unverified": hung * samples + unverified,
+        "verifier/v/hangs_on_row": hung * samples,
+        "verifier/v/rows_hung": hung,
+    }
+
+
+def test_rows_that_hang_now_and_then_stop_no_run():
+    watch = Watch(Alarms(), dtype_is_fp32=True)
+    draw = np.random.default_rng(0)
+    for number in range(500):
+        watch.check(number, step(4, int(draw.binomial(4, 0.05))))
+
+
+def test_one_step_of_hung_rows_is_no_alarm_and_many_are():
+    watch = Watch(Alarms(), dtype_is_fp32=True)
+    for number in range(7):
+        watch.check(number, step(4, 4))
+    with pytest.raises(Alarm, match=r"rows on which a verifier hangs is 1, above 0.25 \(of the last 32 rows\)"):
+        watch.check(7, step(4, 4))
+
+
+def test_other_unverified_verdicts_keep_their_own_budget():
+    watch = Watch(Alarms(), dtype_is_fp32=True)
+    watch.check(0, step(8, 2))
+    with pytest.raises(Alarm, match=r"share of unverified verdicts is 0\.0833"):
+        watch.check(1, step(8, 2, unverified=2))
+
+
+def test_rows_long_past_are_forgotten_and_the_count_survives_a_resume():
+    watch = Watch(Alarms(), dtype_is_fp32=True)
+    for number in range(10):
+        watch.check(number, step(3, 0))
+    resumed = Watch(Alarms(), dtype_is_fp32=True)
+    resumed.load_state_dict(watch.state_dict())
+    assert resumed.state_dict() == watch.state_dict()
+    for number in range(200):
+        resumed.check(number, step(8, 0))
+    assert sum(rows for _, rows in resumed.state_dict()["rows"]) < 256 + 8
+    Watch(Alarms(), dtype_is_fp32=True).load_state_dict({"without_signal": 0})
