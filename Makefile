@@ -27,11 +27,13 @@ $(VENV)/.ready: requirements/$(EXTRA).lock pyproject.toml
 quickstart: $(VENV)/.ready  ## the main job: warm a small model up, train it with GRPO, show the difference
 	$(BIN)/rlpost train configs/quickstart.yaml
 
-test: lint $(VENV)/.ready  ## all tests: unit, integration and faults
-	$(BIN)/python -m pytest
+# Unit and verifier tests run two at a time; those that start engines or count processes have the machine to themselves.
+test: lint $(VENV)/.ready  ## all tests: unit, verifiers, integration, methods and faults
+	$(BIN)/python -m pytest -n 2 tests/unit tests/verify
+	$(BIN)/python -m pytest tests/integration tests/methods tests/faults
 
 unit: $(VENV)/.ready  ## the unit tests alone (seconds)
-	$(BIN)/python -m pytest tests/unit
+	$(BIN)/python -m pytest -n 2 tests/unit
 
 methods: $(VENV)/.ready  ## five real steps of every file in configs/methods (`make test` runs six of them)
 	RLPOST_METHODS=all $(BIN)/python -m pytest tests/methods
