@@ -69,19 +69,26 @@ def admitted(
 # ------------------------------------------------------------------------------------------------------- the model
 
 
-def check_replay(config: Config) -> None:
-    """Refuse to replay the routes of a dense model, before its weights are loaded.
+def check_experts(config: Config) -> None:
+    """Refuse, before weights are loaded, what a model's experts do not allow.
 
     Raises:
-        ConfigError: it has no experts. A model whose configuration is not at hand is judged when it is loaded.
+        ConfigError: routes of a dense model are to be replayed, or GPT-OSS is to get its weights on GPUs. A model whose
+            configuration is not at hand is judged when it is loaded.
     """
-    if config.routing.replay == "off":
-        return
     values = hf_config(config.model)
-    if values is not None and experts_of(values) is None:
+    if values is None:
+        return
+    kind = values.get("model_type")
+    if config.routing.replay != "off" and experts_of(values) is None:
         raise ConfigError(
-            f"routing.replay: {config.routing.replay}, but the model ({values.get('model_type')}) is dense: it has no "
-            "routes to replay. Set routing.replay: off"
+            f"routing.replay: {config.routing.replay}, but the model ({kind}) is dense: it has no routes to replay. Set "
+            "routing.replay: off"
+        )
+    if kind == "gpt_oss" and config.weight_transfer != "object_store":
+        raise ConfigError(
+            f"rollout.weight_transfer: {config.weight_transfer}, but vLLM 0.30 keeps GPT-OSS' first experts and sinks "
+            "when it takes weights that way, without a word: set rollout.weight_transfer: object_store"
         )
 
 

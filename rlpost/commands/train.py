@@ -8,7 +8,7 @@ from rlpost import checkpoint, cluster
 from rlpost.cli import DONE, NOTHING_TO_DO, PREEMPTED
 from rlpost.config import Config, ConfigError, dump, load
 from rlpost.observe import Recorder, RunFolder
-from rlpost.routing import check_replay
+from rlpost.routing import check_experts
 
 
 def start(config: Config, command: list[str]) -> int:
@@ -65,7 +65,7 @@ def check_objective(config: Config) -> None:
     from rlpost.roles import Roles
 
     Roles(config)
-    check_replay(config)
+    check_experts(config)
 
 
 def _new_run(config: Config, command: list[str]) -> Recorder:

@@ -15,7 +15,7 @@ from rlpost.commands.plan import routes_plan
 from rlpost.config import ConfigError, Experts, parse
 from rlpost.learner.batch import Batch, make_grid, plan
 from rlpost.observe.alarms import Alarm, Watch
-from rlpost.routing import DamagedRoutesError, admitted, bytes_per_token, check_replay, experts_of, hf_config
+from rlpost.routing import DamagedRoutesError, admitted, bytes_per_token, check_experts, experts_of, hf_config
 from rlpost.types import Rollout, Routes, Sample
 from tests.conftest import tiny
 
@@ -240,9 +240,18 @@ def moe(**changes: Any) -> Any:
 
 def test_replay_of_a_dense_model_is_refused():
     with pytest.raises(ConfigError, match=r"routing.replay: r3, but the model \(qwen2\) is dense"):
-        check_replay(parse(tiny(routing={"replay": "r3"})))
-    check_replay(parse(tiny()))
-    check_replay(moe())
+        check_experts(parse(tiny(routing={"replay": "r3"})))
+    check_experts(parse(tiny()))
+    check_experts(moe())
+
+
+def test_gpt_oss_gets_its_weights_by_the_object_store_alone():
+    changes = {"rollout": {"weight_transfer": "nccl"}, "cluster": {"gpus_per_node": 2}}
+    model = {"create": {"config": {"model_type": "gpt_oss"}}}
+    with pytest.raises(ConfigError, match=r"rollout.weight_transfer: nccl, but vLLM 0.30 keeps GPT-OSS'"):
+        check_experts(parse(tiny(model=model, **changes)))
+    check_experts(parse(tiny(model=model)))
+    check_experts(parse(tiny(**changes)))
 
 
 def test_sizes_of_experts_come_from_the_models_configuration():
