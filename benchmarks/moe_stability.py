@@ -87,8 +87,8 @@ def parse_arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     made.set_defaults(methods=["off", "r3"], steps=60, prompts=32, eval_prompts=100, deadline=3600)
     made.add_argument("--noise", type=float, default=0.1, help="of the engine's routers, a share of their spread")
     made.add_argument("--updates", type=positive, default=4, help="optimizer steps a batch")
-    made.add_argument("--lr", type=float, default=3e-4, help="learning rate")
-    made.add_argument("--warmup-steps", type=positive, default=150, help="steps on worked examples, before all")
+    made.add_argument("--lr", type=float, default=1e-4, help="learning rate")
+    made.add_argument("--warmup-steps", type=positive, default=500, help="steps on worked examples, before all")
     made.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the learner")
     return made.parse_args(given)
 

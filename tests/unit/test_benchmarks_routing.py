@@ -22,7 +22,7 @@ from rlpost.objective.correction import importance
 from rlpost.objective.mismatch import mismatch_metrics
 from rlpost.objective.types import CreditInputs
 from rlpost.observe import RunFolder
-from rlpost.routing import bytes_per_token, check_replay, experts_of, hf_config
+from rlpost.routing import bytes_per_token, check_experts, experts_of, hf_config
 from tests.conftest import ROOT
 
 LENGTHS = np.array([3, 1, 5, 4])
@@ -264,7 +264,7 @@ def test_every_family_is_a_mixture_of_experts_that_a_run_accepts(routing: Module
     for number, family in enumerate(routing.FAMILIES):
         config = routing.family_config(family, number, arguments)
         assert (config.seed, config.rollout_dtype, config.model.dtype) == (number, "bfloat16", "float32")
-        check_replay(config)
+        check_experts(config)
         values = hf_config(config.model)
         assert values is not None
         experts = experts_of(values)
