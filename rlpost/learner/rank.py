@@ -385,7 +385,7 @@ class LearnerRank:
         lr = learning_rate(self.spec.learner, self.optimizer_steps, self.spec.total_steps)
         for k, micro in enumerate(plan.micro_batches):
             if first and k == 0 and self._compares(version):
-                meter.update(self._live_mismatch(batch, micro, version))
+                meter.update(self._live_mismatch(batch, micro))
             inputs, versions, scored = self._loss_inputs(batch, micro, coefs)
             if (routers := self.engine.module.routers) is not None and not micro.muted:
                 self._routed = routers if self._routed is None else self._routed.add(routers)
@@ -397,8 +397,7 @@ class LearnerRank:
                 sampled = tokens.mask & (versions >= 0)
                 meter.update(_mismatch(learner, tokens.behavior_logp, sampled, versions == version))
                 if first and k == 0 and self._compares(version):
-                    fresh = sampled & (versions == version)
-                    meter.update(mismatch_metrics(learner, tokens.behavior_logp, fresh, "mismatch_replay"))
+                    meter.update(mismatch_metrics(learner, tokens.behavior_logp, sampled, "mismatch_replay"))
             # DeepSpeed averages gradients over ranks; our loss is already one share of a global sum.
             self.engine.set_gradient_accumulation_boundary(k == len(plan.micro_batches) - 1)
             self.engine.backward(loss * self.world)
@@ -418,8 +417,8 @@ class LearnerRank:
         every = self.spec.routing.compare_every
         return self.spec.routing.replay == "r3" and every > 0 and version % every == 0
 
-    def _live_mismatch(self, batch: Batch, micro: MicroBatch, version: int) -> Meter:
-        """Engine against learner on the micro-batch's fresh tokens, as it would be without replay."""
+    def _live_mismatch(self, batch: Batch, micro: MicroBatch) -> Meter:
+        """Engine against learner on the micro-batch's sampled tokens, as it would be without replay."""
         import torch
 
         from rlpost.objective import mismatch_metrics
@@ -431,8 +430,8 @@ class LearnerRank:
 
         with torch.no_grad():
             logp = grid.spread(self._forward(self.engine, grid, live=True).logp)
-        fresh = spread(rows.mask, False) & (spread(rows.versions, -1) == version) & (not micro.muted)
-        return mismatch_metrics(logp, spread(rows.behavior_logp), fresh, "mismatch_live")
+        sampled = spread(rows.mask, False) & (spread(rows.versions, -1) >= 0) & (not micro.muted)
+        return mismatch_metrics(logp, spread(rows.behavior_logp), sampled, "mismatch_live")
 
     def move_anchor(self, name: str, amount: float, clear_optimizer: bool) -> None:
         """anchor <- (1 - amount) anchor + amount policy; then, if asked, the optimizer forgets. All ranks."""
