@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 NONE: np.ndarray = np.zeros(0, np.int32)
 BATCH = 32
 NAME = f"{__name__}:rows"
+# The first row a worker is asked about waits for the verifiers to be loaded too, which their own time-outs do not count.
+SECONDS = 60.0
 
 
 def checker(
@@ -51,7 +53,7 @@ def _problems(
     spec = VerifierSpec.model_validate(
         {
             "name": NAME,
-            "timeout": max(s.timeout for s in specs),
+            "timeout": max(SECONDS, *(s.timeout for s in specs)),
             "env": sorted({name for s in specs for name in s.env}),
             "batch_size": BATCH,
             "verifiers": asked,
@@ -78,7 +80,7 @@ def _problem(rollout: Rollout, timeout: float) -> str | None:
             f"the check of prompt {rollout.prompt_id!r} fails: {verdict.reason}: {verdict.details.get('error', '')}"
         )
     if verdict.reason == "timeout":
-        return f"its check takes longer than the verifier's timeout of {timeout:g} s"
+        return f"its check takes longer than {timeout:g} s"
     if verdict.reason == "crash":
         return f"its check ends the process (exit code {verdict.details.get('exit_code')})"
     return verdict.reason or None

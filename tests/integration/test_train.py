@@ -200,13 +200,17 @@ def test_ctrl_c_stops_after_the_step_with_a_checkpoint_and_the_run_can_go_on(con
         stderr=subprocess.PIPE,
         start_new_session=True,
     )
-    deadline = time.monotonic() + 120
-    while not (run / "metrics.jsonl").is_file() or not metrics(run):
-        assert process.poll() is None, process.stderr.read() if process.stderr else ""
-        assert time.monotonic() < deadline, "no step within two minutes"
-        time.sleep(0.2)
-    os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to every process of the run
-    out, _ = process.communicate(timeout=120)
+    try:
+        deadline = time.monotonic() + 300
+        while not (run / "metrics.jsonl").is_file() or not metrics(run):
+            assert process.poll() is None, process.stderr.read() if process.stderr else ""
+            assert time.monotonic() < deadline, "no step within five minutes"
+            time.sleep(0.2)
+        os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to every process of the run
+        out, _ = process.communicate(timeout=300)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 6, out
     stopped = metrics(run)[-1]["step"]
     assert f"stopped after step {stopped}" in out

@@ -11,7 +11,7 @@ from rlpost import config
 from rlpost.config import Data
 from rlpost.data import DataError, load_prompts, make_tokenizer
 from rlpost.types import Prompt
-from rlpost.verify import VerifierError, VerifierPool
+from rlpost.verify import VerifierError, VerifierPool, references
 from rlpost.verify.protocol import load
 from rlpost.verify.references import checker
 from rlpost.verify.registry import resolve
@@ -67,12 +67,13 @@ def problems(*specs, rows, **settings):
     return checker(found, config.VerifierPool(workers=2, retries=0, **settings))(prompts)
 
 
-def test_a_users_own_check_is_asked_and_one_that_hangs_crashes_or_raises_names_the_row(ours):
+def test_a_users_own_check_is_asked_and_one_that_hangs_crashes_or_raises_names_the_row(ours, monkeypatch):
+    monkeypatch.setattr(references, "SECONDS", 10.0)
     rows = [("a", {}), ("a", {"level": 3}), ("loop", {}), ("exit", {}), ("raise", {}), ("b", {"level": 1})]
     found = problems({"name": f"{ours}:score", "timeout": 2.0}, rows=rows)
     assert [why is None for why in found] == [True, False, False, False, False, True]
     assert found[1].endswith("ours.py:score': no such level")
-    assert "takes longer than the verifier's timeout of 2 s" in found[2]
+    assert found[2] == "its check takes longer than 10 s"
     assert "exit code 3" in found[3]
     assert "KeyError('raise')" in found[4]
 
