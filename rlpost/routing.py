@@ -95,6 +95,8 @@ def check_experts(config: Config) -> None:
 def hf_config(model: Model) -> dict[str, Any] | None:
     """A model's Hugging Face configuration, defaults included; None when it is neither made here nor a folder."""
     if model.create is not None:
+        if "model_type" not in model.create.config:
+            return None  # refused, with what to give, where the model is made
         from transformers import AutoConfig
 
         values = dict(model.create.config)

@@ -416,6 +416,12 @@ class Grid:
         grid = flat.new_full(self.shape, fill)
         return grid.index_put((self.sequence, self.offset), flat)
 
+    def place(self, values: np.ndarray, fill: float = 0.0) -> torch.Tensor:
+        """(M,) values along the response tokens, in the order of the grid's sequences, as `spread` has them."""
+        import torch
+
+        return self.spread(torch.from_numpy(values).to(self.real.device), fill)
+
     def live(self, replay: Replay) -> RouteGrid:
         """Routes that tell no token what to choose, for the routers of `replay`."""
         import torch

@@ -334,16 +334,13 @@ class LearnerRank:
         logp, entropy, divergences = self._forward(self.engine, grid, full)
         rows = batch.select(micro.sequences)
 
-        def spread(values: np.ndarray, fill: float = 0) -> Any:
-            return grid.spread(torch.from_numpy(values).to(self.device), fill)
-
-        wide = {name: spread(values) for name, values in rows.per_token.items()}
+        wide = {name: grid.place(values) for name, values in rows.per_token.items()}
         by_family: dict[str, dict[str, Any]] = {"anchors": {}, "where": {}}
         for name, values in wide.items():
             family, dot, label = name.partition(".")
             if dot:
                 by_family[family][label] = values
-        behavior = spread(rows.behavior_logp)
+        behavior = grid.place(rows.behavior_logp)
         logp, entropy = grid.spread(logp), grid.spread(entropy)
         old = behavior if self.terms.proximal == "behavior" else wide.get("old_logp", logp.detach())
         by_row = {
@@ -357,9 +354,9 @@ class LearnerRank:
                     old_logp=old,
                     behavior_logp=behavior,
                     anchors={**by_family["anchors"], "old_policy": old},
-                    advantages=spread(rows.advantages),
+                    advantages=grid.place(rows.advantages),
                     weights=wide.get("weights", torch.ones_like(behavior)),
-                    mask=spread(rows.mask, False) & (not micro.muted),
+                    mask=grid.place(rows.mask, False) & (not micro.muted),
                     entropy=entropy,
                     group=torch.from_numpy(rows.group).to(self.device),
                     full={label: grid.spread(value) for label, value in zip(exact, divergences, strict=True)},
@@ -369,7 +366,7 @@ class LearnerRank:
                 where=by_family["where"],
                 coefs={**coefs, **by_row},
             ),
-            spread(rows.versions, fill=-1),
+            grid.place(rows.versions, fill=-1),
             wide.get("old_logp"),
         )
 
@@ -424,14 +421,10 @@ class LearnerRank:
         from rlpost.objective import mismatch_metrics
 
         grid, rows = self._grid(batch, micro), batch.select(micro.sequences)
-
-        def spread(values: np.ndarray, fill: float = 0) -> Any:
-            return grid.spread(torch.from_numpy(values).to(self.device), fill)
-
         with torch.no_grad():
             logp = grid.spread(self._forward(self.engine, grid, live=True).logp)
-        sampled = spread(rows.mask, False) & (spread(rows.versions, -1) >= 0) & (not micro.muted)
-        return mismatch_metrics(logp, spread(rows.behavior_logp), sampled, "mismatch_live")
+        sampled = grid.place(rows.mask, False) & (grid.place(rows.versions, -1) >= 0) & (not micro.muted)
+        return mismatch_metrics(logp, grid.place(rows.behavior_logp), sampled, "mismatch_live")
 
     def move_anchor(self, name: str, amount: float, clear_optimizer: bool) -> None:
         """anchor <- (1 - amount) anchor + amount policy; then, if asked, the optimizer forgets. All ranks."""
@@ -503,8 +496,6 @@ class LearnerRank:
 
     def save(self, folder: str) -> None:
         """Write this rank's DeepSpeed state, and from rank 0 the weights in the Hugging Face format."""
-        from rlpost.learner.model import DTYPES, checkpoint_tensors, save_pretrained
-
         self.engine.save_checkpoint(
             str(Path(folder) / "deepspeed"),
             tag="state",
@@ -512,10 +503,7 @@ class LearnerRank:
             save_latest=False,
         )
         self.anchors.save(Path(folder) / "anchors", self.rank)
-        dtype = DTYPES[self.spec.model.dtype]
-        tensors = checkpoint_tensors(self.model, self.rank == 0, dtype)
-        if self.rank == 0:
-            save_pretrained(Path(folder) / "model", self.spec.path, tensors, dtype)
+        self.save_model(str(Path(folder) / "model"))
 
     def load(self, folder: str) -> dict[str, int]:
         """Restore what `save` wrote. A checkpoint that is not there is an error, not a fresh start."""

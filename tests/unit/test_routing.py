@@ -245,6 +245,12 @@ def test_replay_of_a_dense_model_is_refused():
     check_experts(moe())
 
 
+def test_a_model_to_be_made_without_a_type_is_left_to_what_refuses_it():
+    config = tiny()
+    del config["model"]["create"]["config"]["model_type"]
+    check_experts(parse(config))
+
+
 def test_gpt_oss_gets_its_weights_by_the_object_store_alone():
     changes = {"rollout": {"weight_transfer": "nccl"}, "cluster": {"gpus_per_node": 2}}
     model = {"create": {"config": {"model_type": "gpt_oss"}}}
