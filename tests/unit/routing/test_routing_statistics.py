@@ -103,8 +103,11 @@ def test_padding_is_never_counted_whatever_stands_in_it(routed):
     again = run(model, replay, layout, routes)
     layout.input_ids.view(-1)[~layout.real] = 9
     other = run(model, replay, layout, routes)
-    assert torch.equal(again.totals, stats.totals)
-    torch.testing.assert_close(other.totals, stats.totals, atol=1e-5, rtol=0)
+    for other_stats in (again, other):  # experts that also serve padding multiply larger matrices: not bit for bit
+        assert other_stats.real == stats.real == 24
+        assert other_stats.replayed == stats.replayed
+        assert torch.equal(other_stats.loads, stats.loads)
+        torch.testing.assert_close(other_stats.totals, stats.totals, atol=1e-4, rtol=0)
     assert stats.loads.sum(-1).tolist() == [48, 48]
 
 
