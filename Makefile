@@ -27,10 +27,11 @@ $(VENV)/.ready: requirements/$(EXTRA).lock pyproject.toml
 quickstart: $(VENV)/.ready  ## the main job: warm a small model up, train it with GRPO, show the difference
 	$(BIN)/rlpost train configs/quickstart.yaml
 
-# Unit and verifier tests run two at a time; those that start engines or count processes have the machine to themselves.
-test: lint $(VENV)/.ready  ## all tests: unit, verifiers, integration, methods and faults
-	$(BIN)/python -m pytest -n 2 tests/unit tests/verify
-	$(BIN)/python -m pytest tests/integration tests/methods tests/faults
+# Tests of verifiers mostly wait; the files of the last line each start engines and share them within a file.
+test: lint $(VENV)/.ready  ## all tests: unit, verifiers, faults, integration and methods
+	$(BIN)/python -m pytest -n 2 tests/unit
+	$(BIN)/python -m pytest -n 3 tests/verify tests/faults
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/integration tests/methods
 
 unit: $(VENV)/.ready  ## the unit tests alone (seconds)
 	$(BIN)/python -m pytest -n 2 tests/unit

@@ -37,9 +37,9 @@ def obeys(response, reference, flag=None):
         print("noise " * 1000)
         os.write(1, b"raw noise")
     if response == "garbage":
-        for fd in range(3, 30):
+        for fd in map(int, os.listdir("/proc/self/fd")):
             try:
-                os.write(fd, b"garbage\\n")
+                os.write(fd, b"garbage\\n" if fd > 2 else b"")
             except OSError:
                 pass
     if response == "odd":

@@ -68,12 +68,12 @@ def problems(*specs, rows, **settings):
 
 
 def test_a_users_own_check_is_asked_and_one_that_hangs_crashes_or_raises_names_the_row(ours, monkeypatch):
-    monkeypatch.setattr(references, "SECONDS", 10.0)
+    monkeypatch.setattr(references, "SECONDS", 5.0)
     rows = [("a", {}), ("a", {"level": 3}), ("loop", {}), ("exit", {}), ("raise", {}), ("b", {"level": 1})]
     found = problems({"name": f"{ours}:score", "timeout": 2.0}, rows=rows)
     assert [why is None for why in found] == [True, False, False, False, False, True]
     assert found[1].endswith("ours.py:score': no such level")
-    assert found[2] == "its check takes longer than 10 s"
+    assert found[2] == "its check takes longer than 5 s"
     assert "exit code 3" in found[3]
     assert "KeyError('raise')" in found[4]
 
