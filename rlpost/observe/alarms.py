@@ -10,9 +10,7 @@ from rlpost.config import Alarms
 
 # Below this many verdicts in a step, one unlucky item would be a large share.
 MIN_VERDICTS = 8
-# Rows on which a verifier hangs, whatever the answer, are lost but wrong nothing: counted over many rows, and the run
-# goes on with far more of them than of other unverified verdicts.
-HUNG_SHARE = 0.25
+# Rows on which a verifier hangs, whatever the answer, are lost but wrong nothing: their share is taken over many rows.
 MIN_ROWS = 32
 RECENT_ROWS = 256
 FP32_LOGP_ABS_MAX = 1e-3
@@ -119,12 +117,12 @@ class Watch:
         while sum(rows for _, rows in self._rows[1:]) >= RECENT_ROWS:
             self._rows.pop(0)
         found, rows = (sum(part) for part in zip(*self._rows, strict=True))
-        most = max(HUNG_SHARE, self._alarms.unverified_share)
+        most = self._alarms.hung_rows_share
         if rows >= MIN_ROWS and found / rows > most:
             look = (
                 "Look at `hangs_on_row` in the rollouts, and at these rows with `rlpost verify`; or raise its timeout"
             )
-            limit = f"above {most:g} (of the last {rows:g} rows), and every sample of a row timed out"
+            limit = f"above alarms.hung_rows_share {most:g} (the last {rows:g} rows; every sample of these timed out)"
             raise Alarm(step, "share of rows on which a verifier hangs", found / rows, limit, look)
 
     def _check_signal(self, step: int, metrics: Mapping[str, float]) -> None:

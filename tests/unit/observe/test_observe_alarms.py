@@ -63,6 +63,25 @@ def test_a_check_that_cannot_run_is_a_failure(name: str) -> None:
         watch().check(1, without(name))
 
 
+def hung(rows: int) -> dict[str, float]:
+    """A step of 16 groups of 4, in so many of which every sample timed out."""
+    found = {"groups/total": 16, "verifier/math/rows_hung": rows, "verifier/math/hangs_on_row": 4 * rows}
+    return GOOD | found | {"verifier/math/correct": 0, "verifier/math/unverified": 4 * rows}
+
+
+def test_rows_on_which_a_verifier_hangs_have_a_budget_of_their_own() -> None:
+    patient = watch()
+    for step in range(40):
+        patient.check(step, hung(4))  # a quarter: far above unverified_share, and not above hung_rows_share
+    with pytest.raises(Alarm, match=r"hangs is 0.253906, above alarms.hung_rows_share 0.25 \(the last 256 rows"):
+        patient.check(40, hung(5))
+    strict = watch(hung_rows_share=0.0)
+    strict.check(1, hung(1))  # fewer than 32 rows have been seen
+    with pytest.raises(Alarm, match=r"hung_rows_share 0 \(the last 32 rows"):
+        strict.check(2, hung(0))
+    watch(hung_rows_share=1.0).check(1, hung(16) | {"groups/total": 64})
+
+
 def test_a_step_that_consumed_nothing_needs_no_mismatch() -> None:
     nothing = without("mismatch/logp_abs_max", "mismatch/kl", "mismatch/logp_abs_max_fresh", "mismatch/kl_fresh")
     watch().check(1, nothing | {"samples/learned": 0})
