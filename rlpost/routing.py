@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from rlpost.config import Config, ConfigError, Experts, Model
+from rlpost.config import SAMPLED, Config, ConfigError, Experts, Model
 from rlpost.types import Sample
 
 EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
@@ -25,7 +25,9 @@ class DamagedRoutesError(RuntimeError):
 def admitted(
     samples: Sequence[Sample], invalid: Literal["live", "mask", "fail"]
 ) -> tuple[list[Sample], dict[str, float]]:
-    """The samples, those with damaged routes as `invalid` has it, and metrics of all on-policy ones.
+    """The samples, those with damaged routes as `invalid` has it, and metrics of all that an engine sampled.
+
+    Where one sample of a pair is masked, the other is too.
 
         routing/coverage          share of the tokens that were fed whose routes are there and sound
         routing/damaged           samples of which a token has none
@@ -38,7 +40,7 @@ def admitted(
     seen: set[int] = set()
     damaged: list[int] = []
     for i, sample in enumerate(samples):
-        if sample.source != "on_policy":
+        if sample.source not in SAMPLED:
             continue
         here = len(sample.prompt_ids) + len(sample.response_ids) - 1
         good = int(sample.routes.valid.sum()) if sample.routes is not None else 0
@@ -58,8 +60,10 @@ def admitted(
         )
     kept = list(samples)
     if invalid == "mask":
-        for i in damaged:
-            kept[i] = replace(kept[i], mask=np.zeros(len(kept[i].response_ids), bool))
+        pairs = {samples[i].group for i in damaged if samples[i].source == "pair"}
+        for i, sample in enumerate(samples):
+            if i in damaged or (sample.source == "pair" and sample.group in pairs):
+                kept[i] = replace(sample, mask=np.zeros(len(sample.response_ids), bool))
     metrics = {"routing/damaged": float(len(damaged))}
     if fed:
         metrics |= {"routing/coverage": sound / fed, "routing/bytes_per_token": size / fed}

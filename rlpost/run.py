@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 
 from rlpost import checkpoint, cluster
-from rlpost.config import SOURCES, Config, ConfigError
+from rlpost.config import SAMPLED, SOURCES, Config, ConfigError
 from rlpost.credit import Lesson
 from rlpost.data import PromptOrder, PromptSets, fill, judge_group, load_prompts, load_tokenizer
 from rlpost.evaluation import Results, evaluate
@@ -350,12 +350,14 @@ def step_metrics(
         "samples/consumed": account.consumed,
         "samples/dropped": account.dropped,
         "samples/running": account.running,
-        "samples/learned": len(lesson.credited) if lesson is not None else 0,
+        "samples/learned": 0,
         "staleness/max": max((run.version - 1 - int(v) for v in versions if v >= 0), default=0),
         "tokens_per_second": float(lengths.sum()) / max(seconds, 1e-9),
         "version": run.version,
     }
     if lesson is not None:
+        counts = lesson.batch.counts()
+        metrics["samples/learned"] = sum(counts[s][0] for s in SAMPLED if s in counts)
         metrics |= {f"samples/{s}": int(n) for s in SOURCES if (n := len(lesson.batch.of(s)))}
     metrics |= verdict_metrics(groups, [v.name for v in run.config.verifiers])
     if usable:

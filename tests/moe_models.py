@@ -83,8 +83,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 
-def make_model(family: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
-    """A causal language model with random weights, in evaluation mode. The global random state is left alone."""
+def make_model(family: str, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
+    """A causal language model with random weights, in evaluation mode. The global random state is left alone.
+
+    Args:
+        changes: to the family's configuration.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from rlpost.data import make_tokenizer
@@ -92,7 +96,7 @@ def make_model(family: str, seed: int = 0, dtype: torch.dtype = torch.float32) -
 
     tokenizer = make_tokenizer(CHARACTERS)
     config = AutoConfig.for_model(
-        **FAMILIES[family],
+        **{**FAMILIES[family], **changes},
         vocab_size=len(tokenizer),
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,

@@ -27,6 +27,8 @@ REWEIGHTERS = ("recap",)
 LIKELIHOODS = ("prob", "logprob", "avg_logprob", "avg_prob", "jepo", "nover")
 # Sources of samples, and which of them each strategy gives.
 SOURCES = ("on_policy", "rehearsal", "success_memory", "pair", "sft", "reference")
+# Of these the samples that engines of the run sampled, with log-probs and routes.
+SAMPLED = ("on_policy", "pair")
 STRATEGIES: dict[str, tuple[str, ...]] = {
     "uniform": ("on_policy",),
     "curriculum": ("on_policy",),

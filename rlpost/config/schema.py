@@ -375,6 +375,9 @@ class Alarms(Section):
     route_coverage: float = Field(
         0.95, ge=0, le=1, description="with routing.replay: least share of a step's tokens that have their routes"
     )
+    route_agreement: float = Field(
+        0.5, ge=0, le=1, description="with routing.replay: least share of tokens whose experts the routers would choose"
+    )
     dead_experts: float | None = Field(
         None, ge=0, le=1, description="largest share of a layer's experts that may get no token in a step"
     )

@@ -88,10 +88,9 @@ def add_lora(model: PreTrainedModel, lora: Lora) -> None:
 
 def moe_blocks(model: nn.Module) -> list[type[nn.Module]]:
     """The classes of the layers that hold a router and its experts; [] of a dense model."""
-    from rlpost.learner.routing import find_routers
+    from rlpost.learner.routing import is_router
 
-    routers = {id(router) for router in find_routers(model).values()}
-    parents = (m for m in model.modules() if any(id(child) in routers for child in m.children()))
+    parents = (m for m in model.modules() if any(is_router(child) for child in m.children()))
     return list({type(m): None for m in parents})
 
 
@@ -118,7 +117,7 @@ def checkpoint_tensors(
             continue
         layer = adapters.get(name.removesuffix(".base_layer.weight")) if name.endswith(".base_layer.weight") else None
         needed = [parameter] + (list(_lora_parameters(layer)) if layer is not None else [])
-        with _gathered(needed), torch.no_grad():
+        with gathered(needed), torch.no_grad():
             if keep:
                 value = parameter.detach()
                 if layer is not None:
@@ -150,7 +149,7 @@ def _lora_parameters(layer: Any) -> Iterator[nn.Parameter]:
 
 
 @contextmanager
-def _gathered(parameters: list[nn.Parameter]) -> Iterator[None]:
+def gathered(parameters: list[nn.Parameter]) -> Iterator[None]:
     """Whole parameters, where ZeRO-3 holds only this rank's shards of them."""
     sharded = [p for p in parameters if hasattr(p, "ds_id")]
     if not sharded:

@@ -162,10 +162,10 @@ class LearnerRank:
         Raises:
             UnsupportedRouterError: replay is asked for and cannot be had.
         """
-        from rlpost.learner.routing import Replay, UnsupportedRouterError, find_routers
+        from rlpost.learner.routing import Replay, UnsupportedRouterError, is_router
 
         wanted = self.spec.routing.replay != "off"
-        if not wanted and not find_routers(model):
+        if not wanted and not any(is_router(m) for m in model.modules()):
             return None
         try:
             return Replay(model)
@@ -290,8 +290,11 @@ class LearnerRank:
         """
         import torch
 
-        meter = Meter()
-        self._routed: Any = None  # what the routers did in this update
+        from rlpost.learner.routing import RouterStats
+
+        meter, replay = Meter(), self.engine.module.replay
+        # What the routers did in this update. Every rank adds its part to the sum, also one that was dealt nothing.
+        self._routed = None if replay is None else RouterStats(replay.layers, replay.experts, self.device)
         for number, plan in enumerate(steps):
             meter.update(self._optimizer_step(batch, plan, coefs, version, first=number == 0))
         if self._routed is not None:
@@ -384,8 +387,8 @@ class LearnerRank:
             if first and k == 0 and self._compares(version):
                 meter.update(self._live_mismatch(batch, micro))
             inputs, versions, scored = self._loss_inputs(batch, micro, coefs)
-            if (routers := self.engine.module.routers) is not None and not micro.muted:
-                self._routed = routers if self._routed is None else self._routed.add(routers)
+            if self._routed is not None and not micro.muted:
+                self._routed.add(self.engine.module.routers)
             loss, metrics = self.terms.loss(inputs, denominators)
             meter.update(metrics)
             if scored is not None or first:  # later steps of a batch have moved away from what sampled it

@@ -15,7 +15,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +24,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from rlpost.learner.model import gathered
 from rlpost.meter import Meter
 
 # What a router's class is called: Qwen3MoeTopKRouter, DeepseekV3TopkRouter, AfmoeTokenChoiceRouter, HunYuanMoEV1Gate.
@@ -53,6 +54,12 @@ class RouteGrid:
     real: torch.Tensor
 
 
+def is_router(module: nn.Module) -> bool:
+    """Whether a module is called, and made, as transformers' routers are."""
+    named = ROUTER_NAME.search(type(module).__name__) is not None
+    return named and hasattr(module, "top_k") and hasattr(module, "num_experts")
+
+
 def find_routers(model: nn.Module) -> dict[int, nn.Module]:
     """The routers of a model by absolute layer number, ascending; {} for a dense model.
 
@@ -61,9 +68,7 @@ def find_routers(model: nn.Module) -> dict[int, nn.Module]:
     """
     found: dict[int, tuple[str, nn.Module]] = {}
     for name, module in model.named_modules():
-        if not (
-            ROUTER_NAME.search(type(module).__name__) and hasattr(module, "top_k") and hasattr(module, "num_experts")
-        ):
+        if not is_router(module):
             continue
         number = next((int(part) for part in name.split(".") if part.isdigit()), 0)
         if number in found:
@@ -85,15 +90,21 @@ class RouterStats:
         agreeing: (layers,), replayed tokens for which the live router would have chosen the same set of experts.
         entropy: (layers,), entropies of the softmax over a router's logits, in nats, whatever formula makes weights.
         loads: (layers, experts), how often each expert was used.
-        recorded: (tokens, layers, top_k), the experts used, of the dtype of `RouteGrid.rows` (uint8, or int16 beyond
-            256 experts, where there was none); of `using(..., record=True)`, once it has ended, else None.
+        recorded: (tokens, layers, top_k), the experts used, uint8, or int16 beyond 256 experts; of
+            `using(..., record=True)`, once it has ended, else None.
     """
 
-    def __init__(self, layers: int, experts: int, device: torch.device) -> None:
-        self.totals = torch.zeros(2 + layers * (2 + experts), dtype=torch.float64, device=device)
-        counts, self.agreeing, self.entropy, loads = self.totals.split([2, layers, layers, layers * experts])
+    def __init__(self, layers: Sequence[int], experts: int, device: torch.device) -> None:
+        """
+        Args:
+            layers: absolute numbers of the layers that have a router.
+            experts: of a layer.
+        """
+        self.layers, n = tuple(layers), len(layers)
+        self.totals = torch.zeros(2 + n * (2 + experts), dtype=torch.float64, device=device)
+        counts, self.agreeing, self.entropy, loads = self.totals.split([2, n, n, n * experts])
         self.real, self.replayed = counts
-        self.loads = loads.view(layers, experts)
+        self.loads = loads.view(n, experts)
         self.recorded: torch.Tensor | None = None
 
     def add(self, other: RouterStats) -> RouterStats:
@@ -102,21 +113,29 @@ class RouterStats:
         return self
 
     def meter(self) -> Meter:
-        """The metrics `routing/*` and `router/*`; nothing of what no token was counted for. Waits for the device."""
+        """The metrics `routing/*` and `router/*`; nothing of what no token was counted for. Waits for the device.
+
+        What is told by layer too has the layer's number behind its name: `routing/agreement/3`.
+        """
         meter = Meter()
         real, replayed = float(self.real), float(self.replayed)
         if not real:
             return meter
-        layers, experts = self.loads.shape
+        experts = self.loads.shape[1]
         meter.mean("routing/replayed", replayed, real)
         meter.mean("routing/fallback", real - replayed, real)
-        if replayed:
-            meter.mean("routing/agreement", float(self.agreeing.sum()) / layers, replayed)
-            meter.min("routing/agreement_min", float(self.agreeing.min()) / replayed)
-        meter.mean("router/entropy", float(self.entropy.sum()) / layers, real)
         shares = self.loads / self.loads.sum(-1, keepdim=True)
-        evenness = torch.special.entr(shares).sum(-1).mean() / math.log(experts)
-        meter.mean("router/load_entropy", float(evenness) * real, real)
+        evenness = (torch.special.entr(shares).sum(-1) / math.log(experts)).tolist()
+        if replayed:
+            agreeing = self.agreeing.tolist()
+            meter.mean("routing/agreement", sum(agreeing) / len(agreeing), replayed)
+            meter.min("routing/agreement_min", min(agreeing) / replayed)
+            for layer, count in zip(self.layers, agreeing, strict=True):
+                meter.mean(f"routing/agreement/{layer}", count, replayed)
+        meter.mean("router/entropy", float(self.entropy.mean()), real)
+        meter.mean("router/load_entropy", sum(evenness) / len(evenness) * real, real)
+        for layer, value in zip(self.layers, evenness, strict=True):
+            meter.mean(f"router/load_entropy/{layer}", value * real, real)
         meter.max("router/load_max", float(shares.max()) * experts)
         meter.max("router/dead", float((self.loads == 0).double().mean(-1).max()))
         return meter
@@ -135,7 +154,7 @@ class Replay:
         """
         Raises:
             UnsupportedRouterError: no routers, routers that differ in size, or a router whose choice is not replaced
-                in a trial call. Where weights are sharded (ZeRO-3) there is no trial; the first forward shows it.
+                in a trial call. Under ZeRO-3 all ranks try together.
         """
         self.model = type(model).__name__
         routers = find_routers(model)
@@ -215,12 +234,11 @@ class _Forward:
                     f"rows of routes hold experts {int(routes.rows.min())} to {int(routes.rows.max())}, but "
                     f"{replay.model} has {replay.experts} of them"
                 )
-            self.dtype = routes.rows.dtype
             self.missing = (routes.index < 0).unsqueeze(-1)
             self.row = routes.index.clamp(min=0)
             self.replayed = routes.real & (routes.index >= 0)
         device = replay.device if routes is None else routes.index.device
-        self.stats = RouterStats(len(replay.layers), replay.experts, device)
+        self.stats = RouterStats(replay.layers, replay.experts, device)
         self.used: list[torch.Tensor | None] = [None] * len(replay.layers)
 
     def choose(self, at: int, live: torch.Tensor) -> torch.Tensor:
@@ -337,6 +355,10 @@ class _Hook:
     @torch.no_grad()
     def try_out(self) -> None:
         """Replay every expert in turn on random hidden states, unless the weights are elsewhere."""
+        with gathered(list(self.router.parameters())):
+            self._try_out()
+
+    def _try_out(self) -> None:
         replay, name = self.replay, f"{type(self.router).__name__} of {self.replay.model}"
         weight = next((p for p in self.router.parameters() if p.ndim == 2), None)
         if weight is None or weight.is_meta or not weight.numel():

@@ -46,7 +46,8 @@ class Watch:
 
     Metrics it reads, beside those of metrics.jsonl: `mismatch/logp_abs_max_fresh` and `mismatch/kl_fresh`, over
     tokens sampled with the learner's current weights and absent when there are none; `groups/with_signal`, how many
-    groups of the step have rewards that differ; `samples/learned`, how many samples the step learned from.
+    groups of the step have rewards that differ; `samples/learned`, how many of
+    the samples the step's engines gave have a token that was learned from.
     """
 
     def __init__(self, alarms: Alarms, dtype_is_fp32: bool, replay: str = "off") -> None:
@@ -66,10 +67,11 @@ class Watch:
     def check(self, step: int, metrics: Mapping[str, float]) -> None:
         """Raise `Alarm` if a metric of this step is wrong, or one that must be there is missing."""
         self._check_finite(step, metrics)
-        self._check_mismatch(step, metrics)
         self._check_verdicts(step, metrics)
+        self._check_routes(step, metrics)  # before the mismatch: wrong routes are one cause of it, and the clearer one
+        self._check_mismatch(step, metrics)
         self._check_signal(step, metrics)
-        self._check_routers(step, metrics)
+        self._check_experts(step, metrics)
 
     def state_dict(self) -> dict[str, Any]:
         return {"without_signal": self._without_signal, "rows": self._rows}
@@ -133,16 +135,30 @@ class Watch:
             limit = f"for {self._without_signal} steps in a row (alarms.no_signal_steps {self._alarms.no_signal_steps})"
             raise Alarm(step, "groups/with_signal", 0.0, limit, look)
 
-    def _check_routers(self, step: int, metrics: Mapping[str, float]) -> None:
-        """A run that asked for replay gets it, and experts stay alive."""
-        if self._replay != "off" and _required(step, metrics, "samples/learned") > 0:
-            asked = f"though routing.replay is {self._replay}"
-            look = "The learner used its live routers: look at routing/* in metrics.jsonl and at rollout.engine_args"
-            if _required(step, metrics, "routing/replayed") == 0:
-                raise Alarm(step, "routing/replayed", 0.0, asked, look)
-            least = self._alarms.route_coverage
-            if self._replay == "r3" and (found := _required(step, metrics, "routing/coverage")) < least:
-                raise Alarm(step, "routing/coverage", found, f"below alarms.route_coverage {least:g}, {asked}", look)
+    def _check_routes(self, step: int, metrics: Mapping[str, float]) -> None:
+        """A run that asked for replay gets it, with the routes of its own tokens."""
+        if self._replay == "off":
+            return
+        learned = _required(step, metrics, "samples/learned") > 0
+        asked = f"though routing.replay is {self._replay}"
+        look = "The learner used its live routers: look at routing/* in metrics.jsonl and at rollout.engine_args"
+        name, least = "routing/coverage", self._alarms.route_coverage
+        if self._replay == "r3" and (name in metrics or learned) and _required(step, metrics, name) < least:
+            raise Alarm(step, name, metrics[name], f"below alarms.route_coverage {least:g}, {asked}", look)
+        if not learned:
+            return
+        if _required(step, metrics, "routing/replayed") == 0:
+            raise Alarm(step, "routing/replayed", 0.0, asked, look)
+        name, least = "routing/agreement", self._alarms.route_agreement
+        if _required(step, metrics, name) < least:
+            look = (
+                "The routers would have chosen other experts, as if the routes were another token's or another model's: "
+                "look at routing/agreement/* and mismatch_live/* in metrics.jsonl, and at staleness/max"
+            )
+            raise Alarm(step, name, metrics[name], f"below alarms.route_agreement {least:g}", look)
+
+    def _check_experts(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Experts stay alive."""
         look = "The routers send tokens to few experts: look at router/* in metrics.jsonl and at learner.lr"
         most, least_entropy = self._alarms.dead_experts, self._alarms.router_load_entropy
         if most is not None and metrics.get("router/dead", 0.0) > most:

@@ -196,6 +196,16 @@ def test_samples_from_elsewhere_need_no_routes():
     assert admitted([given_], "fail") == ([given_], {"routing/damaged": 0.0})
 
 
+def test_both_sides_of_a_pair_need_their_routes():
+    sides = [sample(rows(3), 4, 2, 0), sample(rows(3), 4, 2, 1, np.zeros(5, bool)), sample(rows(3), 4, 2, 2)]
+    sides = [replace(side, source="pair", group=group) for side, group in zip(sides, (7, 7, 8), strict=True)]
+    kept, metrics = admitted(sides, "mask")
+    assert metrics["routing/coverage"] == pytest.approx(10 / 15)
+    assert [s.mask is not None and not s.mask.any() for s in kept] == [True, True, False]
+    with pytest.raises(DamagedRoutesError):
+        admitted(sides, "fail")
+
+
 # ---------------------------------------------------------------------------------------------------------- alarms
 
 STEP = {"samples/learned": 8.0, "groups/with_signal": 1.0, "mismatch/logp_abs_max": 0.0, "mismatch/kl": 0.0}
@@ -209,17 +219,34 @@ def test_a_run_that_asked_for_replay_and_got_none_stops():
     watch("off").check(1, STEP)
     with pytest.raises(Alarm, match=r"routing/replayed is missing"):
         watch("r2").check(1, STEP)
+    with pytest.raises(Alarm, match=r"routing/coverage is missing"):
+        watch("r3").check(1, STEP)
     with pytest.raises(Alarm, match=r"routing/replayed is 0, though routing.replay is r3"):
         watch("r3").check(1, {**STEP, "routing/replayed": 0.0, "routing/coverage": 1.0})
-    watch("r2").check(1, {**STEP, "routing/replayed": 0.9})
+    watch("r2").check(1, {**STEP, "routing/replayed": 0.9, "routing/agreement": 0.9})
 
 
 def test_coverage_that_falls_stops_the_run():
-    fine = {**STEP, "routing/replayed": 0.9, "routing/coverage": 0.96}
+    fine = {**STEP, "routing/replayed": 0.9, "routing/agreement": 0.9, "routing/coverage": 0.96}
     watch("r3").check(1, fine)
     with pytest.raises(Alarm, match=r"routing/coverage is 0.9, below alarms.route_coverage 0.95"):
         watch("r3").check(1, {**fine, "routing/coverage": 0.9})
     watch("r3", route_coverage=0.5).check(1, {**fine, "routing/coverage": 0.9})
+
+
+def test_coverage_is_checked_though_all_samples_were_masked_for_it():
+    masked = {"samples/learned": 0.0, "groups/with_signal": 1.0, "routing/damaged": 8.0}
+    watch("r3").check(1, masked)
+    with pytest.raises(Alarm, match=r"routing/coverage is 0, below"):
+        watch("r3").check(1, {**masked, "routing/coverage": 0.0})
+
+
+def test_routes_that_the_routers_would_not_choose_stop_the_run():
+    shifted = {**STEP, "routing/replayed": 1.0, "routing/coverage": 1.0, "routing/agreement": 0.2}
+    with pytest.raises(Alarm, match=r"routing/agreement is 0.2, below alarms.route_agreement 0.5"):
+        watch("r3").check(1, shifted)
+    watch("r3", route_agreement=0.1).check(1, shifted)
+    watch("off").check(1, shifted)
 
 
 def test_routers_that_collapse_stop_the_run_where_that_is_asked_for():

@@ -68,10 +68,17 @@ def test_routes_of_the_engine_are_replayed_while_weights_change_under_it(config)
             assert name in row
 
 
-def test_a_run_whose_routes_are_lost_stops_with_an_alarm(config):
-    path, run = config("lost")
-    done = rlpost("train", path, faults="routes.drop", expect=4)
-    assert "routing/replayed is 0, though routing.replay is r3" in done.stderr
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        ("routes.drop", "routing/coverage is 0, below alarms.route_coverage 0.95, though routing.replay is r3"),
+        ("routes.shift", "below alarms.route_agreement 0.5"),
+    ],
+)
+def test_a_run_whose_routes_are_lost_or_of_other_tokens_stops_with_an_alarm(config, fault: str, says: str):
+    path, run = config(fault.partition(".")[2], alarms={"mismatch_kl": 9.0, "mismatch_logp_abs_max": 99.0})
+    done = rlpost("train", path, faults=fault, expect=4)
+    assert says in done.stderr
     assert len(metrics(run)) == 1
 
 

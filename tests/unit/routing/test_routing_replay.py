@@ -101,7 +101,7 @@ def test_rows_of_every_dtype_say_the_same(dtype):
     again, grads_again, stats = score(model, layout, replay, layout.grid(rows.to(dtype)))
     assert torch.equal(again, logits)
     assert_same(grads_again, grads)
-    assert stats.recorded.dtype == dtype
+    assert stats.recorded.dtype == torch.uint8
 
 
 def test_a_row_that_names_an_expert_twice_is_taken_at_its_word():
@@ -337,6 +337,23 @@ def test_gradient_checkpointing_recomputes_with_the_experts_of_its_own_forward(f
     assert torch.equal(stats.totals, plain.totals)
     assert torch.equal(stats.totals, counted[0])
     assert torch.equal(between.totals, counted[1])
+
+
+def test_experts_beyond_256_keep_their_numbers_in_records_and_recomputation():
+    model, layout = make_model("qwen3_moe", num_experts=300), lay_out(sequences(1))
+    replay = Replay(model.train())
+    live = layout.grid(torch.zeros(0, 2, 2, dtype=torch.uint8), torch.full((24,), -1))
+    chosen = own_choice(model, replay, layout)
+    assert chosen.max() > 255
+    logits, grads, _ = score(model, layout, replay, live)
+    with replay.using(live, record=True) as stats:
+        layout.forward(model)
+    assert torch.equal(by_token(layout, stats).long(), chosen.long())
+    how = {"use_reentrant": False, "context_fn": replay.checkpoint_context}
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
+    again, grads_again, _ = score(model, layout, replay, live)
+    torch.testing.assert_close(again, logits, atol=1e-6, rtol=0)
+    assert_same(grads_again, grads, atol=1e-6)
 
 
 def test_checkpointing_recomputes_live_tokens_as_they_were_even_if_the_router_has_moved():

@@ -74,9 +74,11 @@ def test_statistics_are_those_of_a_count_by_hand(family):
     assert values["routing/fallback"] == pytest.approx(5 / 24)
     assert values["routing/agreement"] == pytest.approx(sum(agreeing) / len(agreeing) / 19)
     assert values["routing/agreement_min"] == pytest.approx(min(agreeing) / 19)
+    assert [values[f"routing/agreement/{n}"] for n in replay.layers] == pytest.approx([a / 19 for a in agreeing])
     assert values["router/entropy"] == pytest.approx(sum(entropies) / len(entropies) / 24, rel=1e-5)
     evenness = [-sum(c / 48 * math.log(c / 48) for c in count.values()) / math.log(8) for count in loads]
     assert values["router/load_entropy"] == pytest.approx(sum(evenness) / len(evenness))
+    assert [values[f"router/load_entropy/{n}"] for n in replay.layers] == pytest.approx(evenness)
     assert values["router/load_max"] == pytest.approx(max(max(count.values()) for count in loads) / 6)
     assert values["router/dead"] == pytest.approx(max(8 - len(count) for count in loads) / 8)
 
@@ -147,7 +149,7 @@ def test_sums_of_any_cut_into_forwards_are_those_of_one(routed, cuts):
     chosen, rows = sequences(1), random_rows(replay, 24, seed=2)
     starts = [0, 5, 14, 17]
     whole = run(model, replay, layout := lay_out(chosen), layout.grid(rows))
-    total = RouterStats(2, 8, torch.device("cpu"))
+    total = RouterStats(replay.layers, 8, torch.device("cpu"))
     for part in set(cuts):
         members = [i for i in range(4) if cuts[i] == part]
         layout = lay_out([chosen[i] for i in members])
