@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from rlpost.config import Learner, Model, Objective, Routing
 from rlpost.learner.batch import Batch
@@ -167,10 +168,33 @@ def test_r2_replays_over_several_optimizer_steps_what_was_chosen_before_the_firs
         learner.shutdown()
 
 
+def test_a_rank_that_is_dealt_no_sequence_waits_for_nobody(ray_cluster, moe):
+    learner = group(spec(moe, zero_stage=0, ranks=2), 2)
+    try:
+        metrics = learn(learner, batches(1, sequences=1)[0])
+    finally:
+        learner.shutdown()
+    assert 0 < metrics["routing/replayed"] <= 1
+
+
+@pytest.mark.parametrize("zero_stage", [0, 3])
+def test_a_model_whose_routers_cannot_be_replayed_learns_without(ray_cluster, tmp_path, zero_stage):
+    sizes = {"num_local_experts": 8, "hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 2}
+    config = AutoConfig.for_model("phimoe", num_hidden_layers=2, intermediate_size=32, vocab_size=78, **sizes)
+    save_model(AutoModelForCausalLM.from_config(config), tmp_path)
+    learner = group(spec(tmp_path, replay="off", zero_stage=zero_stage), 1)
+    try:
+        metrics = learn(learner, batches(1)[0])
+    finally:
+        learner.shutdown()
+    assert np.isfinite(metrics["grad_norm"])
+    assert not any(name.startswith("routing/") for name in metrics)
+    with pytest.raises(Exception, match=r"PhimoeTopKRouter .*Turn routing.replay off"):
+        group(spec(tmp_path, zero_stage=zero_stage), 1)
+
+
 @pytest.mark.parametrize("zero_stage", [0, 3])
 def test_an_exported_mixture_of_experts_is_the_one_that_was_learned(ray_cluster, moe, tmp_path, zero_stage):
-    from transformers import AutoModelForCausalLM
-
     learner = group(spec(moe, zero_stage=zero_stage), 1 + zero_stage // 3)
     try:
         learn(learner, batches(1)[0])
