@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from routing_cases import by_token, gradients, lay_out, loss, own_choice, random_rows, sequences
 
+from rlpost.config import Lora
+from rlpost.learner.model import add_lora
 from rlpost.learner.routing import Replay, find_routers
 from tests.moe_models import FAMILIES, make_model
 
@@ -337,6 +339,22 @@ def test_gradient_checkpointing_recomputes_with_the_experts_of_its_own_forward(f
     assert torch.equal(stats.totals, plain.totals)
     assert torch.equal(stats.totals, counted[0])
     assert torch.equal(between.totals, counted[1])
+
+
+def test_adapters_learn_with_the_experts_they_are_given():
+    model, layout = make_model("qwen3_moe"), lay_out(sequences(1))
+    add_lora(model, Lora(rank=2))
+    replay = Replay(model.train())
+    rows = random_rows(replay, 24, seed=2)
+    logits, grads, stats = score(model, layout, replay, layout.grid(rows))
+    assert torch.equal(by_token(layout, stats), rows)
+    assert grads and all("lora_" in name for name in grads)
+    model.enable_input_require_grads()
+    how = {"use_reentrant": False, "context_fn": replay.checkpoint_context}
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
+    again, grads_again, _ = score(model, layout, replay, layout.grid(rows))
+    torch.testing.assert_close(again, logits, atol=1e-6, rtol=0)
+    assert_same(grads_again, grads, atol=1e-6)
 
 
 def test_experts_beyond_256_keep_their_numbers_in_records_and_recomputation():
