@@ -129,7 +129,7 @@ class LearnerRank:
             how: dict[str, Any] = {"use_reentrant": False}
             if replay is not None:
                 how["context_fn"] = replay.checkpoint_context
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
+            model.activation_checkpointing_enable(activation_checkpointing_kwargs=how)
             if spec.model.lora is not None:
                 model.enable_input_require_grads()
         policy = Policy(model, spec.learner.logits_chunk_tokens, replay)

@@ -321,7 +321,9 @@ def test_gradient_checkpointing_recomputes_with_the_experts_of_its_own_forward(f
         asked.append(replay.active)
         return replay.checkpoint_context()
 
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False, "context_fn": context})
+    model.activation_checkpointing_enable(
+        activation_checkpointing_kwargs={"use_reentrant": False, "context_fn": context}
+    )
     other = lay_out(sequences(5, (4, 8)))
     with replay.using(routes) as stats:
         first = layout.forward(model)
@@ -351,7 +353,7 @@ def test_adapters_learn_with_the_experts_they_are_given():
     assert grads and all("lora_" in name for name in grads)
     model.enable_input_require_grads()
     how = {"use_reentrant": False, "context_fn": replay.checkpoint_context}
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs=how)
     again, grads_again, _ = score(model, layout, replay, layout.grid(rows))
     torch.testing.assert_close(again, logits, atol=1e-6, rtol=0)
     assert_same(grads_again, grads, atol=1e-6)
@@ -368,7 +370,7 @@ def test_experts_beyond_256_keep_their_numbers_in_records_and_recomputation():
         layout.forward(model)
     assert torch.equal(by_token(layout, stats).long(), chosen.long())
     how = {"use_reentrant": False, "context_fn": replay.checkpoint_context}
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs=how)
     again, grads_again, _ = score(model, layout, replay, live)
     torch.testing.assert_close(again, logits, atol=1e-6, rtol=0)
     assert_same(grads_again, grads, atol=1e-6)
@@ -425,7 +427,7 @@ def test_a_backward_pass_inside_another_forwards_routes_keeps_both_apart():
 def test_checkpointing_that_does_not_know_the_routes_is_an_error(reentrant):
     model, layout = make_model("qwen3_moe").train(), lay_out(sequences(1))
     replay = Replay(model)
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": reentrant})
     with replay.using(layout.grid(random_rows(replay, 24, seed=2))):
         logits = layout.forward(model)
     with pytest.raises(RuntimeError, match=r"context_fn=replay\.checkpoint_context"):
