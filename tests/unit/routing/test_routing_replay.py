@@ -350,7 +350,8 @@ def test_adapters_learn_with_the_experts_they_are_given():
     rows = random_rows(replay, 24, seed=2)
     logits, grads, stats = score(model, layout, replay, layout.grid(rows))
     assert torch.equal(by_token(layout, stats), rows)
-    assert grads and all("lora_" in name for name in grads)
+    assert grads
+    assert all("lora_" in name for name in grads)
     model.enable_input_require_grads()
     how = {"use_reentrant": False, "context_fn": replay.checkpoint_context}
     model.activation_checkpointing_enable(activation_checkpointing_kwargs=how)
