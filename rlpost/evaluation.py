@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rlpost.observe import bootstrap, summarize
-from rlpost.verify.task import HANGS
+from rlpost.verify.task import ON_ROW
 
 if TYPE_CHECKING:
     from rlpost.rollout.request import Sampling
@@ -26,9 +26,9 @@ class Results:
             different correct responses a prompt's samples hold; `nll`, mean over prompts of the mean -log p of a
             sampled token in nats, which estimates the entropy of what was sampled from (not when greedy).
         correct: for each prompt its samples' verdicts; unverified samples are left out, all of them where the verifier
-            hangs on the row.
+            hangs or crashes on the row.
         unverified: how many samples no verdict was reached on.
-        hung: how many prompts the intervals leave out, because the verifier hangs on their rows, whatever the answer.
+        hung: how many prompts the intervals leave out: the verifier hangs or crashes on their rows, whatever the answer.
         groups: what was sampled and scored.
     """
 
@@ -51,7 +51,7 @@ def evaluate(
     """Sample every prompt and count what the verifier `judge` calls correct.
 
     Raises:
-        RuntimeError: a prompt is left with fewer verdicts than the largest k, or the verifier hangs on every row.
+        RuntimeError: a prompt is left with fewer verdicts than the largest k, or the verifier fails on every row.
     """
     groups = sampler.sample_all(prompts, samples, sampling, seed)
     correct: list[list[bool]] = []
@@ -61,7 +61,7 @@ def evaluate(
         known = [v.status == "correct" for v in verdicts if v.status != "unverified"]
         reasons = {v.reason for v in verdicts if v.status == "unverified"}
         unverified += len(verdicts) - len(known)
-        if len(known) < max(k) and reasons != {HANGS}:
+        if len(known) < max(k) and not (reasons and reasons <= {*ON_ROW.values()}):
             raise RuntimeError(
                 f"prompt {group.prompt.id}: {len(known)} of {len(verdicts)} samples have a verdict of {judge!r}, too few "
                 f"for pass@{max(k)}; reasons: {sorted(reasons)}"
@@ -69,7 +69,7 @@ def evaluate(
         correct.append(known)
     known_groups = [g for g, known in zip(groups, correct, strict=True) if known]
     if not known_groups:
-        raise RuntimeError(f"{judge!r} hangs on all {len(groups)} prompts of the evaluation")
+        raise RuntimeError(f"{judge!r} hangs or crashes on all {len(groups)} prompts of the evaluation")
     intervals = {
         **summarize([known for known in correct if known], k),
         **diversity(known_groups, judge, greedy=sampling.temperature == 0),

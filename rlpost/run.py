@@ -29,7 +29,7 @@ from rlpost.routing import admitted
 from rlpost.types import Group, Prompt, Sample, Status
 from rlpost.verify import open_pool
 from rlpost.verify.references import checker
-from rlpost.verify.task import HANGS
+from rlpost.verify.task import ON_ROW
 
 if TYPE_CHECKING:
     from rlpost.likelihood import LikelihoodReward
@@ -161,7 +161,7 @@ class Run:
         if results.hung:
             self.recorder.console.warn(
                 f"{results.hung} of {len(results.correct)} prompts are left out of this evaluation: "
-                f"{self.referee} hangs on their rows, whatever the answer"
+                f"{self.referee} hangs or crashes on their rows, whatever the answer"
             )
         self.recorder.evaluation(when, self.step, results.intervals)
         if self.step:
@@ -184,7 +184,7 @@ class Run:
         credit = lesson.credited if lesson is not None else {}
         metrics = {
             **self.pool.stats(),  # since the last step, evaluations included: times, time-outs, restarts
-            **step_metrics(self, groups, kept, lesson, times["time/total"]),  # of this step's own samples: verdicts
+            **step_metrics(self, groups, kept, lesson, times["time/total"]),  # of this step's own samples
             **self.strategy.metrics(),
             **(self.likelihood.metrics() if self.likelihood is not None else {}),
             **self.routing_metrics,
@@ -368,8 +368,10 @@ def step_metrics(
 
 
 def verdict_metrics(groups: Sequence[Group], names: Sequence[str]) -> dict[str, float]:
-    """By verifier how many verdicts there are of each status, the rows it hung on, and what programs ran in.
+    """By verifier how many verdicts there are of each status, on how many rows, and what programs ran in.
 
+    `verifier/<name>/rows_hung` of its `rows` are those on which it timed out or crashed whatever the answer, and
+    `hangs_on_row`, `crashes_on_row` the unverified verdicts this gave.
     `verifier/sandbox_tier` is that of the worst sandbox used: 1 for A to 4 for D; absent when no program ran.
     """
     metrics: dict[str, float] = {}
@@ -377,10 +379,13 @@ def verdict_metrics(groups: Sequence[Group], names: Sequence[str]) -> dict[str, 
         rows = [
             [r.verdicts[name] for r in g.rollouts if name in r.verdicts and r.finish_reason != "abort"] for g in groups
         ]
-        found = [verdict.status for row in rows for verdict in row]
-        hung = [sum(verdict.reason == HANGS for verdict in row) for row in rows]
-        metrics |= {f"verifier/{name}/{status}": found.count(status) for status in get_args(Status)}
-        metrics |= {f"verifier/{name}/hangs_on_row": sum(hung), f"verifier/{name}/rows_hung": sum(map(bool, hung))}
+        verdicts = [verdict for row in rows for verdict in row]
+        hung = [any(verdict.reason in ON_ROW.values() for verdict in row) for row in rows]
+        metrics |= {f"verifier/{name}/{s}": sum(v.status == s for v in verdicts) for s in get_args(Status)}
+        metrics |= {
+            f"verifier/{name}/{reason}": sum(v.reason == reason for v in verdicts) for reason in ON_ROW.values()
+        }
+        metrics |= {f"verifier/{name}/rows": sum(map(bool, rows)), f"verifier/{name}/rows_hung": sum(hung)}
     boxes = [verdict.details.get("sandbox") for g in groups for r in g.rollouts for verdict in r.verdicts.values()]
     # A user's verifier may have a detail of that name too.
     tiers = [box["tier"] for box in boxes if isinstance(box, dict) and box.get("tier") in tuple("ABCD")]

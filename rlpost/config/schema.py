@@ -367,9 +367,14 @@ class Alarms(Section):
         None, gt=0, description="engine against learner on the same weights; 1e-3 in float32, else off by default"
     )
     mismatch_kl: float = Field(0.05, gt=0, description="KL(engine || learner) over tokens of the same weights")
-    unverified_share: float = Field(0.05, ge=0, le=1, description="share of a step's verdicts that may be unverified")
+    unverified_share: float = Field(
+        0.05, ge=0, le=1, description="share of a verifier's last 256 verdicts that may be unverified"
+    )
     hung_rows_share: float = Field(
-        0.25, ge=0, le=1, description="share of the last 256 rows on which a verifier times out, whatever the answer"
+        0.25,
+        ge=0,
+        le=1,
+        description="share of a verifier's last 256 rows on which it may time out or crash, whatever the answer",
     )
     no_signal_steps: int = Field(20, ge=1, description="steps in a row without one group that has a signal")
     route_coverage: float = Field(

@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from rlpost.config import Alarms
+from rlpost.verify.protocol import STATUSES
+from rlpost.verify.task import ON_ROW
 
-# Below this many verdicts in a step, one unlucky item would be a large share.
-MIN_VERDICTS = 8
-# Rows on which a verifier hangs, whatever the answer, are lost but wrong nothing: their share is taken over many rows.
+# Shares of verdicts and of rows are taken over the newest steps with this many, so that small steps count together,
+# and as if there had been this many where there are fewer: else one unlucky item would be a large share.
+RECENT = 256
+# Rows on which a verifier hangs or crashes, whatever the answer, cost time: many at the start need not become `RECENT`.
 MIN_ROWS = 32
-RECENT_ROWS = 256
 FP32_LOGP_ABS_MAX = 1e-3
 
 _LOOK_MISMATCH = (
@@ -62,7 +64,8 @@ class Watch:
         if self._logp_limit is None and dtype_is_fp32:
             self._logp_limit = FP32_LOGP_ABS_MAX
         self._without_signal = 0
-        self._rows: list[tuple[float, float]] = []  # of recent steps: (hung, all), with the newest last
+        # By what is counted, of each recent step how many are bad, and how many there are; the newest last.
+        self._recent: dict[str, list[tuple[float, float]]] = {}
 
     def check(self, step: int, metrics: Mapping[str, float]) -> None:
         """Raise `Alarm` if a metric of this step is wrong, or one that must be there is missing."""
@@ -74,11 +77,11 @@ class Watch:
         self._check_experts(step, metrics)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"without_signal": self._without_signal, "rows": self._rows}
+        return {"without_signal": self._without_signal, "recent": self._recent}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._without_signal = int(state["without_signal"])
-        self._rows = [(hung, rows) for hung, rows in state.get("rows", ())]
+        self._recent = {what: [(bad, n) for bad, n in steps] for what, steps in state.get("recent", {}).items()}
 
     def _check_finite(self, step: int, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items():
@@ -99,33 +102,42 @@ class Watch:
                 raise Alarm(step, name, metrics[name], f"above {key} {limit:g}", _LOOK_MISMATCH)
 
     def _check_verdicts(self, step: int, metrics: Mapping[str, float]) -> None:
-        counts = {"correct": 0.0, "wrong": 0.0, "partial": 0.0, "unverified": 0.0}
-        for name, value in metrics.items():
-            status = name.rpartition("/")[2]
-            if name.startswith("verifier/") and status in counts:
-                counts[status] += value
-        hung = {name: value for name, value in metrics.items() if name.endswith(("/hangs_on_row", "/rows_hung"))}
-        counts["unverified"] -= sum(value for name, value in hung.items() if name.endswith("/hangs_on_row"))
-        self._check_hung(step, max((v for n, v in hung.items() if n.endswith("/rows_hung")), default=0.0), metrics)
-        total = sum(counts.values())
-        share = counts["unverified"] / total if total else 0.0
-        if total >= MIN_VERDICTS and share > self._alarms.unverified_share:
-            look = "Verifiers break on their own: look at `reason` in this step's rollouts and at the verifiers' logs"
-            limit = f"above alarms.unverified_share {self._alarms.unverified_share:g} ({total:g} verdicts)"
-            raise Alarm(step, "share of unverified verdicts", share, limit, look)
-
-    def _check_hung(self, step: int, hung: float, metrics: Mapping[str, float]) -> None:
-        self._rows.append((hung, metrics.get("groups/total", 0.0)))
-        while sum(rows for _, rows in self._rows[1:]) >= RECENT_ROWS:
-            self._rows.pop(0)
-        found, rows = (sum(part) for part in zip(*self._rows, strict=True))
-        most = self._alarms.hung_rows_share
-        if rows >= MIN_ROWS and found / rows > most:
-            look = (
-                "Look at `hangs_on_row` in the rollouts, and at these rows with `rlpost verify`; or raise its timeout"
+        """Each verifier by itself: a sample that one of them cannot score is lost, and some are for few rows."""
+        for key in [name for name in metrics if name.startswith("verifier/") and name.endswith("/unverified")]:
+            verifier = key.removesuffix("/unverified")
+            name = verifier.removeprefix("verifier/")
+            self._check_hung(
+                step, name, metrics.get(f"{verifier}/rows_hung", 0.0), metrics.get(f"{verifier}/rows", 0.0)
             )
-            limit = f"above alarms.hung_rows_share {most:g} (the last {rows:g} rows; every sample of these timed out)"
-            raise Alarm(step, "share of rows on which a verifier hangs", found / rows, limit, look)
+            on_row = sum(metrics.get(f"{verifier}/{reason}", 0.0) for reason in ON_ROW.values())
+            verdicts = sum(metrics.get(f"{verifier}/{status}", 0.0) for status in STATUSES) - on_row
+            found, total = self._recently(key, metrics[key] - on_row, verdicts)
+            if found / max(total, RECENT) > self._alarms.unverified_share:
+                look = f"{name} breaks on its own: look at `reason` in this step's rollouts and at the verifier's log"
+                limit = (
+                    f"above alarms.unverified_share {self._alarms.unverified_share:g} ({found:g} of its last {total:g})"
+                )
+                raise Alarm(step, f"share of unverified verdicts of {name}", found / total, limit, look)
+
+    def _check_hung(self, step: int, name: str, hung: float, rows: float) -> None:
+        found, total = self._recently(f"verifier/{name}/rows", hung, rows)
+        most = self._alarms.hung_rows_share
+        if found / max(total, MIN_ROWS) > most:
+            look = (
+                f"Look at {' and '.join(f'`{reason}`' for reason in ON_ROW.values())} in the rollouts, and at these "
+                "rows with `rlpost verify`; or raise its timeout"
+            )
+            limit = f"above alarms.hung_rows_share {most:g} ({found:g} of its last {total:g}, whatever the answer)"
+            raise Alarm(step, f"share of rows on which {name} hangs or crashes", found / total, limit, look)
+
+    def _recently(self, what: str, bad: float, count: float) -> tuple[float, float]:
+        """How many are bad, and how many there are, in the newest steps that hold `RECENT`; this one is added."""
+        steps = self._recent.setdefault(what, [])
+        if count:
+            steps.append((bad, count))
+        while sum(of for _, of in steps[1:]) >= RECENT:
+            steps.pop(0)
+        return sum(n for n, _ in steps), sum(of for _, of in steps)
 
     def _check_signal(self, step: int, metrics: Mapping[str, float]) -> None:
         has_signal = _required(step, metrics, "groups/with_signal") > 0

@@ -4,8 +4,8 @@ Promises:
 - every future ends: with the scored rollout, or with a `VerifierError` when the pool is closed or cannot go on;
 - a verdict takes at most its verifier's time-out from the moment its work begins, then the worker's process group is
   killed, reaped and replaced, and whatever else waited there goes back to the front of the queue, unblamed;
-- what the completion can cause is wrong, what it cannot cause is unverified, never a zero reward: a time-out of all
-  samples of a group is the row's or the verifier's doing, that of some of them is theirs;
+- what the completion can cause is wrong, what it cannot cause is unverified, never a zero reward: time-outs or crashes
+  on all samples of a group are the row's or the verifier's doing, those on some of them are theirs;
 - at most `MAX_CALLS` calls, or one batch, are with a worker at a time.
 """
 
@@ -24,7 +24,7 @@ from rlpost.verify.cache import VerdictCache, prefix, shared
 from rlpost.verify.plan import Plan, made_of
 from rlpost.verify.process import WorkerProcess
 from rlpost.verify.protocol import Traits, VerifierError
-from rlpost.verify.task import Backlog, Call, Failure, Item, Tally, Task, described, outcomes_of, summary
+from rlpost.verify.task import ON_ROW, Backlog, Call, Failure, Item, Tally, Task, described, outcomes_of, summary
 
 if TYPE_CHECKING:
     from rlpost import config
@@ -125,8 +125,8 @@ class VerifierPool:
     def submit(self, rollout: Rollout, prompt: Prompt) -> Future[Rollout]:
         """Score a rollout; the future gives `rollout.scored(...)`. It cannot be cancelled.
 
-        An aborted rollout is unverified by every verifier without being run, and is not counted in `stats`. One that no
-        verifier with a weight applies to is unverified, with the reason `no_verifier`.
+        An aborted rollout is unverified by every verifier without being run. One that no verifier with a weight applies
+        to is unverified, with the reason `no_verifier`.
 
         Raises:
             VerifierError: the pool is not running, the prompt's reference or metadata is not plain JSON, or a verifier
@@ -142,9 +142,9 @@ class VerifierPool:
         """Score all responses of a group to one prompt; as `submit`, and for group verifiers too.
 
         A group verifier gets the responses that were not aborted. Its time-out or crash cannot be laid to one of
-        several responses, and makes them unverified. Where any other verifier times out on some of the responses those
-        are wrong (`timeout`); where it does on all, of two or more, they are unverified (`hangs_on_row`). So a verdict
-        of `timeout` may come as late as that of the last response of its group.
+        several responses, and makes them unverified, as that of a service does. Where any other verifier times out or
+        crashes and scores another response, it is wrong (`timeout`, `crash`); where it scores none of two or more, they
+        are unverified (`hangs_on_row`, `crashes_on_row`). So such a verdict may come as late as the last of its group.
         """
         if not rollouts:
             return []
@@ -164,9 +164,6 @@ class VerifierPool:
                 raise VerifierError(f"cannot score {described(rollouts[0])}: {self._stopped}")
             for item in live:
                 self._pending.add(item)
-                for name, verdict in item.verdicts.items():
-                    if verdict is not None:  # no_verifier
-                        self._tallies[name].statuses[verdict.status] += 1
             known = [found for task in tasks if task.needs == 0 and (found := self._enqueue(task)) is not None]
             done = self._settle(known) + [item for item in live if not tasks]
             self._pending.difference_update(done)
@@ -177,8 +174,8 @@ class VerifierPool:
     def stats(self) -> dict[str, float]:
         """Counts and times since the last call.
 
-        For each verifier `verifier/<name>/correct|wrong|partial|unverified`, `.../timeouts` (workers killed), `.../errors`
-        (exceptions, crashes, replies that are none; like time-outs, retries included) and `.../cache_hits`;
+        For each verifier `verifier/<name>/timeouts` (workers killed), `.../errors` (exceptions, crashes, replies that
+        are none; like time-outs, retries included) and `.../cache_hits`;
         when it worked out a verdict, `.../seconds_mean|p50|p99` of its work and `.../wait_mean|p50|p99` from when it could
         have begun until a worker took it, in seconds. `verifier/restarts` are the workers replaced because they were
         killed or died, `verifier/waiting` the tasks that no worker has taken yet.
@@ -359,10 +356,10 @@ class VerifierPool:
                 return
         traits, rollout = task.entry.traits, task.items[0].rollout
         details = {"verifier": task.entry.spec.name, "prompt_id": rollout.prompt_id, **details}
-        caused = cause == "crash" or (cause == "timeout" and not traits.service)
-        status, score = ("wrong", 0.0) if caused and len(task.items) == 1 else ("unverified", None)
+        task.stopped = cause in ON_ROW and len(task.items) == 1 and not traits.service
+        status, score = ("wrong", 0.0) if task.stopped else ("unverified", None)
         verdict = Verdict(status, score, cause, None, {}, details, seconds, task.failures.total())  # type: ignore[arg-type]
-        self._finish([(task, [verdict] * len(task.items))], late=cause == "timeout" and status == "wrong")
+        self._finish([(task, [verdict] * len(task.items))])
 
     # --------------------------------------------------------------------------------------------- verdicts to futures
 
@@ -379,31 +376,30 @@ class VerifierPool:
         self._lock.notify()
         return None
 
-    def _finish(self, scored: list[tuple[Task, list[Verdict]]], late: bool = False) -> None:
-        """`late`: they timed out, and whose doing that is may not be known yet."""
+    def _finish(self, scored: list[tuple[Task, list[Verdict]]]) -> None:
         with self._lock:
             for task, verdicts in list(scored):
                 if task.key is not None and self._stopped is None:
                     # What is the machine's doing may be otherwise next time; those who wait already share it.
                     sound = verdicts[0].status != "unverified" and not task.alone
-                    followers = self._cache.arrived(task.key, verdicts[0], keep=sound)
-                    scored += [(follower, [shared(verdicts[0])]) for follower in followers]
-            done = self._settle(scored, late)
+                    for follower in self._cache.arrived(task.key, verdicts[0], keep=sound):
+                        follower.stopped = task.stopped
+                        scored.append((follower, [shared(verdicts[0])]))
+            done = self._settle(scored)
             self._pending.difference_update(done)
         for item in done:
             item.future.set_result(item.scored())
 
-    def _settle(self, scored: list[tuple[Task, list[Verdict]]], late: bool = False) -> list[Item]:
+    def _settle(self, scored: list[tuple[Task, list[Verdict]]]) -> list[Item]:
         """Under the lock: note verdicts, begin what waited for them; the items that now have all of theirs."""
         done = []
         known: list[tuple[Task, list[Verdict]]] = []
         for task, verdicts in scored:
-            known += [(task, verdicts)] if task.siblings is None else task.siblings.decided(task, verdicts[0], late)
+            known += [(task, verdicts)] if task.siblings is None else task.siblings.decided(task, verdicts[0])
         for task, verdicts in known:
             name = task.entry.spec.name
             tally = self._tallies[name]
             for item, verdict in zip(task.items, verdicts, strict=True):
-                tally.statuses[verdict.status] += 1
                 if not verdict.cached:
                     tally.seconds.append(verdict.seconds)
                 item.verdicts[name] = verdict

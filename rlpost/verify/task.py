@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rlpost.types import Prompt, Rollout, Verdict
-from rlpost.verify.protocol import STATUSES, Traits, VerifierError
+from rlpost.verify.protocol import Traits, VerifierError
 
 if TYPE_CHECKING:
     from rlpost import config
 
 MAX_CALLS = 16  # a worker is never given more at once, so that little waits behind a slow one
 KEPT_TIMES = 50_000  # of which percentiles are taken
-HANGS = "hangs_on_row"  # the reason where all samples of a group timed out
+# What ends a worker may be the answer's doing; by its name the reason where it befell all samples of a group.
+ON_ROW = {"timeout": "hangs_on_row", "crash": "crashes_on_row"}
 
 
 @dataclass(frozen=True)
@@ -58,31 +59,31 @@ class Item:
 class Siblings:
     """The tasks of one verifier for the several samples of a group.
 
-    A time-out is the answer's doing when the verifier could score another answer to the same prompt, and else that of
-    the row or the verifier. So a task that timed out waits here until that is known.
+    A time-out or a crash is the answer's doing when the verifier could score another answer to the same prompt, and
+    else that of the row or the verifier. So a task that was stopped waits here until that is known.
     """
 
     undecided: int
     scored: bool = False
-    late: list[tuple[Task, Verdict]] = field(default_factory=list)
+    stopped: list[tuple[Task, Verdict]] = field(default_factory=list)
 
-    def decided(self, task: Task, verdict: Verdict, late: bool) -> list[tuple[Task, list[Verdict]]]:
-        """Note what became of a task; of which tasks the verdict is known now. `late`: this one timed out."""
+    def decided(self, task: Task, verdict: Verdict) -> list[tuple[Task, list[Verdict]]]:
+        """Note what became of a task; of which tasks the verdict is known now."""
         self.undecided -= 1
-        known = [] if late else [(task, [verdict])]
-        if late:
-            self.late.append((task, verdict))
+        known = [] if task.stopped else [(task, [verdict])]
+        if task.stopped:
+            self.stopped.append((task, verdict))
         elif verdict.score is not None:
             self.scored = True
         if self.scored or not self.undecided:
-            blamed, self.late = self.late, []
-            known += [(one, [said if self.scored else _hangs(said)]) for one, said in blamed]
+            blamed, self.stopped = self.stopped, []
+            known += [(one, [said if self.scored else _on_row(said)]) for one, said in blamed]
         return known
 
 
-def _hangs(verdict: Verdict) -> Verdict:
-    """A time-out that no answer to the prompt escaped."""
-    return replace(verdict, status="unverified", score=None, reason=HANGS)
+def _on_row(verdict: Verdict) -> Verdict:
+    """What befell every answer to the prompt."""
+    return replace(verdict, status="unverified", score=None, reason=ON_ROW[verdict.reason])
 
 
 @dataclass(eq=False)
@@ -97,6 +98,7 @@ class Task:
     order: int = 0
     queued: float = 0.0  # seconds of `time.monotonic`
     failures: Counter[str] = field(default_factory=Counter)  # by cause: timeout, crash, exception, invalid_reply, batch
+    stopped: bool = False  # it ends with a time-out or a crash that may be the answer's doing
 
     @property
     def alone(self) -> bool:
@@ -203,7 +205,6 @@ class Backlog:
 class Tally:
     """What is counted of one verifier between two calls of `stats`."""
 
-    statuses: Counter[str] = field(default_factory=Counter)
     seconds: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT_TIMES))  # of verdicts that were worked out
     waits: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT_TIMES))  # seconds from submission to a worker
     timeouts: int = 0
@@ -211,7 +212,6 @@ class Tally:
     cache_hits: int = 0
 
     def add(self, other: Tally) -> None:
-        self.statuses += other.statuses
         self.seconds += other.seconds
         self.waits += other.waits
         self.timeouts += other.timeouts
@@ -223,7 +223,6 @@ def summary(tallies: Mapping[str, Tally]) -> dict[str, float]:
     """The tallies as metrics, described at `VerifierPool.stats`."""
     values: dict[str, float] = {}
     for name, tally in tallies.items():
-        values |= {f"verifier/{name}/{status}": tally.statuses[status] for status in STATUSES}
         values |= {
             f"verifier/{name}/timeouts": tally.timeouts,
             f"verifier/{name}/errors": tally.errors,

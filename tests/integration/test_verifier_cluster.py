@@ -91,7 +91,7 @@ def test_verdicts_come_from_the_cluster_and_a_lost_actor_costs_none(small_ray, f
         assert scored[-1].verdicts[key].details["pid"] != first.verdicts[key].details["pid"]
         stats = pool.stats()
         assert (stats["verifier/nodes"], stats["verifier/nodes_lost"]) == (1, 1)
-        assert stats[f"verifier/{slow}/correct"] + stats[f"verifier/{slow}/wrong"] >= 1
+        assert stats[f"verifier/{slow}/seconds_mean"] > 0
 
         with pytest.raises(VerifierError, match="submit_group"):
             pool.submit(*sample("yes")).result(WAIT)

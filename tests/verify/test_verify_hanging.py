@@ -1,4 +1,4 @@
-"""A time-out is laid to the answer when another answer to the same prompt could be scored, and else to the row."""
+"""A time-out or a crash is laid to the answer when another one to the same prompt was scored, and else to the row."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ import pytest
 from rlpost import config
 from rlpost.config import Alarms
 from rlpost.observe import Alarm, Watch
-from rlpost.types import Prompt, Rollout
+from rlpost.run import verdict_metrics
+from rlpost.types import Group, Prompt, Rollout
 from rlpost.verify import VerifierPool
 
 WAIT = 120.0
 IDS = np.arange(2, dtype=np.int32)
 
 OURS = """
-import os, time
+import os, signal, time
 
 
 def obeys(response, reference):
@@ -23,8 +24,12 @@ def obeys(response, reference):
         time.sleep(600)
     if response == "raise":
         raise KeyError(response)
-    if response == "exit":
+    if response.startswith("exit"):
         os._exit(3)
+    if reference == "segfault":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if response == "says so":
+        return {"score": 0.0, "reason": "timeout"}
     return response == "yes"
 
 
@@ -70,32 +75,57 @@ def results(futures):
 
 
 HUNG, LATE = ("unverified", "hangs_on_row"), ("wrong", "timeout")
+DIED, CRASHED = ("unverified", "crashes_on_row"), ("wrong", "crash")
 
 
+@pytest.mark.parametrize(("reference", "verdict"), [("loop", HUNG), ("segfault", DIED)])
 @pytest.mark.parametrize("attribute", ["obeys", "verify_batch"])
 @pytest.mark.parametrize("cache_mb", [0, 64])
-def test_a_row_on_which_every_answer_times_out_is_masked_and_only_that_row(ours, attribute, cache_mb):
+def test_a_row_on_which_every_answer_is_stopped_is_masked_and_only_that_row(
+    ours, reference, verdict, attribute, cache_mb
+):
     name = f"{ours}:{attribute}"
     with pool_of(name, cache_mb=cache_mb) as pool:
         # The same answer twice shares its verdict where verdicts are kept.
-        bad = pool.submit_group(*group(["yes", "no", "no"], 0, "loop"))
+        bad = pool.submit_group(*group(["yes", "no", "no"], 0, reference))
         good = pool.submit_group(*group(["yes", "no"], 1))
         bad, good = results(bad), results(good)
-        stats = pool.stats()
-    assert said(bad, name) == [HUNG] * 3
+    assert said(bad, name) == [verdict] * 3
     assert [r.reward for r in bad] == [None] * 3
     assert said(good, name) == [("correct", ""), ("wrong", "")]
-    assert stats[f"verifier/{name}/unverified"] == 3
     assert all(r.verdicts[name].details["prompt_id"] == "p0" for r in bad)
 
 
-@pytest.mark.parametrize("others", [["yes"], ["no", "loop too"], ["exit"]])
-def test_an_answer_that_times_out_where_another_was_scored_is_wrong(ours, others):
+@pytest.mark.parametrize(("text", "verdict"), [("loop", LATE), ("exit", CRASHED)])
+@pytest.mark.parametrize("others", [["yes"], ["no", "loop too", "exit too"]])
+def test_an_answer_that_is_stopped_where_another_was_scored_is_wrong(ours, text, verdict, others):
     name = f"{ours}:obeys"
     with pool_of(name) as pool:
-        rollouts = results(pool.submit_group(*group(["loop", *others])))
-    assert said(rollouts, name)[0] == LATE
+        rollouts = results(pool.submit_group(*group([text, *others])))
+    assert said(rollouts, name)[0] == verdict
     assert rollouts[0].reward == 0.0
+
+
+def test_a_row_may_hang_on_some_answers_and_crash_on_the_others(ours):
+    name = f"{ours}:obeys"
+    with pool_of(name) as pool:
+        rollouts = results(pool.submit_group(*group(["loop", "exit", "loop"])))
+    assert said(rollouts, name) == [HUNG, DIED, HUNG]
+    found = verdict_metrics([Group(0, 1, group([])[1], tuple(rollouts))], [name])
+    assert {key.rpartition("/")[2]: count for key, count in found.items() if count} == {
+        "unverified": 3,
+        "hangs_on_row": 2,
+        "crashes_on_row": 1,
+        "rows": 1,
+        "rows_hung": 1,
+    }
+
+
+def test_what_a_verifier_calls_a_time_out_itself_is_its_own_verdict(ours):
+    name = f"{ours}:obeys"
+    with pool_of(name) as pool:
+        rollouts = results(pool.submit_group(*group(["says so", "says so", "loop"])))
+    assert said(rollouts, name) == [LATE] * 3
 
 
 def test_a_verdict_that_is_known_from_before_counts_as_scored(ours):
@@ -117,12 +147,14 @@ def test_two_groups_that_wait_for_the_same_answer_are_told_apart(ours):
     assert said(two, name) == [HUNG, HUNG]
 
 
-def test_an_answer_alone_is_to_blame_for_its_time_out(ours):
+@pytest.mark.parametrize(("text", "verdict"), [("loop", LATE), ("exit", CRASHED)])
+def test_an_answer_alone_is_to_blame(ours, text, verdict):
     name = f"{ours}:obeys"
     with pool_of(name) as pool:
-        alone = results([pool.submit(*[part[0] if isinstance(part, list) else part for part in group(["loop"])])])
-        of_one = results(pool.submit_group(*group(["loop"], 1)))
-    assert said(alone + of_one, name) == [LATE, LATE]
+        (rollout,), prompt = group([text])
+        alone = pool.submit(rollout, prompt).result(WAIT)
+        of_one = results(pool.submit_group(*group([text], 1)))
+    assert said([alone, *of_one], name) == [verdict, verdict]
 
 
 def test_a_verifier_that_raises_on_the_others_has_not_shown_that_it_can_score_the_row(ours):
@@ -135,8 +167,8 @@ def test_a_verifier_that_raises_on_the_others_has_not_shown_that_it_can_score_th
 def test_a_service_is_never_the_answers_doing(ours):
     name = f"{ours}:service"
     with pool_of(name) as pool:
-        rollouts = results(pool.submit_group(*group(["loop", "yes"])))
-    assert said(rollouts, name) == [("unverified", "timeout"), ("correct", "")]
+        rollouts = results(pool.submit_group(*group(["loop", "yes", "exit"])))
+    assert said(rollouts, name) == [("unverified", "timeout"), ("correct", ""), ("unverified", "crash")]
 
 
 def test_a_verifier_that_waits_for_the_verdict_still_gets_it(ours):
@@ -161,10 +193,10 @@ def step(rows, hung, samples=4, unverified=0):
     return {
         "samples/learned": 0,
         "groups/with_signal": 1,
-        "groups/total": rows,
         "verifier/v/correct": (rows - hung) * samples - unverified,
         "verifier/v/unverified": hung * samples + unverified,
         "verifier/v/hangs_on_row": hung * samples,
+        "verifier/v/rows": rows,
         "verifier/v/rows_hung": hung,
     }
 
@@ -178,17 +210,17 @@ def test_rows_that_hang_now_and_then_stop_no_run():
 
 def test_one_step_of_hung_rows_is_no_alarm_and_many_are():
     watch = Watch(Alarms(), dtype_is_fp32=True)
-    for number in range(7):
+    for number in range(2):
         watch.check(number, step(4, 4))
-    with pytest.raises(Alarm, match=r"rows on which a verifier hangs is 1, above 0.25 \(of the last 32 rows\)"):
-        watch.check(7, step(4, 4))
+    with pytest.raises(Alarm, match=r"v hangs or crashes is 1, above alarms.hung_rows_share 0.25 \(12 of its last 12"):
+        watch.check(2, step(4, 4))
 
 
 def test_other_unverified_verdicts_keep_their_own_budget():
     watch = Watch(Alarms(), dtype_is_fp32=True)
-    watch.check(0, step(8, 2))
-    with pytest.raises(Alarm, match=r"share of unverified verdicts is 0\.0833"):
-        watch.check(1, step(8, 2, unverified=2))
+    watch.check(0, step(16, 4))
+    with pytest.raises(Alarm, match=r"unverified verdicts of v is 0\.135417, above .* \(13 of its last 96\)"):
+        watch.check(1, step(16, 4, unverified=13))
 
 
 def test_rows_long_past_are_forgotten_and_the_count_survives_a_resume():
@@ -200,5 +232,5 @@ def test_rows_long_past_are_forgotten_and_the_count_survives_a_resume():
     assert resumed.state_dict() == watch.state_dict()
     for number in range(200):
         resumed.check(number, step(8, 0))
-    assert sum(rows for _, rows in resumed.state_dict()["rows"]) < 256 + 8
-    Watch(Alarms(), dtype_is_fp32=True).load_state_dict({"without_signal": 0})
+    for steps in resumed.state_dict()["recent"].values():
+        assert sum(count for _, count in steps) < 256 + 8 * 4

@@ -174,11 +174,9 @@ def test_a_batch_that_fails_is_done_one_by_one_and_only_the_culprit_is_blamed(fi
     texts = ["yes", "no", bad, "yes"]
     with pool_of({"name": name, "timeout": 3.0, "batch_size": 8}) as pool:
         scored = results(pool.submit_group(*group_of(sampled, *texts)))
-        stats = pool.stats()
     found = scored[2].verdicts[name]
     assert (found.status, found.reason, found.score) == verdict
     assert [scored[i].reward for i in (0, 1, 3)] == [1.0, 0.0, 1.0]
-    assert stats[f"verifier/{name}/unverified"] + stats[f"verifier/{name}/wrong"] == 2
 
 
 # --------------------------------------------------------------------------------------------------------------- group
@@ -268,12 +266,10 @@ def test_a_row_that_nothing_rewards_is_unverified_and_never_zero(file, sampled):
     watch = {"name": f"{file}:plain", "weight": 0.0}
     with pool_of({"name": "exact", "when": {"task": "math"}}, watch) as pool:
         scored = pool.submit(*sampled("yes", task="maths")).result(WAIT)
-        stats = pool.stats()
     assert scored.reward is None
     assert (scored.verdicts["exact"].status, scored.verdicts["exact"].reason) == ("unverified", "no_verifier")
     assert scored.verdicts["exact"].details == {"task": "maths"}
     assert scored.verdicts[f"{file}:plain"].score == 1.0
-    assert stats["verifier/exact/unverified"] == 1
     with pool_of({"name": "exact", "when": {"task": "math"}}) as pool:
         assert pool.submit(*sampled("yes")).result(WAIT).verdicts["exact"].reason == "no_verifier"
 
@@ -299,7 +295,7 @@ def test_the_same_answer_to_the_same_problem_is_worked_out_once(file, sampled, t
         stats = pool.stats()
     assert cached == [False, True, False, False, True]
     assert log.read_text().split() == ["a", "b", "a"]
-    assert (stats[f"verifier/{name}/cache_hits"], stats[f"verifier/{name}/correct"]) == (2, 5)
+    assert stats[f"verifier/{name}/cache_hits"] == 2
 
 
 @pytest.mark.parametrize(

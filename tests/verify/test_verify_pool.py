@@ -200,10 +200,6 @@ def test_stats_count_since_the_last_call(sampled):
         assert stats == {
             "verifier/restarts": 0,
             "verifier/waiting": 0,
-            "verifier/exact/correct": 2,
-            "verifier/exact/wrong": 1,
-            "verifier/exact/partial": 0,
-            "verifier/exact/unverified": 0,
             "verifier/exact/timeouts": 0,
             "verifier/exact/errors": 0,
             "verifier/exact/cache_hits": 1,

@@ -1,5 +1,6 @@
 """A run that is wrong stops, and says what, how much, against what, and where to look."""
 
+import json
 import pickle
 import re
 
@@ -41,7 +42,7 @@ def test_a_good_step_passes() -> None:
     [
         ({"mismatch/logp_abs_max_fresh": 0.002}, "logp_abs_max_fresh is 0.002, above .*mismatch_logp_abs_max 0.001"),
         ({"mismatch/kl_fresh": 0.06}, "mismatch/kl_fresh is 0.06, above alarms.mismatch_kl 0.05"),
-        ({"verifier/math/unverified": 5}, r"unverified verdicts is 0.072.*unverified_share 0.05 \(69 verdicts\)"),
+        ({"verifier/math/unverified": 13}, r"of math is 0.168.*unverified_share 0.05 \(13 of its last 77\)"),
         ({"loss": float("nan")}, "loss is nan"),
         ({"loss/kl": float("inf")}, "loss/kl is inf"),
         ({"grad_norm": float("inf")}, "grad_norm is inf"),
@@ -64,8 +65,9 @@ def test_a_check_that_cannot_run_is_a_failure(name: str) -> None:
 
 
 def hung(rows: int) -> dict[str, float]:
-    """A step of 16 groups of 4, in so many of which every sample timed out."""
-    found = {"groups/total": 16, "verifier/math/rows_hung": rows, "verifier/math/hangs_on_row": 4 * rows}
+    """A step of 16 rows of math and 16 of others, 4 samples each; on so many of math's every sample timed out."""
+    found = {"groups/total": 32, "verifier/math/rows": 16, "verifier/math/rows_hung": rows}
+    found |= {"verifier/math/hangs_on_row": 4 * rows - 1, "verifier/math/crashes_on_row": rows > 0}
     return GOOD | found | {"verifier/math/correct": 0, "verifier/math/unverified": 4 * rows}
 
 
@@ -73,13 +75,18 @@ def test_rows_on_which_a_verifier_hangs_have_a_budget_of_their_own() -> None:
     patient = watch()
     for step in range(40):
         patient.check(step, hung(4))  # a quarter: far above unverified_share, and not above hung_rows_share
-    with pytest.raises(Alarm, match=r"hangs is 0.253906, above alarms.hung_rows_share 0.25 \(the last 256 rows"):
+    with pytest.raises(Alarm, match=r"math hangs or crashes is 0.253906, above .*_share 0.25 \(65 of its last 256"):
         patient.check(40, hung(5))
-    strict = watch(hung_rows_share=0.0)
-    strict.check(1, hung(1))  # fewer than 32 rows have been seen
-    with pytest.raises(Alarm, match=r"hung_rows_share 0 \(the last 32 rows"):
-        strict.check(2, hung(0))
-    watch(hung_rows_share=1.0).check(1, hung(16) | {"groups/total": 64})
+    with pytest.raises(Alarm, match=r"hung_rows_share 0 \(1 of its last 16"):
+        watch(hung_rows_share=0.0).check(1, hung(1))
+    watch(hung_rows_share=1.0).check(1, hung(16))
+
+
+def test_hung_rows_at_the_start_are_a_share_of_thirty_two() -> None:
+    new = watch()
+    new.check(1, hung(8))
+    with pytest.raises(Alarm, match=r"\(16 of its last 32"):
+        new.check(2, hung(8))
 
 
 def test_a_step_that_consumed_nothing_needs_no_mismatch() -> None:
@@ -100,12 +107,50 @@ def test_outside_float32_log_probs_are_held_to_a_limit_only_when_one_is_set() ->
     watch(fp32=True, mismatch_logp_abs_max=1.0).check(1, far)
 
 
-def test_unverified_is_a_share_over_all_verifiers_and_needs_eight_verdicts() -> None:
-    counts = {"verifier/math/correct": 0, "verifier/math/wrong": 0}
-    watch().check(1, GOOD | counts | {"verifier/math/unverified": 7})
-    with pytest.raises(Alarm, match="is 1, above"):
-        watch().check(1, GOOD | counts | {"verifier/math/unverified": 8})
-    watch().check(1, GOOD | {"verifier/math/unverified": 4, "verifier/format/correct": 64})
+def verdicts(name: str, good: int, unverified: int) -> dict[str, float]:
+    return {f"verifier/{name}/correct": good, f"verifier/{name}/unverified": unverified}
+
+
+def test_a_verifier_that_is_often_unverified_is_not_hidden_by_the_others() -> None:
+    others = {key: n for name in "abcd" for key, n in verdicts(name, 64, 0).items()}
+    with pytest.raises(
+        Alarm, match=r"share of unverified verdicts of my/own.py:score is 0.234375.*\(15 of its last 64"
+    ):
+        watch().check(1, GOOD | others | verdicts("my/own.py:score", 49, 15))
+
+
+def test_a_verifier_of_few_rows_that_always_fails_is_found_over_several_steps() -> None:
+    w, rare, none = watch(), verdicts("rare", 0, 3), verdicts("rare", 0, 0)
+    for step in range(8):
+        w.check(step, GOOD | (rare if step % 2 else none))
+    with pytest.raises(Alarm, match=r"of rare is 1, above .* \(15 of its last 15\)"):
+        w.check(9, GOOD | rare)
+
+
+def test_one_bad_row_is_no_alarm_in_steps_of_whatever_size() -> None:
+    for size in (8, 64, 512):
+        w = watch()
+        w.check(1, GOOD | verdicts("math", size - 8, 8))
+        for step in range(2, 100):
+            w.check(step, GOOD | verdicts("math", size, 0))
+
+
+def test_verdicts_long_past_do_not_hide_what_begins_to_fail() -> None:
+    w = watch()
+    for step in range(1000):
+        w.check(step, GOOD)
+    with pytest.raises(Alarm, match=r"\(16 of its last 272\)"):
+        w.check(1000, without("verifier/math/wrong") | verdicts("math", 0, 16))
+
+
+def test_what_recent_steps_counted_survives_a_resume() -> None:
+    before, after = watch(), watch()
+    for step in range(2):
+        before.check(step, GOOD | verdicts("rare", 0, 6))
+    after.load_state_dict(json.loads(json.dumps(before.state_dict())))
+    with pytest.raises(Alarm, match="18 of its last 18"):
+        after.check(2, GOOD | verdicts("rare", 0, 6))
+    watch().load_state_dict({"without_signal": 0})  # of a run before these were counted
 
 
 def test_steps_without_signal_alarm_only_in_a_row() -> None:
