@@ -47,6 +47,18 @@ class Opaque(TypeError):
     """A value that is not plain data."""
 
 
+def shown(value: Any, most: int = 300) -> str:
+    """Anything of the candidate's as a text of at most `most` characters: itself, what an error says, else its `repr`.
+
+    It never raises, as `repr` does for a number of more than 4300 digits: what a program returns must not end, in place
+    of the program's verdict, the process that shows it.
+    """
+    try:
+        return (str(value) if isinstance(value, str | BaseException) else repr(value))[:most]
+    except Exception:  # noqa: BLE001
+        return f"an object of type {type(value).__name__} that cannot be shown"[:most]
+
+
 def dumps(value: Any, opaque: Callable[[Any], Any] | None = None) -> str:
     """The value as text.
 
@@ -178,4 +190,4 @@ def loads(text: str, opaque: Callable[[str, int], Any] | None = None, hostile: b
         raise TooLarge("nested too deep") from None
     # Whatever else is wrong with it, as in {"set": [[]]} or {"Decimal": 1}.
     except (ValueError, TypeError, KeyError, OverflowError, ArithmeticError, AttributeError) as error:
-        raise Malformed(f"not an encoded value: {error!r}"[:200]) from None
+        raise Malformed(f"not an encoded value: {type(error).__name__}: {shown(error, 150)}") from None

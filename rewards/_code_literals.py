@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rewards._code_codec import Malformed, TooLarge, dumps, loads
+from rewards._code_codec import Malformed, TooLarge, dumps, loads, shown
 from rewards._code_run import Result, reason_of
 from rewards._code_task import Task
 
@@ -179,9 +179,11 @@ def reply_of(text: str) -> tuple[str, Any]:
     try:
         _, outcome, *what = loads(text, _Thing, hostile=True)
         value, second = what
+    except TooLarge:  # for another place to read
+        raise
     except (Malformed, ValueError, TypeError):
         return "raise", ("runtime_error", "its answer cannot be read")
-    return ("raise", (str(value)[:100], str(second)[:500])) if outcome == "raise" else ("value", value)
+    return ("raise", (shown(value, 100), shown(second, 500))) if outcome == "raise" else ("value", value)
 
 
 def decided(test: Any, replies: Sequence[str]) -> Result:
@@ -193,4 +195,4 @@ def decided(test: Any, replies: Sequence[str]) -> Result:
         kind, text = error.args[0]
         return Result(reason_of(f"candidate:{kind}"), f"{kind}: {text}")
     except Exception as error:  # noqa: BLE001 - such as a TypeError on a value of the wrong type
-        return Result("mismatch", repr(error)[:200])
+        return Result("mismatch", f"{type(error).__name__}: {shown(error)}")

@@ -12,7 +12,9 @@ from rewards._code_run import MAX_TIMEOUTS, STATUS, SYNTAX, Result, Run
 from rewards._code_task import Task
 from rlpost.verify.sandbox import Limits
 
-COMPILE = Limits(seconds=20.0, memory_mb=2048, output_kb=48 * 1024, file_mb=64, processes=True)
+MAX_PRODUCT = 16 * 2**20  # bytes of a compiled program; the box it runs in holds twice as much
+# Its output is the product in base64.
+COMPILE = Limits(seconds=20.0, memory_mb=2048, output_kb=24 * 1024, file_mb=64, processes=True)
 # `exit` is there in a Python that was started the usual way.
 PROGRAM = """import builtins, sys
 builtins.exit = builtins.quit = sys.exit
@@ -155,6 +157,10 @@ def _compiled(run: Run, spec: Language, files: Mapping[str, bytes]) -> bytes | R
     # As text, which a sandbox elsewhere can return too.
     command = f"{spec.compile_command} 1>&2 && base64 {spec.product}"
     outcome = run.box.command(["/bin/sh", "-c", command], files=files, limits=COMPILE)
+    run.deadline += outcome.seconds  # of a time of its own
     if outcome.status == "ok":
-        return binascii.a2b_base64(outcome.stdout)
+        product = binascii.a2b_base64(outcome.stdout)
+        if len(product) > MAX_PRODUCT:
+            return Result("output_limit", f"the compiled program has {len(product)} bytes; {MAX_PRODUCT} may be run")
+        return product
     return Result(STATUS.get(outcome.status, "compile_error"), outcome.stderr[-500:].decode("utf-8", "replace"))

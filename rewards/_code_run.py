@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rewards._code_codec import Malformed, TooLarge, loads
+from rewards._code_codec import Malformed, TooLarge, loads, shown
 from rewards._code_task import Task
 from rlpost.verify.sandbox import Limits, Outcome, sandbox
 
@@ -35,18 +35,31 @@ class Result:
 class Run:
     """What one verdict may still spend, how it goes on after a failure, and where programs run.
 
+    `answer_bytes`: how long a right answer of one process is, about; twice as much may be written, 1 MiB at least.
     `service`: the URL of a sandbox elsewhere; None is the one of this process.
     """
 
     def __init__(
-        self, every: bool, seconds: float, memory_mb: int, deadline: float, service: str | None = None
+        self,
+        every: bool,
+        seconds: float,
+        memory_mb: int,
+        deadline: float,
+        service: str | None = None,
+        answer_bytes: int = 0,
     ) -> None:
         self.every, self.seconds, self.memory_mb, self.deadline = every, seconds, memory_mb, deadline
+        self.output_kb = max(1024, 2 * answer_bytes // 1024 + 64)
         self.box = sandbox(service)
 
     def limits(self, processes: bool = False, again: bool = False) -> Limits:
         left = max(0.05, self.deadline - time.monotonic())
-        return Limits(seconds=min(self.seconds * (1 + again), left), memory_mb=self.memory_mb, processes=processes)
+        return Limits(
+            seconds=min(self.seconds * (1 + again), left),
+            memory_mb=self.memory_mb,
+            output_kb=self.output_kb,
+            processes=processes,
+        )
 
     @property
     def over(self) -> bool:
@@ -123,7 +136,7 @@ def _read(outcome: Outcome, replies: dict[int, str], count: int) -> tuple[str, s
         if index == -1 and loaded is None:
             try:
                 _, outcome_, *what = loads(line.decode("ascii", "replace"), hostile=True)
-                loaded = (str(outcome_), str(what[0])[:100], str(what[1])[:500])
+                loaded = (shown(outcome_), shown(what[0], 100), shown(what[1], 500))
             except (Malformed, TooLarge, ValueError, IndexError):
                 loaded = ("raise", "Exception", "")
         elif 0 <= index < count:

@@ -26,7 +26,8 @@ class Task:
         setup: trusted sources run before the tests: the prompt when it is code, imports, set-up code.
         tests: sources of tests; empty where `examples` are given.
         names: what the tests use of the candidate.
-        examples: input and expected output, as text or, with `function`, as arguments and a value in JSON.
+        examples: input and expected output as text; with `function` the codec's text of a call, and the values that
+            are accepted as a list in JSON.
     """
 
     setup: tuple[str, ...] = ()
@@ -37,9 +38,17 @@ class Task:
     examples: tuple[tuple[str, str], ...] = ()
     function: str | None = None
 
+    @property
+    def answer_bytes(self) -> int:
+        """How long a right answer is, about, as far as the row shows it: of all examples where one process has them."""
+        if self.function is None and self.examples:
+            return max(len(expected.encode("utf-8", "replace")) for _, expected in self.examples)
+        # Calls count too, for the arguments come back where they are changed.
+        return sum(map(len, self.tests)) + sum(len(call) + len(expected) for call, expected in self.examples)
+
 
 def task_of(
-    cases: Sequence[Any],
+    cases: Mapping[str, Any],
     reference: Any,
     prompt: str,
     tests: Sequence[str],
@@ -48,13 +57,14 @@ def task_of(
     pairs: tuple[Any, Any],
     fn_name: str | None,
 ) -> Task:
+    """`cases`: tests by the name of their column, which says what conventions they keep."""
     tests = list(tests)
     examples: list[tuple[str, str]] = []
     if pairs[0] is not None or pairs[1] is not None:
-        cases = [*cases, {"inputs": pairs[0], "outputs": pairs[1]}]
+        cases = {**cases, "inputs": {"inputs": pairs[0], "outputs": pairs[1]}}
     if not cases and not tests and reference is not None:
-        cases = [reference]
-    for case in cases:
+        cases = {"reference": reference}
+    for name, case in cases.items():
         if isinstance(case, str) and case.lstrip()[:1] in ("{", "["):
             try:
                 case = json.loads(case)
@@ -64,7 +74,8 @@ def task_of(
             tests.append(case)
         elif isinstance(case, Mapping):
             fn_name = fn_name or case.get("fn_name")
-            examples += _pairs(case.get("inputs", case.get("input")), case.get("outputs", case.get("output")), fn_name)
+            given, expected = case.get("inputs", case.get("input")), case.get("outputs", case.get("output"))
+            examples += _pairs(given, expected, fn_name, name == "input_output")
         elif isinstance(case, Sequence) and all(isinstance(item, str) for item in case):
             tests += case
         elif isinstance(case, Sequence) and all(isinstance(item, Mapping) for item in case):
@@ -80,12 +91,14 @@ def task_of(
     return code_task(tuple(tests), tuple(setup), prompt, entry_point)
 
 
-def _pairs(inputs: Any, outputs: Any, function: str | None) -> list[tuple[str, str]]:
+def _pairs(inputs: Any, outputs: Any, function: str | None, apps: bool = False) -> list[tuple[str, str]]:
+    """`apps`: APPS puts the value of a function into a list of its own, in some rows; these do not say which."""
     if not isinstance(inputs, Sequence) or not isinstance(outputs, Sequence) or len(inputs) != len(outputs):
         raise BadTask("inputs and outputs must be lists of the same length")
     if function is None:
         return [(_as_text(given), _as_text(expected)) for given, expected in zip(inputs, outputs, strict=True)]
     pairs = []
+    wrapped = apps and all(isinstance(expected, list) and len(expected) == 1 for expected in outputs)
     for given, expected in zip(inputs, outputs, strict=True):
         try:
             # LiveCodeBench: text, with an argument on each line.
@@ -93,7 +106,9 @@ def _pairs(inputs: Any, outputs: Any, function: str | None) -> list[tuple[str, s
             value = json.loads(expected) if isinstance(given, str) and isinstance(expected, str) else expected
             if not isinstance(arguments, list):
                 raise BadTask(f"the arguments of {function} must be a list, not {type(arguments).__name__}")
-            pairs.append((dumps(["call", function, arguments, {}]), json.dumps(value)))
+            dumps(value)  # raises for what is too large for any answer to be read as it
+            accepted = [value, *value] if wrapped else [value]
+            pairs.append((dumps(["call", function, arguments, {}]), json.dumps(accepted)))
         except (ValueError, TypeError) as error:
             raise BadTask(f"an example of {function} cannot be used: {error}") from None
     return pairs
@@ -200,3 +215,10 @@ class _Assertions(ast.NodeTransformer):
 @functools.lru_cache(4096)
 def watched(tests: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(ast.unparse(ast.fix_missing_locations(_Assertions().visit(ast.parse(source)))) for source in tests)
+
+
+@functools.lru_cache(4096)
+def assertions(tests: tuple[str, ...]) -> int:
+    """How many assertions the sources hold, however often each is run."""
+    nodes = (node for source in watched(tests) for node in ast.walk(ast.parse(source)))
+    return sum(isinstance(node, ast.Assert) for node in nodes)

@@ -7,7 +7,8 @@ Standard input: one JSON object
     {"setup": [source, ...], "tests": [source with its assertions under `with __state__`, ...], "entry_point": name or None, "names": [name, ...],
      "operations": [text, ...], "replies": [text, ...], "seconds": most to spend on guessing}
 Standard output: {"complete": bool, "operations": [text, ...], "tests": [[passed, exception or None, text], ...],
-"broken": text or None}; broken tests are those that fail whatever the candidate does.
+"cut": bool, "broken": text or None}; cut are tests whose last assertions an error in a statement between them kept from
+being reached, broken those that fail whatever the candidate does.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ import sys
 import types
 from typing import Any, NoReturn
 
-from rewards._code_codec import Malformed, Opaque, TooLarge, dumps, loads
+from rewards._code_codec import Malformed, Opaque, TooLarge, dumps, loads, shown
 
 MAX_OPERATIONS = 5000
+# What `map` or `zip`, and so a test around them, takes for the end of its input and not for an error.
+ENDS = (StopIteration, StopAsyncIteration)
 
 
 class Candidate(Exception):
@@ -37,6 +40,7 @@ class State:
         self.asked, self.known, self.replies = [], operations, replies  # type: ignore[var-annotated]
         self.guessing = False
         self.tests: list[tuple[bool, str | None, str]] = []
+        self.cut = False
         self.counted = 0  # operations that some test has been recorded for
 
     def operate(self, kind: str, target: Any, *rest: Any) -> Any:
@@ -71,15 +75,26 @@ class State:
         asked, self.counted = len(self.asked) > self.counted, len(self.asked)
         if asked or error is not None:
             kind = None if error is None else getattr(error, "name_there", type(error).__name__)
-            self.tests.append((error is None, kind, "" if error is None else str(error)[:500]))
+            self.tests.append((error is None, kind, "" if error is None else shown(error, 500)))
 
     def report(self, broken: str | None = None) -> NoReturn:
         """Say what came of this run, and end the process."""
-        told = {"complete": not self.guessing, "operations": self.asked, "tests": self.tests, "broken": broken}
+        told = {
+            "complete": not self.guessing,
+            "operations": self.asked,
+            "tests": self.tests,
+            "cut": self.cut,
+            "broken": broken,
+        }
         line = memoryview(json.dumps(told).encode())
         while line:
             line = line[os.write(REPORT, line) :]
         os._exit(0)
+
+    def late(self) -> None:
+        """End a run that only guesses; how many tests it got to is chance."""
+        self.tests.clear()
+        self.report()
 
     # As a context around an assertion, and what else is a test.
 
@@ -166,7 +181,7 @@ def main() -> None:
     random.seed(0)  # a test that draws its inputs must draw the same in each run
     STATE = State(request["operations"], request["replies"])
     # A loop that waits for some result never ends on a guess; what was asked until then is known.
-    signal.signal(signal.SIGALRM, lambda *_: STATE.report() if STATE.guessing else None)
+    signal.signal(signal.SIGALRM, lambda *_: STATE.late() if STATE.guessing else None)
     signal.setitimer(signal.ITIMER_REAL, request["seconds"])
     STATE.report(_run(request))
 
@@ -186,7 +201,7 @@ def _run(request: dict[str, Any]) -> str | None:
         if STATE.asked:  # it may be the candidate's doing, whatever it looks like
             STATE.record(error)
             return None
-        return f"{type(error).__name__}: {error}"
+        return f"{type(error).__name__}: {shown(error)}"
     entry_point = request["entry_point"]
     for code in codes:
         with _Outside():
@@ -203,7 +218,7 @@ def _run(request: dict[str, Any]) -> str | None:
 
 
 class _Outside:
-    """Around statements that are no assertion: only their failure counts."""
+    """Around statements that are no assertion: only their failure counts, and what they keep from being reached."""
 
     def __enter__(self) -> None:
         pass
@@ -211,6 +226,7 @@ class _Outside:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
         if error is not None:
             STATE.record(error)
+            STATE.cut = True
         return isinstance(error, Exception | SystemExit)
 
 
@@ -221,9 +237,10 @@ def _stands_for(value: Any) -> dict[str, int]:
     raise Opaque(f"a {type(value).__name__} is not plain data")
 
 
-def _exception(name: str, text: str) -> Exception:
-    kind = getattr(builtins, name, None) if isinstance(name, str) else None
-    plain = isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, AssertionError)
+def _exception(raised: Any, said: Any) -> Exception:
+    name, text = shown(raised, 100), shown(said, 2000)
+    kind = getattr(builtins, name, None)
+    plain = isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, (AssertionError, *ENDS))
     try:
         error: Any = kind(text) if plain and kind is not None else Candidate(f"{name}: {text}")
     except TypeError:  # UnicodeDecodeError and its like need more than a text

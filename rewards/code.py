@@ -19,18 +19,20 @@ A data set's columns are taken by their names; list them in `data.train.metadata
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import re
 import textwrap
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from rewards._code_codec import TooLarge
+from rewards._code_codec import TooLarge, shown
 from rewards._code_literals import decided, plan_of, reply_of
 from rewards._code_programs import PYTHON, language_of, near, programs
 from rewards._code_run import STATUS, Result, Run, answers, reason_of, runner, sources_of
-from rewards._code_task import BadTask, Task, task_of, watched
+from rewards._code_task import BadTask, Task, assertions, task_of, watched
 from rlpost.verify.sandbox import Limits, Outcome
 
 MAX_SOURCE = 100_000
@@ -73,16 +75,20 @@ def verify(
 
     The program is the last block fenced as the language, else the last fenced block, else the whole response; what
     precedes `</think>` does not count. Reasons of a wrong verdict are those of the first test that fails: no_answer,
-    syntax_error, compile_error, runtime_error, candidate_timeout, memory, output_limit, mismatch. A row without usable
-    tests is unverified (bad_reference). Components: tests_passed, tests_total; in mode "all" the tests behind a failed
-    one may not have been run.
+    syntax_error, compile_error, runtime_error, candidate_timeout, memory, output_limit, mismatch. Output may be twice as
+    long as what the row expects, and 1 MiB in any case; a compiled program may have 16 MiB. A row without usable tests is
+    unverified (bad_reference). Components: tests_passed, tests_total; in mode "all" the tests behind a failed one may not
+    have been run.
 
     Args:
-        mode: "all": 1 when every test passes, else 0. "fraction": the share of tests that pass.
+        mode: "all": 1 when every test passes, else 0. "fraction": the share of tests that pass; those that an error keeps
+            from being reached do not.
+        input_output: where all its outputs of a function are lists of one value, the value alone is right as well: APPS
+            has rows of both kinds. Nowhere else is [x] the same as x.
         seconds: for each call or run of the program. A time-out is tried once more, from there, in a process alone and
             with twice the time.
-        total_seconds: for all of a verdict; what is not decided by then has timed out. Keep it, and the 20 seconds a
-            compiler may take on top, below the verifier's `timeout`.
+        total_seconds: for all of a verdict; what is not decided by then has timed out. A compiler's time, 20 seconds at
+            most, comes on top; keep both together below the verifier's `timeout`.
         memory_mb: address space of the program.
         compare: how output is compared: "lines", without the white space at their ends, or "tokens".
         float_tolerance: numbers this near, relatively or absolutely, are the same in outputs and examples.
@@ -94,10 +100,18 @@ def verify(
     if mode not in ("all", "fraction") or compare not in ("lines", "tokens"):
         raise ValueError(f"verifier code: mode is {mode!r}, compare {compare!r}; use all or fraction, lines or tokens")
     spec = language_of(language, file, compile_command, run_command, here=sandbox is None)
-    cases = (tests, public_tests, private_tests, generated_tests, public_test_cases, private_test_cases, input_output)
+    cases = {
+        "tests": tests,
+        "public_tests": public_tests,
+        "private_tests": private_tests,
+        "generated_tests": generated_tests,
+        "public_test_cases": public_test_cases,
+        "private_test_cases": private_test_cases,
+        "input_output": input_output,
+    }
     try:
         task = task_of(
-            [case for case in cases if case is not None],
+            {name: case for name, case in cases.items() if case is not None},
             reference,
             prompt,
             [*([test] if test else []), *(test_list or [])],
@@ -115,7 +129,7 @@ def verify(
         return {"score": 0.0, "reason": "no_answer"}
     if len(code) > MAX_SOURCE:
         return {"score": 0.0, "reason": "output_limit", "extracted": code[:MAX_SOURCE]}
-    run = Run(mode == "fraction", seconds, memory_mb, time.monotonic() + total_seconds, sandbox)
+    run = Run(mode == "fraction", seconds, memory_mb, time.monotonic() + total_seconds, sandbox, task.answer_bytes)
     if task.examples and task.function is None:
         results = programs(run, code, spec, task, compare, float_tolerance)
     elif task.examples:
@@ -129,6 +143,10 @@ def verify(
 
 
 verify.programs = True  # type: ignore[attr-defined]
+# Of all its files: those beside this one say as much in a verdict.
+verify.version = hashlib.sha256(  # type: ignore[attr-defined]
+    b"".join(path.read_bytes() for path in (Path(__file__), *sorted(Path(__file__).parent.glob("_code_*.py"))))
+).hexdigest()[:12]
 
 
 def check(reference: Any = None, prompt: str = "", **row: Any) -> str | None:
@@ -218,7 +236,7 @@ def _tests(run: Run, code: str, task: Task, service: str | None) -> list[Result]
             return [decided(test, replies) for test in plan.tests]
         except TooLarge:
             pass  # to be decided in the sandbox
-    operations, replies = _foreseen(task, service), list[str]()
+    operations, foreseen = _foreseen(task, service)
     for _ in range(MAX_ROUNDS):
         replies = answers(run, sources, operations)
         report, outcome = _judged(run, task, operations, replies)
@@ -231,6 +249,9 @@ def _tests(run: Run, code: str, task: Task, service: str | None) -> list[Result]
             raise BadTask(f"the tests fail by themselves: {report['broken']}")
         if report["complete"]:
             results = [Result(reason_of(kind) if not passed else "", text) for passed, kind, text in report["tests"]]
+            if report["cut"]:  # or a crash before a test would leave it uncounted, and fewer tests make a larger share
+                missing = max(foreseen, assertions(task.tests)) - len(results)
+                results += [Result("mismatch", "not reached: an earlier statement failed")] * missing
             # Such as a loop over nothing, where the program returned nothing.
             return results or [Result("mismatch", "no assertion was reached")]
         operations = report["operations"]
@@ -240,8 +261,8 @@ def _tests(run: Run, code: str, task: Task, service: str | None) -> list[Result]
 
 
 @functools.lru_cache(4096)
-def _foreseen(task: Task, service: str | None) -> tuple[str, ...]:
-    """The calls the tests make, as far as that is known without an answer. The same for every response."""
+def _foreseen(task: Task, service: str | None) -> tuple[tuple[str, ...], int]:
+    """The calls and the number of the tests, as far as that is known without an answer. The same for every response."""
     report, outcome = _judged(Run(True, 5.0, 1024, time.monotonic() + 5.0, service), task, (), ())
     if report is None:
         raise BadTask(f"the tests do not run: {outcome.status}, {outcome.stderr[-300:].decode(errors='replace')}")
@@ -250,7 +271,7 @@ def _foreseen(task: Task, service: str | None) -> tuple[str, ...]:
     if not report["operations"]:
         said = next((text for passed, _, text in report["tests"] if not passed), "")
         raise BadTask(f"the tests call nothing of the response{said and ': ' + said}")
-    return tuple(report["operations"])
+    return tuple(report["operations"]), len(report["tests"])
 
 
 def _judged(
@@ -277,20 +298,18 @@ def _examples(run: Run, code: str, task: Task, tolerance: float | None) -> list[
     """A function called with the arguments of each example."""
     replies = answers(run, [code], [operation for operation, _ in task.examples])
     results = []
-    for text, (_, expected_text) in zip(replies, task.examples, strict=True):
+    for text, (_, accepted) in zip(replies, task.examples, strict=True):
         try:
             outcome, value = reply_of(text)
         except TooLarge as error:
             results.append(Result("mismatch", str(error)))
             continue
-        expected = json.loads(expected_text)
         if outcome == "raise":
             results.append(Result(reason_of(f"candidate:{value[0]}"), f"{value[0]}: {value[1]}"))
+        elif any(_same(value, expected, tolerance) for expected in json.loads(accepted)):
+            results.append(Result(""))
         else:
-            # APPS puts the value into a list of its own.
-            accepted = [expected, *(expected if isinstance(expected, list) and len(expected) == 1 else [])]
-            same = any(_same(value, one, tolerance) for one in accepted)
-            results.append(Result("" if same else "mismatch", "" if same else f"returned {value!r}"[:300]))
+            results.append(Result("mismatch", f"returned {shown(value)}"))
     return results
 
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 
-from rewards._code_codec import Malformed, TooLarge, dumps, loads
-from rewards._code_task import code_task
+from rewards import _code_programs
+from rewards._code_codec import Malformed, TooLarge, dumps, loads, shown
+from rewards._code_run import Run
+from rewards._code_task import code_task, task_of
 from rewards.code import check_task, extract, verify
-from rlpost.verify.protocol import bind, to_verdict
+from rlpost.verify.protocol import bind, to_verdict, traits_of
+from rlpost.verify.sandbox import Outcome
 
 SAMPLE = [
     json.loads(line) for line in (Path(__file__).parents[1] / "data" / "mbpp_sample.jsonl").read_text().splitlines()
@@ -163,7 +167,7 @@ def test_programs_on_standard_input_and_output(columns):
 @pytest.mark.parametrize(
     "columns",
     [
-        {"input_output": {"fn_name": "add", "inputs": [[2, [3]], [0, [1]]], "outputs": [[5], 1]}},
+        {"input_output": {"fn_name": "add", "inputs": [[2, [3]], [0, [1]]], "outputs": [[5], [1]]}},
         {
             "fn_name": "add",
             "public_test_cases": [{"input": "2\n[3]", "output": "5"}, {"input": "0\n[1]", "output": "1"}],
@@ -180,6 +184,25 @@ def test_functions_called_with_inputs(columns, response):
     assert verify(response, **columns)["score"] == 1.0
     wrong = verify(response.replace("a + b[0]", "str(a + b[0])"), **columns, mode="fraction")
     assert (wrong["score"], reason(wrong)) == (0.0, "mismatch")
+
+
+@pytest.mark.parametrize(
+    ("columns", "value", "right"),
+    [
+        ({"input_output": {"fn_name": "f", "inputs": [[1], [2]], "outputs": [[5], [5]]}}, 5, True),
+        ({"input_output": {"fn_name": "f", "inputs": [[1], [2]], "outputs": [[5], [5]]}}, [5], True),
+        ({"input_output": {"fn_name": "f", "inputs": [[1]], "outputs": [[[]]]}}, [], True),
+        ({"input_output": {"fn_name": "f", "inputs": [[1], [2]], "outputs": [[5], [5, 5]]}}, 5, False),
+        ({"fn_name": "f", "inputs": [[1]], "outputs": [[5]]}, 5, False),
+        ({"fn_name": "f", "inputs": [[1]], "outputs": [[[]]]}, [], False),
+        ({"fn_name": "f", "inputs": [[1]], "outputs": [[5]]}, [5], True),
+        ({"fn_name": "f", "public_test_cases": [{"input": "1", "output": "[5]"}]}, 5, False),
+        ({"tests": {"fn_name": "f", "inputs": [[1]], "outputs": [[5]]}}, 5, False),
+    ],
+)
+def test_a_list_of_one_value_is_that_value_only_where_apps_may_have_made_the_list(columns, value, right):
+    verdict = verify(f"def f(x):\n    return {value!r}", **columns, mode="fraction")
+    assert verdict["score"] == float(right), verdict
 
 
 @pytest.mark.parametrize(
@@ -276,6 +299,12 @@ def test_lazy_results_cross_as_what_they_yield(value):
     assert verify(f"def f(x): return {value}", test_list=["assert list(f(0)) == [1, 2]"])["score"] == 1.0
 
 
+def test_a_fraction_or_decimal_is_compared_as_python_compares_it():
+    program = "from decimal import Decimal\nfrom fractions import Fraction\ndef f(x): return {}"
+    for value, right in (("Fraction(x, 2)", 1.0), ("Decimal('0.5')", 1.0), ("Fraction(x, 3)", 0.0)):
+        assert verify(program.format(value), test_list=["assert f(1) == 0.5"])["score"] == right
+
+
 # ------------------------------------------------------------------------------------------------------------- reasons
 
 
@@ -333,6 +362,41 @@ def test_a_failure_leaves_the_other_tests_their_chance_in_mode_fraction():
         assert verify(program.format(fault), test_list=tests, seconds=1.0)["score"] == 0.0
 
 
+PAIRS = "def check(candidate):\n" + "".join(f"    r = candidate({n})\n    assert r == {n + 1}\n" for n in range(1, 5))
+LOOP = "def check(candidate):\n    for n in range(1, 5):\n        r = candidate(n)\n        assert r == n + 1\n"
+
+
+@pytest.mark.parametrize("test", [PAIRS, LOOP], ids=["pairs", "loop"])
+@pytest.mark.parametrize(
+    ("body", "score"),
+    [
+        ("return x + 1", 1.0),
+        ("return 2", 0.25),
+        ("if x > 1: raise ValueError\n    return 2", 0.25),
+        ("import os\n    if x > 1: os._exit(0)\n    return 2", 0.25),
+        ("raise ValueError", 0.0),
+    ],
+)
+def test_a_crash_before_an_assertion_leaves_no_fewer_tests_to_pass(test, body, score):
+    verdict = verify(f"def f(x):\n    {body}", test=test, entry_point="f", mode="fraction")
+    assert (verdict["score"], verdict["components"]["tests_total"]) == (score, 4), verdict
+
+
+def test_a_right_program_does_not_answer_for_assertions_on_another_path():
+    test = "def check(candidate):\n    if candidate(1) == 2:\n        assert candidate(2) == 3\n    else:\n        assert False\n"
+    assert verify("def f(x):\n    return x + 1", test=test, entry_point="f", mode="fraction")["score"] == 1.0
+
+
+def test_output_may_be_as_long_as_what_is_expected():
+    lines = "\n".join(map(str, range(200_000)))
+    assert len(lines) > 2**20
+    printing = "for i in range(200_000): print(i)"
+    assert verify(printing, inputs=[""], outputs=[lines])["score"] == 1.0
+    assert reason(verify(f"while True:\n    {printing}", inputs=[""], outputs=[lines])) == "output_limit"
+    lists = {"fn_name": "f", "inputs": [[60_000]] * 4, "outputs": [list(range(60_000))] * 4}
+    assert verify("def f(n): return list(range(n))", **lists, mode="fraction")["score"] == 1.0
+
+
 # -------------------------------------------------------------------------------------------------- the row's own fault
 
 
@@ -351,6 +415,7 @@ def test_a_failure_leaves_the_other_tests_their_chance_in_mode_fraction():
         {"inputs": ["1"], "outputs": []},
         {"inputs": ["1"]},
         {"inputs": ["1"], "outputs": ["1"], "test_list": DOUBLED},
+        {"inputs": [[1]], "outputs": [[0] * 300_000], "fn_name": "double"},
         {"test": "def check(candidate):\n    pass", "entry_point": "double"},
     ],
 )
@@ -363,7 +428,14 @@ def test_a_row_without_usable_tests_is_unverified(columns):
 def test_a_response_cannot_make_itself_unverified():
     loop = {"test_list": ["for x in double(2):\n    assert x == 1"]}
     setup = {"test_setup_code": "node = Node(1)", "test_list": ["assert double(node) == 2"]}
+    keys = {"test_list": ["assert {1: 2}[double(2)] == 2"]}
+    found = {"test_list": ["d = {1: 2}\nassert d[double(2)] == 2"]}
+    examples = {"input_output": {"inputs": [[1]], "outputs": [2], "fn_name": "double"}}
+    huge = "def double(x):\n    return 10**5000"
+    forged = 'import os\nfor fd in range(64):\n    try: os.write(fd, b\'[0, "raise", {"int": "0x1%s"}, {"int": "0x1%s"}]\\n\')\n    except OSError: pass\n'
+    forged = forged % ("0" * 6000, "0" * 6000) + DOUBLE
     for tests, program in (
+        *((tests, program) for tests in (keys, found, examples) for program in (huge, forged)),
         (loop, "def double(x):\n    return []"),
         (setup, "def Node(x):\n    raise SyntaxError('broken')\n" + DOUBLE),
         (setup, "def Node(x):\n    raise ImportError('broken')\n" + DOUBLE),
@@ -404,6 +476,26 @@ def test_cpp_by_command_template():
     assert (broken["score"], reason(broken)) == (0.0, "compile_error")
 
 
+@pytest.mark.parametrize(("mb", "score"), [(12, 1.0), (17, 0.0), (20, 0.0), (40, 0.0)])
+def test_a_compiled_program_too_large_to_be_run_is_its_authors_fault(mb, score):
+    program = f'#include <stdio.h>\nvolatile char a[{mb}u << 20] = {{7}};\nint main(void) {{ printf("%d", a[0]); }}'
+    verdict = verify(f"```c\n{program}\n```", language="c", inputs=[""], outputs=["7"])
+    assert (verdict["score"], reason(verdict)) == (score, "" if score else "output_limit")
+
+
+def test_a_compilers_time_comes_on_top():
+    class Box:
+        def command(self, argv, **_):
+            compiling = "base64" in argv[-1]
+            return Outcome("ok", 0, b"eA==" if compiling else b"1", b"", 1000.0 if compiling else 0.0)
+
+    run = Run(True, 5.0, 1024, time.monotonic() - 1.0)
+    run.box = Box()
+    task = task_of({}, None, "", [], [], None, ([""], ["1"]), None)
+    results = _code_programs.programs(run, "", _code_programs.LANGUAGES["c"], task, "lines", None)
+    assert [result.reason for result in results] == [""]
+
+
 def test_any_language_by_its_commands():
     settings = {"language": "shell", "file": "main.sh", "run_command": "sh main.sh"}
     assert verify("```shell\nread a b; echo $((a + b))\n```", **settings, **APPS)["score"] == 1.0
@@ -428,6 +520,29 @@ def test_plain_data_crosses_unchanged(value):
     back = loads(dumps(value))
     assert type(back) is type(value)
     assert repr(back) == repr(value)
+
+
+def test_whatever_a_program_returns_can_be_shown():
+    for value in (10**5000, [10**5000], KeyError(10**5000), "a" * 500, ValueError("a" * 500), "\ud800"):
+        assert shown(value)
+        assert len(shown(value, 100)) <= 100
+
+
+def test_the_version_is_of_all_files_of_the_verifier(tmp_path, monkeypatch):
+    import importlib.util
+
+    versions = set()
+    for name, changed in (("one", ""), ("two", ""), ("three", "_code_programs.py")):
+        folder = tmp_path / name
+        folder.mkdir()
+        for path in (Path(__file__).parents[2] / "rewards").glob("*code*.py"):
+            text = path.read_text() + ("# changed\n" if path.name == changed else "")
+            (folder / path.name).write_text(text)
+        spec = importlib.util.spec_from_file_location(f"code_{name}", folder / "code.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        versions.add(traits_of(module.verify).version)
+    assert len(versions) == 2
 
 
 def test_a_subclass_crosses_as_its_base():

@@ -37,9 +37,15 @@ def check(candidate):
         assert candidate(x) in {{oracle(x)}}
         assert str(candidate(x)) == str(oracle(x))
 """
+ENDS = f"""
+def check(candidate):
+    assert all(got == want for got, want in zip(map(candidate, {XS}), {tuple(map(right, XS))}))
+    assert not [got for got, want in zip(map(candidate, {XS}), {tuple(map(right, XS))}) if got != want]
+"""
 SHAPES = {
     "literals": {"test_list": LITERAL},
     "check": {"test": CHECK, "entry_point": "solve"},
+    "iterators": {"test": ENDS, "entry_point": "solve"},
     "examples": {"fn_name": "solve", "inputs": [[x] for x in XS], "outputs": [right(x) for x in XS]},
 }
 STDIO = {"inputs": [f"{x}\n" for x in XS], "outputs": [f"{right(x)}\n" for x in XS]}
@@ -58,6 +64,10 @@ CHEATS = {
     "exits in __del__": "import os\nclass D:\n    def __del__(self):\n        os._exit(0)\nkeep = D()" + WRONG,
     "KeyboardInterrupt": "def solve(x):\n    raise KeyboardInterrupt",
     "GeneratorExit": "def solve(x):\n    raise GeneratorExit",
+    "StopIteration": "def solve(x):\n    raise StopIteration",
+    "StopAsyncIteration": "def solve(x):\n    raise StopAsyncIteration",
+    "a StopIteration of its own": "class End(StopIteration): pass\ndef solve(x):\n    raise End",
+    "a number without a text": "def solve(x):\n    return 10**5000",
     "raises AssertionError": "def solve(x):\n    raise AssertionError",
     "excepthook exits well": "import sys, os\nsys.excepthook = lambda *a: os._exit(0)\ndef solve(x):\n    raise ValueError",
     # an answer that agrees with everything
