@@ -28,12 +28,15 @@ from rlpost.types import FinishReason, Prompt, Rollout, Verdict
 from rlpost.verify.pool import VerifierPool
 from rlpost.verify.protocol import SAMPLE_FIELDS, Bound, load, to_verdict
 from rlpost.verify.registry import resolve
+from rlpost.verify.task import ON_ROW
 
 SAMPLE = 200  # rows that are scored again; all rows are scored once before
 ENOUGH = 40  # scorings a pass: fewer rows are repeated, or a verdict that changes now and then would go unseen
 GIVE_UP = 5  # problems of one check after which more of the same would only cost time
 MAX_DETAILS = 100_000  # characters; the worker cuts longer details
-STOPPED = ("timeout", "crash")  # the pool's reasons when a worker had to be killed, or died
+# The pool's reasons when a worker had to be killed, or died.
+LATE, DIED = ("timeout", ON_ROW["timeout"]), ("crash", ON_ROW["crash"])
+STOPPED = (*LATE, *DIED)
 
 
 @dataclass(frozen=True)
@@ -200,11 +203,12 @@ def _blame(
         f"{case.name} ends the worker process ({verdict.details.get('error', '')}, exit code "
         f"{verdict.details.get('exit_code')})"
         for case, verdict in rows
-        if verdict.reason == "crash"
+        if verdict.reason in DIED
     ]
     notes = []
     others = [case.rollout.text for case, _ in good[:2]] + ["I do not know."]
-    undecided = [(case, verdict) for case, verdict in rows if verdict.status == "unverified"]
+    # Of what hung or crashed on all responses of a group it is known already.
+    undecided = [(c, v) for c, v in rows if v.status == "unverified" and v.reason not in ON_ROW.values()]
     for case, verdict in undecided[: 4 * GIVE_UP]:
         tried = [_with(case, case.name, response=text) for text in others if text != case.rollout.text]
         if any(v.score is not None and v.reason not in STOPPED for v in _scored(pool, spec, tried)):
@@ -218,9 +222,9 @@ def _blame(
 
 
 def _timeout(spec: VerifierSpec, rows: Sequence[tuple[Case, Verdict]]) -> Check:
-    late = [case.name for case, verdict in rows if verdict.reason == "timeout"]
+    late = [case.name for case, verdict in rows if verdict.reason in LATE]
     problems = [f"{name} takes longer than the time-out of {spec.timeout:g} s" for name in late]
-    in_time = [(verdict.seconds, case.name) for case, verdict in rows if verdict.reason != "timeout"]
+    in_time = [(verdict.seconds, case.name) for case, verdict in rows if verdict.reason not in LATE]
     notes = []
     if in_time and max(in_time)[0] > spec.timeout / 2:
         seconds, name = max(in_time)

@@ -139,7 +139,8 @@ def load(name: str, function: Callable[..., Any], params: Mapping[str, Any], tim
         timeout: seconds a call may take, for a verifier that has an argument of that name.
 
     Raises:
-        VerifierError: as `bind`; or it is called for samples and does not return as many results.
+        VerifierError: as `bind`; `timeout` is not above the time that the verifier allows itself, which is its
+            argument `total_seconds`; or it is called for samples and does not return as many results.
     """
     module = _module(function)
     beside = module is not None and getattr(module, "verify", None) is function
@@ -153,6 +154,14 @@ def load(name: str, function: Callable[..., Any], params: Mapping[str, Any], tim
     params = {key: v for key, v in params.items() if key != "of" or not traits.dependent or key in arguments}
     if timeout is not None and "timeout" in arguments:
         params = {"timeout": timeout, **params}
+    if timeout is not None and "total_seconds" in arguments:
+        allowed = params.get("total_seconds", arguments["total_seconds"].default)
+        if isinstance(allowed, int | float) and timeout <= allowed:
+            raise VerifierError(
+                f"verifier {name!r}: timeout {timeout:g} must be above its total_seconds {allowed:g}, or a slow program "
+                f"ends the worker instead of being wrong: set timeout to {allowed + 10:g}, or {allowed + 40:g} where "
+                "programs are compiled"
+            )
     if traits.mode == "single":
         one = bind(name, function, params)
         return Bound(traits, lambda samples: _each(one(sample) for sample in samples), check)

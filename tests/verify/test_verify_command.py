@@ -113,6 +113,31 @@ def test_a_crashing_row_is_found(folder, capsys):
     assert "row 11 ends the worker process" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("kind", "reason"), [("slow", "hangs_on_row"), ("die", "crashes_on_row")])
+def test_a_group_without_one_verdict_is_laid_to_its_row_and_is_exit_4(folder, capsys, kind, reason):
+    rows = [
+        {"response": f"{text} {i}", "reference": "1", "q": q}
+        for q, text in (("a", "it is"), ("b", kind))
+        for i in (1, 2)
+    ]
+    data = write(folder / "r.jsonl", rows)
+    report = found("mine.py:score", "--data", data, "--group", "q", "--timeout", 3, expect=ALARM)
+    assert [(row["status"], row["reason"]) for row in report["verdicts"][2:]] == [("unverified", reason)] * 2
+    assert "50.0% of the rows are unverified" in capsys.readouterr().out
+    more = ["--contract", "--max-unverified", 1]
+    report = found("mine.py:score", "--data", data, "--group", "q", "--timeout", 3, *more, expect=ALARM)
+    broken = {"slow": "time-out", "die": "blame"}[kind]
+    assert f"contract: {broken}" in report["failures"]
+    problems = {check["name"]: check["problems"] for check in report["contract"]}[broken]
+    assert [problem[:5] for problem in problems] == ["row 3", "row 4"]
+
+
+def test_a_verifier_that_ends_its_process_on_every_row_is_at_fault(folder, capsys):
+    rows = [{"response": f"die {i}", "reference": "1"} for i in range(3)]
+    assert verify("mine.py:score", "--data", write(folder / "r.jsonl", rows)) == ALARM
+    assert "FAILED: no row has a verdict: the verifier times out or crashes on each" in capsys.readouterr().out
+
+
 def test_a_row_on_which_the_verifier_raises_is_found(folder, capsys):
     rows = numbers(30)
     rows[3]["reference"] = "three"
@@ -341,6 +366,8 @@ def test_what_is_given_goes_before_what_the_run_says(recorded):
         (["exact", "--data", "r.jsonl", "--label", "response"], "row 1: --label 'response' is 'it is 0'"),
         (["exact", "--data", "r.jsonl", "--group", "all"], "row 2: its reference is not that of row 1"),
         (["exact", "--data", "bad.jsonl"], "bad.jsonl has 2 rows that cannot be scored"),
+        (["exact", "--data", "counts.jsonl"], "row 1: token_count is 'many'; it must be the number"),
+        (["exact", "--data", "counts.jsonl"], "counts.jsonl has 4 rows that cannot be scored"),
         (["exact", "--data", "r.jsonl", "--param", "strip"], "must look like key=value"),
         (["exact", "--data", "r.jsonl", "--param", "timeout=3"], "timeout is a setting of the pool"),
         (["exact", "--data", "r.jsonl", "--param", "stripe=true"], "takes no 'stripe'"),
@@ -353,6 +380,7 @@ def test_what_is_given_goes_before_what_the_run_says(recorded):
 def test_bad_usage_is_exit_2_and_says_what_to_change(folder, capsys, arguments, says):
     write(folder / "r.jsonl", numbers(2, all=1))
     write(folder / "other.jsonl", [{"completion": "1"}])
+    write(folder / "counts.jsonl", [{"response": "1", "token_count": count} for count in ("many", -1, 2.5, True)])
     (folder / "bad.jsonl").write_text('{"response": "1"}\nnot json\n[1]\n')
     assert verify(*arguments) == BAD_USAGE
     captured = capsys.readouterr()

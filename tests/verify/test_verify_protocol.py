@@ -5,6 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+from rlpost.config import VerifierSpec
 from rlpost.types import Verdict
 from rlpost.verify import VerifierError, resolve, to_verdict, verifier
 from rlpost.verify.protocol import Traits, bind, load
@@ -218,6 +219,20 @@ def test_the_version_is_a_digest_of_the_file_unless_it_is_given(tmp_path):
 
 def test_an_argument_called_timeout_is_the_time_there_is():
     assert load("v", lambda timeout: timeout, {}, 7.5).call(samples("a")) == [7.5]
+
+
+def test_a_time_out_below_what_the_verifier_allows_itself_is_refused_under_whatever_name(tmp_path):
+    """An alias of `code` does not have the time-out that the configuration gives to that name."""
+    (tmp_path / "own.py").write_text("from rewards.code import verify as second\n")
+    name = f"{tmp_path}/own.py:second"
+    with pytest.raises(
+        VerifierError, match=r"second': timeout 10 .* its total_seconds 20, .* set timeout to 30, or 60"
+    ):
+        load(name, resolve(name), {}, VerifierSpec(name=name).timeout)
+    with pytest.raises(VerifierError, match="its total_seconds 100, "):
+        load(name, resolve(name), {"total_seconds": 100}, 30.0)
+    assert load(name, resolve(name), {}, 30.0).traits.programs
+    assert load("code", resolve("code"), {}, VerifierSpec(name="code").timeout).traits.programs
 
 
 def test_traits_that_cannot_be_are_refused():
