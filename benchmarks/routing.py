@@ -610,6 +610,8 @@ class Report:
         for c in self.cells:
             if "throughput" in c:
                 said.append(f"{c['family']}: {cost_verdict(quotients(c['throughput']))}")
+        if not any("throughput" in c for c in self.cells):
+            said.append("What capture costs of the rollout throughput was not measured.")
         if (coverage := min(c["coverage"] for c in self.cells)) < 1:
             said.append(f"Routes came for {coverage:.4f} of the tokens at the least; the rest used the live router.")
         return said
@@ -644,12 +646,22 @@ class Report:
         atomic.write_json(path, {"settings": settings, "cells": list(self.cells), "lowered": ratios})
 
     def page(self) -> str:
-        parts = [INTRODUCTION.strip(), "## Results", self.note()]
+        parts = [INTRODUCTION.strip().format(command=command(self.arguments)), "## Results", self.note()]
         for title, (headings, *rows) in self.tables():
             lines = [headings, ["---"] * len(headings), *rows]
             parts.append(f"**{title}**\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
         parts += [HOW_TO_READ, "## Reading", "\n".join(f"- {line}" for line in self.reading())]
         return "\n\n".join(parts) + "\n"
+
+
+def command(arguments: argparse.Namespace) -> str:
+    """The command line of these measurements, what was left at its default included."""
+    names = ["families", "seeds", "start", "warmup_steps", "prompts", "samples", "tokens", "repeats", "threads"]
+    if arguments.start == "random":
+        names.remove("warmup_steps")
+    given = {name: getattr(arguments, name) for name in names} | {"write": "docs/routing_replay.md"}
+    words = (f"--{k.replace('_', '-')} {' '.join(v) if isinstance(v, list) else v}" for k, v in given.items())
+    return " ".join(["python benchmarks/routing.py", *words])
 
 
 def spread(values: Iterable[float]) -> str:
@@ -674,7 +686,9 @@ def cost_verdict(found: Sequence[float]) -> str:
     text += f" (95 % interval {cost.low:.1%} to {cost.high:.1%}, {cost.seeds} pairs)"
     if cost.high < COST:
         return f"{text}: below {COST:.0%}."
-    return f"{text}: {'above' if cost.low > COST else 'open whether below'} {COST:.0%}."
+    if cost.low > COST:
+        return f"{text}: above {COST:.0%}."
+    return f"{text}: open whether below {COST:.0%}; more pairs (`--repeats`) on a quiet machine would tell."
 
 
 def most_bytes(routing: Mapping[str, Any]) -> int:
@@ -700,7 +714,7 @@ How far are engine and learner of a small mixture of experts from each other on 
 replay and importance weights change?
 
 ```bash
-python benchmarks/routing.py --write docs/routing_replay.md
+{{command}}
 ```
 
 Made by that command, all of it.

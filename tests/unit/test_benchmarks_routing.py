@@ -248,8 +248,21 @@ def test_the_report_reads_its_own_numbers(routing: ModuleType, tmp_path: Path):
     assert "bit-equal" in page
     assert "6 (at most 8)" in page
     assert "times lowered by R3. KL: " in page
+    assert "open whether below 3%" in page
     report.write_json(arguments.out)
     assert json.loads(arguments.out.read_text())["cells"][1]["float32"]["r3"]["kl"] > 0
+
+
+def test_the_page_says_which_command_made_it_and_what_it_did_not_measure(routing: ModuleType):
+    given = ["--start", "random", "--prompts", "7", "--repeats", "0", "--families", "qwen3_moe", "mixtral"]
+    made = cell(routing, 1)  # seed 1 has no throughput
+    page = routing.Report([made], routing.parse_arguments(given)).page()
+    shown = page.split("```bash\n")[1].split("\n```")[0].split()
+    assert shown[:2] == ["python", "benchmarks/routing.py"]
+    again = vars(routing.parse_arguments(shown[2:]))
+    assert again == vars(routing.parse_arguments(given)) | {"write": Path("docs/routing_replay.md")}
+    assert "--warmup-steps" not in shown
+    assert "was not measured" in page
 
 
 def test_an_r2_that_changes_something_is_called_wrong(routing: ModuleType):
