@@ -132,6 +132,7 @@ def _resolve(request: Request) -> tuple[str, Config, RunFolder | None]:
         values["cluster"] = {"gpus_per_node": 2 if _cuda() else 0}
     values["model"] |= {"path": model, "create": None}
     values["warmup"] = None
+    values["routing"] = {"replay": "off"}  # nothing is learned: no routes are wanted, nor what they forbid refused
     if request.data is not None:
         kind = "parquet" if request.data.suffix == ".parquet" else "jsonl"
         source = {"source": kind, "path": str(request.data), "prompt": request.prompt, "reference": request.reference}

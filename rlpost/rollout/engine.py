@@ -299,7 +299,8 @@ class Engine:
         if output.finished:
             if step.finish_reason not in ("stop", "length"):
                 raise RuntimeError(f"vLLM ended request {output.request_id} with {step.finish_reason!r}")
-            sample.routes = routes.damaged(step.routed_experts, self.version)
+            if group.request.routes:
+                sample.routes = routes.damaged(step.routed_experts, self.version)
             self._finish(output.request_id, step.finish_reason)
 
     def _give_up_expired(self) -> None:
@@ -321,11 +322,9 @@ class Engine:
     def _rollouts(self, group: _Group) -> list[Rollout]:
         texts = self._tokenizer.batch_decode([s.tokens for s in group.samples], skip_special_tokens=True)
         found: list[Routes | None] = [None] * len(group.samples)
-        if self._layout is not None:
+        if self._layout is not None and group.request.routes:
             captured = [
-                None
-                if s.finish_reason == "abort" or not s.tokens
-                else routes.Captured(s.routes, len(s.tokens), s.versions[0])
+                None if s.finish_reason == "abort" or not s.tokens else routes.Captured(s.routes, len(s.tokens))
                 for s in group.samples
             ]
             found = routes.group_routes(self._layout, len(group.request.prompt_ids), captured)

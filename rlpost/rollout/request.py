@@ -27,6 +27,7 @@ class SampleRequest:
         prompt_ids: int32 (P,).
         seeds: one for each sample.
         deadline: seconds after which what is unfinished is given up ("abort").
+        routes: whether the rollouts bring theirs, from an engine that captures them.
     """
 
     prompt_id: str
@@ -35,6 +36,7 @@ class SampleRequest:
     seeds: tuple[int, ...]
     sampling: Sampling
     deadline: float
+    routes: bool = True
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,7 @@ What vLLM 0.30 gives, and why a row belongs to its token:
 
 Every sample brings its own rows of the prompt, though most are the same bytes: a sample whose prefix had been evicted
 and was computed again, or that waited through a weight update while its group had begun, differs from the rest, and
-only its own rows say how. They are compared here, and what all samples of one version agree on becomes one array for
-the group. The samples of another version carry their own.
+only its own rows say how. They are compared here: samples whose rows of the prompt are the same bytes hold one array.
 """
 
 from __future__ import annotations
@@ -142,12 +141,10 @@ class Captured:
     Attributes:
         rows: what vLLM gave, (P + R - 1, all layers, top_k); None when nothing came.
         length: R, of the response.
-        version: weight version of its first token.
     """
 
     rows: np.ndarray | None
     length: int
-    version: int
 
 
 def damaged(rows: np.ndarray | None, version: int) -> np.ndarray | None:
@@ -160,7 +157,7 @@ def damaged(rows: np.ndarray | None, version: int) -> np.ndarray | None:
 
 
 def group_routes(layout: Layout, prompt: int, samples: Sequence[Captured | None]) -> list[Routes | None]:
-    """Routes of a group's samples, of which those of one version share one array for what they agree on.
+    """Routes of a group's samples, of which those with the same rows of the prompt share one array of them.
 
     Args:
         prompt: tokens of the prompt.
@@ -169,27 +166,16 @@ def group_routes(layout: Layout, prompt: int, samples: Sequence[Captured | None]
     Returns:
         one for each sample. Where nothing usable came, zeros of the right length with no valid row.
     """
-    rows = [layout.select(s.rows, prompt + s.length - 1) if s else None for s in samples]
-    came = [(r, s.version) for r, s in zip(rows, samples, strict=True) if r is not None and s is not None]
-    first, version = came[0] if came else (layout.nothing(0), 0)
-    agreed = min((_agreed(first[:prompt], r) for r, v in came if v == version), default=0)
-    shared, none = first[:agreed].copy(), layout.nothing(0)
-    routes: list[Routes | None] = []
-    for row, sample in zip(rows, samples, strict=True):
-        if sample is None:
-            routes.append(None)
-        elif row is None:
-            count = prompt + sample.length - 1
-            routes.append(Routes(none, layout.nothing(count), np.zeros(count, bool)))
-        elif sample.version == version:
-            routes.append(Routes(shared, row[agreed:], layout.sound(row)))
-        else:
-            routes.append(Routes(none, row, layout.sound(row)))
-    return routes
+    prompts: dict[bytes, np.ndarray] = {}
 
+    def routes(sample: Captured) -> Routes:
+        count = prompt + sample.length - 1
+        rows = layout.select(sample.rows, count)
+        if rows is None:
+            return Routes(layout.nothing(0), layout.nothing(count), np.zeros(count, bool))
+        key = rows[:prompt].tobytes()
+        if key not in prompts:
+            prompts[key] = rows[:prompt].copy()
+        return Routes(prompts[key], rows[prompt:], layout.sound(rows))
 
-def _agreed(prompt: np.ndarray, rows: np.ndarray) -> int:
-    """How many rows two samples have in common from the beginning, of those of the prompt."""
-    if np.array_equal(prompt, rows[: len(prompt)]):
-        return len(prompt)
-    return int((prompt != rows[: len(prompt)]).any((1, 2)).argmax())
+    return [None if sample is None else routes(sample) for sample in samples]

@@ -69,7 +69,8 @@ class GroupSampler:
 
     def submit(self, prompt: Prompt, step: int, samples: int, sampling: Sampling) -> None:
         """Start a group for `step`; `collect(step, ...)` will have it."""
-        self._start(prompt, step, samples, sampling, self.seed, self._done.setdefault(step, queue.Queue()).put)
+        put = self._done.setdefault(step, queue.Queue()).put
+        self._start(prompt, step, samples, sampling, self.seed, put, routes=True)
         self.account.submitted += samples
         self.account.running += samples
 
@@ -100,10 +101,13 @@ class GroupSampler:
         self.account = Account(submitted=consumed + dropped, consumed=consumed, dropped=dropped)
 
     def sample_all(self, prompts: Sequence[Prompt], samples: int, sampling: Sampling, seed: int) -> list[Group]:
-        """Sample and score every prompt, outside the training account (evaluation). In the order of `prompts`."""
+        """Sample and score every prompt, outside the training account (evaluation), in the order of `prompts`.
+
+        Nothing is learned from these samples: they bring no routes.
+        """
         done: queue.Queue[Group | BaseException] = queue.Queue()
         for prompt in prompts:
-            self._start(prompt, -1, samples, sampling, seed, done.put)
+            self._start(prompt, -1, samples, sampling, seed, done.put, routes=False)
         return self._take(done, len(prompts), "the groups of an evaluation")
 
     def _start(
@@ -114,6 +118,7 @@ class GroupSampler:
         sampling: Sampling,
         seed: int,
         put: Callable[[Group | BaseException], None],
+        routes: bool,
     ) -> None:
         group_id = self._next_group
         self._next_group += 1
@@ -124,6 +129,7 @@ class GroupSampler:
             seeds=tuple(sample_seed(seed, step, prompt.id, i) for i in range(samples)),
             sampling=sampling,
             deadline=self.deadline,
+            routes=routes,
         )
 
         def sampled(future: Future[list[Rollout]]) -> None:

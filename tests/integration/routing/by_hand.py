@@ -67,8 +67,8 @@ class Hand:
     def ask(self, prompt: np.ndarray, samples: int = 3, tokens: int = 12, **more: Any) -> Future[list[Rollout]]:
         self.groups += 1
         future: Future[list[Rollout]] = Future()
-        how = Sampling(1.0, tokens, stop=more.pop("stop", ()))
-        request = SampleRequest("p", self.groups, prompt, tuple(range(samples)), how, more.pop("deadline", 600.0))
+        how = Sampling(more.pop("temperature", 1.0), tokens, stop=more.pop("stop", ()))
+        request = SampleRequest("p", self.groups, prompt, tuple(range(samples)), how, 600.0, **more)
         self.engine._submit(request, future)
         return future
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pickle
 import time
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -135,10 +136,10 @@ def test_tokens_sampled_across_an_update_keep_the_rows_of_their_own_version(at_f
     rollouts = at_first.finish(running)
     assert {tuple(sorted(set(r.versions.tolist()))) for r in rollouts} == {(first, first + 1), (first + 1,)}
     assert_true(rollouts, load(model), other, first=first)
-    # Samples of one version share their prompt's rows, and the others carry their own.
-    shared = {id(r.routes.shared) for r in rollouts if r.versions[0] == first}
-    assert len(shared) == 1
-    assert not any(len(r.routes.shared) for r in rollouts if r.versions[0] != first)
+    # Samples of one version share their prompt's rows.
+    begun, waited = ({id(r.routes.shared) for r in rollouts if r.versions[0] == v} for v in (first, first + 1))
+    assert len(begun) == len(waited) == 1
+    assert begun != waited
     # And nothing of the old weights is left in the cache.
     assert_true(at_first.sample(prompt), other, first=first + 1)
 
@@ -153,6 +154,24 @@ def test_rows_survive_that_the_cache_runs_out(model):
         seen = max(seen, hand.preempted())
     assert seen > 0, "nobody was interrupted: make the cache smaller"
     assert_true([r for f in asked for r in f.result(0)], load(model), first=0)
+
+
+def test_a_prompt_computed_in_chunks_has_the_rows_of_one_computed_whole(model):
+    def asked(hand: Hand) -> list[Future[list[Rollout]]]:
+        # Greedily: a prompt cut in chunks rewinds its seeded generator, which a CPU generator cannot do.
+        prompts = [prompt_of(150, seed=20), prompt_of(4 * BLOCK, seed=21), prompt_of(170, seed=22)]
+        return [hand.ask(prompt, samples=2, temperature=0.0) for prompt in prompts]
+
+    # Chunks that end within a block of the cache, and hold the end of one prompt and the beginning of another.
+    chunked = Hand(model, engine_args={"enable_chunked_prefill": True, "max_num_batched_tokens": 54})
+    running = asked(chunked)
+    assert [len(chunked.step()) for _ in range(2)] == [0, 0], "the first prompt must take three chunks"
+    rollouts = chunked.finish(*running)
+    assert_true(rollouts, load(model), first=0)
+    whole = Hand(model)
+    for a, b in zip(rollouts, whole.finish(*asked(whole)), strict=True):
+        assert a.response_ids.tolist() == b.response_ids.tolist()
+        assert (rows_of(a) == rows_of(b)).all()
 
 
 def test_who_is_given_up_has_no_routes_and_the_others_keep_theirs(at_first, model):
@@ -207,6 +226,14 @@ def test_a_dense_model_is_refused_before_its_weights_are_read(tmp_path):
 def test_engine_args_that_spoil_routes_are_refused_by_the_engine_too(model):
     with pytest.raises(ValueError, match=r"engine_args\.speculative_config"):
         Hand(model, engine_args={"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}})
+
+
+def test_a_request_that_wants_no_routes_brings_none_beside_one_that_does(at_first, model):
+    first, prompt = at_first.engine.version, prompt_of(BLOCK + 8, seed=9)
+    bare, whole = at_first.ask(prompt, routes=False), at_first.ask(prompt)
+    assert_true(at_first.finish(bare, whole)[3:], load(model), first=first)
+    assert all(r.routes is None for r in bare.result(0))
+    assert [r.response_ids.tolist() for r in bare.result(0)] == [r.response_ids.tolist() for r in whole.result(0)]
 
 
 def test_without_capture_there_are_no_routes(model):

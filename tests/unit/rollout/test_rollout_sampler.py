@@ -137,6 +137,17 @@ def test_an_evaluation_stays_out_of_the_account():
     assert sampler.account == Account()
 
 
+def test_only_what_may_be_learned_from_is_asked_for_with_routes():
+    fleet = StandInFleet()
+    asked = []
+    fleet.submit = lambda request: asked.append(request.routes) or StandInFleet.submit(fleet, request)
+    sampler = GroupSampler(fleet, StandInPool(), seed=0, deadline=30)
+    sampler.submit(prompt("a"), 1, 2, SAMPLING)
+    threading.Timer(0.05, fleet.answer).start()
+    sampler.sample_all([prompt("b")], 2, SAMPLING, seed=9)
+    assert asked == [True, False]
+
+
 def test_a_seed_depends_on_run_step_prompt_and_sample_alone():
     assert sample_seed(0, 1, "a", 2) == sample_seed(0, 1, "a", 2)
     others = {sample_seed(*x) for x in ((1, 1, "a", 2), (0, 2, "a", 2), (0, 1, "b", 2), (0, 1, "a", 3))}
