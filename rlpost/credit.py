@@ -48,9 +48,10 @@ def credited(
     by_sample: dict[tuple[int, int], float] = {}
     advantages = batch.advantages.copy()
 
+    bare = batch.without_routes()
     for source in sorted({s.source for s in samples}):
         chosen = batch.of(source)
-        part, flat = batch.select(chosen), batch.tokens_of(chosen)
+        part, flat = bare.select(chosen), batch.tokens_of(chosen)
         inputs = credit_inputs(part, [samples[i] for i in chosen], step, seed, max_tokens)
         worth = torch.from_numpy(part.padded(part.advantages)).double()
         if source == "on_policy":

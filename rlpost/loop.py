@@ -27,38 +27,44 @@ def train(run: Run) -> None:
     """Train until `steps`, or until `run.stop_requested`. A finished step k leaves weights of version k everywhere."""
     config, last = run.config, run.config.steps
     while run.step < last and not run.stop_requested:
-        step, clock = run.step + 1, Clock()
-
-        run.say("sampling")
-        for ahead in range(step, min(step + config.rollout.max_staleness, last) + 1):
-            submit(run, ahead)
-        groups = collect(run, step)
-        clock.lap("generate", until=max((g.sampled_at for g in groups), default=None))
-        clock.lap("verify")
-
-        run.say("learning")
-        kept = run.chosen(groups)
-        run.strategy.observe(groups, run.referee)
-        lesson = credit(run, kept, step)
-        check_staleness(lesson, run.version, config.rollout.max_staleness)
-        metrics = learn(run, lesson)
-        clock.lap("learn")
-
-        run.say("syncing weights")
-        run.version = step
-        run.fleet.sync(run.learner, run.version, config.rollout_dtype)
-        clock.lap("sync")
-
-        settle(run, groups, kept)
-        run.step = step
-        run.adapt(metrics)
-        run.report(groups, kept, lesson, metrics, clock.seconds())
+        step = run.step + 1
+        advance(run, step)
         if failpoint("driver.kill", step):
             run.kill()
         if config.evaluation.every and step % config.evaluation.every == 0 and step < last:
             run.evaluate(f"step {step}")
         if config.checkpoint.every and step % config.checkpoint.every == 0:
             run.save()
+
+
+def advance(run: Run, step: int) -> None:
+    """One step. Samples and batch end with this call: the next step's need their room."""
+    config, clock = run.config, Clock()
+
+    run.say("sampling")
+    for ahead in range(step, min(step + config.rollout.max_staleness, config.steps) + 1):
+        submit(run, ahead)
+    groups = collect(run, step)
+    clock.lap("generate", until=max((g.sampled_at for g in groups), default=None))
+    clock.lap("verify")
+
+    run.say("learning")
+    kept = run.chosen(groups)
+    run.strategy.observe(groups, run.referee)
+    lesson = credit(run, kept, step)
+    check_staleness(lesson, run.version, config.rollout.max_staleness)
+    metrics = learn(run, lesson)
+    clock.lap("learn")
+
+    run.say("syncing weights")
+    run.version = step
+    run.fleet.sync(run.learner, run.version, config.rollout_dtype)
+    clock.lap("sync")
+
+    settle(run, groups, kept)
+    run.step = step
+    run.adapt(metrics)
+    run.report(groups, kept, lesson, metrics, clock.seconds())
 
 
 def submit(run: Run, step: int) -> None:

@@ -39,7 +39,15 @@ def show(config: Config) -> int:
         out.print("activations and the engines' cache come on top")
     out.print(f"weights travel by {config.weight_transfer}")
     if config.routing.replay == "r3":
-        out.print(f"routes: {routes_plan(config)}")
+        routes = routes_plan(config)
+        if routes is None:
+            out.print("routes: unknown; set model.experts, or give model.path as a folder")
+        else:
+            table = Table("routes, GiB at most", "", box=None)
+            for name, size in routes.items():
+                table.add_row(name, f"{size / 2**30:.2f}")
+            out.print(table)
+            out.print("groups that are refilled come on top")
     return DONE
 
 
@@ -59,20 +67,26 @@ def batch_arithmetic(config: Config) -> dict[str, int]:
     }
 
 
-def routes_plan(config: Config) -> str:
-    """What the routes of a step take, in words."""
-    values = hf_config(config.model)
-    experts = config.model.experts or (experts_of(values) if values is not None else None)
+def routes_plan(config: Config) -> dict[str, float] | None:
+    """Bytes of the engines' routes by where they are while a step is learned from; None when the sizes are not known."""
+    experts = config.model.experts
+    if experts is None and (values := hf_config(config.model)) is not None:
+        experts = experts_of(values)
     if experts is None:
-        return "unknown; set model.experts, or give model.path as a folder"
+        return None
+    le, ro = config.learner, config.rollout
     each = bytes_per_token(experts)
-    samples = config.learner.prompts_per_step * config.rollout.samples_per_prompt
-    prompts = config.learner.prompts_per_step * config.data.max_prompt_tokens
-    whole = each * (prompts + samples * config.rollout.max_tokens)
-    return (
-        f"{each:,} bytes a token, at most {whole / 2**30:.2f} GiB a step in shared memory, "
-        f"{whole / config.learner.ranks / 2**30:.2f} a rank"
-    )
+    responses = each * le.prompts_per_step * ro.samples_per_prompt * ro.max_tokens
+    prompts = each * le.prompts_per_step * config.data.max_prompt_tokens
+    # A group's samples share their prompt's rows, but among the ranks each that has one of them gets those rows.
+    step, shares = prompts + responses, prompts * min(le.ranks, ro.samples_per_prompt) + responses
+    held = 1 + ro.max_staleness
+    return {
+        f"a step, {each:,} bytes a token": step,
+        f"object store of the driver's node: {held} sampled, 1 dealt": held * step + shares,
+        "memory of the driver": step + shares / le.ranks,
+        "a rank's share": shares / le.ranks,
+    }
 
 
 def memory_plan(config: Config) -> dict[str, float] | None:

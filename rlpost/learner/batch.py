@@ -158,6 +158,10 @@ class Batch:
         """The same with a row of routes for every token, (sum of lengths, layers, top_k)."""
         return replace(self, routes=rows, route_index=np.arange(len(rows), dtype=np.int32))
 
+    def without_routes(self) -> Batch:
+        """The same without routes, which are far larger than the rest: for whoever selects and does not replay."""
+        return replace(self, routes=None, route_index=None)
+
     def select(self, indices: Sequence[int] | np.ndarray) -> Batch:
         """The sequences at `indices`, in that order; an index may come twice."""
         index = np.asarray(indices, np.int64)

@@ -104,8 +104,9 @@ class LearnerGroup:
         lo, world = self.spec.learner, len(self.ranks)
         shares: list[list[int]] = [[] for _ in range(world)]
         plans: list[list[StepPlan]] = [[] for _ in range(world)]
-        for indices in batch.shares(lo.optimizer_steps_per_batch):
-            part = batch.select(indices)
+        bare = batch.without_routes()
+        for indices in bare.shares(lo.optimizer_steps_per_batch):
+            part = bare.select(indices)
             if not part.learned_tokens:
                 continue
             cut = plan(part.lengths, world, lo.layout, lo.tokens_per_micro_batch, lo.row_tokens, part.units)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -163,6 +164,34 @@ def test_a_token_older_than_the_bound_is_an_error():
     loop.check_staleness(None, version=4, bound=1)
     with pytest.raises(RuntimeError, match="staleness 2 is more than"):
         loop.check_staleness(lesson(2), version=4, bound=1)
+
+
+def test_what_a_step_sampled_and_learned_from_is_gone_when_the_next_is_sampled():
+    run = stand_in_run({})
+    seen: dict[int, list[weakref.ref]] = {}
+    left: list[int] = []
+
+    def submit(prompt: Prompt, step: int, *more: object) -> None:
+        left.append(sum(ref() is not None for ref in seen.get(step - 1, [])))
+        run.sampler.version = run.version
+        StandInSampler.submit(run.sampler, prompt, step, *more)
+
+    def update(batch: Batch, *_: object) -> SimpleNamespace:
+        seen[run.step + 1].append(weakref.ref(batch))
+        return SimpleNamespace(values=dict)
+
+    def chosen(groups: list[Group]) -> list[Group]:
+        seen[run.step + 1] = [weakref.ref(x) for g in groups for x in (g, *g.rollouts)]
+        return groups
+
+    run.sampler.submit, run.chosen, run.learner = submit, chosen, SimpleNamespace(update=update)
+    run.fleet, run.referee, run.stop_requested = SimpleNamespace(sync=lambda *_: None), "v", False
+    for name in ("say", "adapt", "report", "save", "evaluate"):
+        setattr(run, name, lambda *_: None)
+    loop.train(run)
+    assert run.step == 3
+    assert len(seen) == 3
+    assert left == [0] * 12
 
 
 def test_the_clock_divides_a_step_into_phases_without_a_gap():

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rlpost import cli
+from rlpost.commands import evaluate
 from rlpost.commands.plan import routes_plan
-from rlpost.config import ConfigError, Experts, parse
-from rlpost.learner.batch import Batch, make_grid, plan
+from rlpost.config import ConfigError, Experts, load, parse
+from rlpost.credit import credited
+from rlpost.learner.batch import Batch, _used, make_grid, plan
+from rlpost.learner.group import LearnerGroup
+from rlpost.meter import Meter
+from rlpost.objective import Credit
 from rlpost.observe.alarms import Alarm, Watch
 from rlpost.routing import DamagedRoutesError, admitted, bytes_per_token, check_experts, experts_of, hf_config
+from rlpost.run import engine_spec
 from rlpost.types import Rollout, Routes, Sample
 from tests.conftest import tiny
 
@@ -122,6 +133,41 @@ def test_selection_keeps_each_tokens_route_and_only_the_rows_in_use(data: st.Dat
     assert len(part.routes) == len({int(k) for k in part.route_index if k >= 0})
     again = part.select(range(len(part)))
     assert [whole(again, k) for k in range(len(part))] == [whole(part, k) for k in range(len(part))]
+
+
+def test_without_routes_nothing_else_changes():
+    batch = Batch.from_samples([sample(rows(3), 4, 2, i) for i in range(2)])
+    bare = batch.without_routes()
+    assert bare.routes is bare.route_index is None
+    assert bare.tokens is batch.tokens
+    assert bare.select([1]).routes is None
+
+
+def test_rows_are_copied_for_the_ranks_alone(monkeypatch: pytest.MonkeyPatch):
+    samples = [sample(rows(3), 4, 2, i) for i in range(8)]
+    batch = Batch.from_samples(samples)
+    copied: list[int] = []
+
+    def counted(given: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        copied.append(len(given))
+        return _used(given, index)
+
+    monkeypatch.setattr("rlpost.learner.batch._used", counted)
+    config = parse(tiny(learner={"optimizer_steps_per_batch": 4}))
+    lesson = credited(batch, samples, Credit(config.objective, 1), step=1, seed=0, max_tokens=8)
+    assert copied == []
+    assert lesson.batch.routes is batch.routes
+
+    def update(share: Batch, *_: object) -> Meter:
+        assert share.routes is not None
+        return Meter()
+
+    group = LearnerGroup.__new__(LearnerGroup)
+    group.spec, group.deadline = SimpleNamespace(learner=config.learner), 1.0
+    group.ranks = [SimpleNamespace(update=SimpleNamespace(remote=update))] * 2
+    monkeypatch.setattr("rlpost.learner.group.wait", lambda found, *_: found)
+    group.update(lesson.batch, 0)
+    assert len(copied) == 2
 
 
 @pytest.mark.parametrize("layout", ["packed", "padded"])
@@ -295,20 +341,88 @@ def test_sizes_of_experts_come_from_the_models_configuration():
     assert bytes_per_token(Experts(layers=58, per_token=8, total=257)) == 58 * 8 * 2
 
 
-@pytest.mark.parametrize("family", ["qwen2_moe", "mixtral", "olmoe", "deepseek_v3", "glm4_moe", "gpt_oss"])
-def test_every_familys_default_configuration_is_seen_to_have_experts(family: str):
-    from transformers import AutoConfig
+@pytest.mark.parametrize(
+    ("values", "found"),
+    [
+        ({"num_hidden_layers": 9, "num_experts_per_tok": 2}, None),
+        ({"num_experts": 8, "num_experts_per_tok": 2}, None),
+        ({"num_experts": 8, "num_hidden_layers": 9}, None),
+        ({"num_experts": 8, "num_layers": 9, "moe_topk": [2, 3, 1]}, (9, 3)),
+        ({"num_experts": 8, "num_hidden_layers": 9, "moe_k": 2, "first_k_dense_replace": 3}, (6, 2)),
+        ({"n_routed_experts": 8, "moe_topk": 2, "mlp_layer_types": ["dense", "sparse", "sparse"]}, (2, 2)),
+        ({"text_config": {"moe_num_experts": 8, "num_layers": 4, "num_experts_per_token": 2}}, (4, 2)),
+    ],
+)
+def test_sizes_that_a_configuration_does_not_tell_are_unknown(values: dict[str, Any], found: tuple[int, int] | None):
+    assert experts_of(values) == (found and Experts(layers=found[0], per_token=found[1], total=8))
 
-    found = experts_of(AutoConfig.for_model(family).to_dict())
-    assert found is not None
-    assert found.per_token >= 2
-    assert found.total >= 8
+
+def hub(monkeypatch: pytest.MonkeyPatch, cache: Path, name: str, **values: Any) -> dict[str, Any]:
+    """Put a model's configuration into a cache of the hub; `model` of a run that starts from it."""
+    folder = cache / f"models--{name.replace('/', '--')}"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("0" * 40)
+    snapshot = folder / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text(json.dumps(values))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    return {"path": name, "create": None}
 
 
-def test_the_plan_tells_what_routes_take():
-    assert routes_plan(moe()).startswith("4 bytes a token, at most ")
-    unknown = moe()
-    unknown = unknown.model_copy(
-        update={"model": unknown.model.model_copy(update={"create": None, "path": "a/hub-id"})}
+def test_a_hub_id_is_judged_as_a_folder_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    oss = {"num_local_experts": 32, "num_experts_per_tok": 4, "num_hidden_layers": 24}
+    model = hub(monkeypatch, tmp_path, "openai/gpt-oss-20b", model_type="gpt_oss", **oss)
+    on_gpus = {"rollout": {"weight_transfer": "nccl"}, "cluster": {"gpus_per_node": 2}, "warmup": None}
+    with pytest.raises(ConfigError, match=r"rollout.weight_transfer: nccl, but vLLM 0.30 keeps GPT-OSS'"):
+        check_experts(parse(tiny(model=model, **on_gpus)))
+    check_experts(parse(tiny(model=model, routing={"replay": "r3"}, warmup=None)))
+    check_experts(parse(tiny(model={"path": "nobody/has-this", "create": None}, **on_gpus)))
+
+
+def test_replay_of_a_dense_hub_id_is_refused_before_anything_starts(tmp_path, monkeypatch, write_config, capsys):
+    model = hub(monkeypatch, tmp_path, "Qwen/Qwen2-dense", model_type="qwen2", num_hidden_layers=2)
+    path = write_config(model=model, routing={"replay": "r3"}, warmup=None)
+    assert cli.run(["train", str(path)]) == cli.BAD_USAGE
+    assert "routing.replay: r3, but the model (qwen2) is dense" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_plan_counts_every_copy_of_the_routes():
+    config = parse(
+        tiny(
+            model={"create": {"config": MOE}},
+            routing={"replay": "r3"},
+            rollout={"max_staleness": 2},
+            learner={"ranks": 2},
+        )
     )
-    assert routes_plan(unknown) == "unknown; set model.experts, or give model.path as a folder"
+    prompts, responses = 4 * 8 * 24, 4 * 8 * 4 * 12
+    shares = 2 * prompts + responses  # samples of each prompt on either rank
+    assert routes_plan(config) == {
+        "a step, 4 bytes a token": prompts + responses,
+        "object store of the driver's node: 3 sampled, 1 dealt": 3 * (prompts + responses) + shares,
+        "memory of the driver": prompts + responses + shares / 2,
+        "a rank's share": shares / 2,
+    }
+
+
+def test_the_plan_asks_nobody_when_sizes_are_given_and_says_when_they_are_not_known():
+    config = moe()
+
+    def at_hub(**more: Any) -> Any:
+        model = config.model.model_copy(update={"create": None, "path": "a/hub-id", **more})
+        return config.model_copy(update={"model": model})
+
+    assert routes_plan(at_hub()) is None
+    known = routes_plan(at_hub(experts=Experts(layers=2, per_token=2, total=8)))
+    assert known is not None
+    assert known == routes_plan(config)
+
+
+def test_an_evaluation_captures_nothing_and_refuses_nothing_for_the_sake_of_routes(write_config):
+    path = write_config(model={"create": {"config": MOE}}, routing={"replay": "r3"})
+    asked = {"k": [1], "data": None, "prompt": "", "reference": "", "verifier": None, "samples": None, "seeds": [0]}
+    decoding = {"temperature": 1.0, "top_p": 1.0, "max_tokens": None, "limit": None, "out": None}
+    model, config, _ = evaluate._resolve(evaluate.Request("some/model", config=path, **asked, **decoding))
+    assert engine_spec(load([path]), model).capture_routes
+    assert not engine_spec(config, model).capture_routes

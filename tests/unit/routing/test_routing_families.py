@@ -10,6 +10,7 @@ from routing_cases import lay_out, random_rows, sequences
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rlpost.learner.routing import Replay, UnsupportedRouterError, find_routers
+from rlpost.routing import experts_of, is_moe
 
 # Every name that a family gives to one of these sizes.
 SIZES: dict[str, Any] = {
@@ -97,6 +98,9 @@ COVERED: dict[str, dict[str, Any]] = {
     "qwen4_exp_text": {},
     "solar_open": {},
 }
+# By default configuration: no experts, or not how many a token goes to.
+DENSE = {"dots1", "hunyuan_v1_moe"}
+UNTOLD = {"deepseek_v2"}
 # What is refused, and what the error says.
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "dbrx": (
@@ -135,12 +139,28 @@ def test_covered(family):
     model = build(family, COVERED[family])
     replay, layout = Replay(model), lay_out(sequences(1, (9,)))
     assert (replay.top_k, replay.experts) == (2, 8)
+    planned = experts_of(model.config.to_dict())
+    assert planned is not None
+    assert (planned.per_token, planned.total) == (2, 8)
+    assert planned.layers >= len(replay.layers)
     rows = random_rows(replay, 9, seed=2)
     with torch.no_grad(), replay.using(layout.grid(rows), record=True) as stats:
         logits = layout.forward(model)
     assert torch.equal(stats.recorded, rows)
     assert torch.isfinite(logits).all()
     assert stats.real == stats.replayed == 9
+
+
+@pytest.mark.parametrize("family", COVERED)
+def test_sizes_of_a_familys_experts_are_read_from_its_default_configuration_or_unknown(family):
+    values = AutoConfig.for_model(family).to_dict()
+    assert is_moe(values) == (family not in DENSE)
+    found = experts_of(values)
+    assert (found is None) == (family in DENSE | UNTOLD)
+    if found is not None:
+        assert found.per_token >= 2
+        assert found.total >= 7
+        assert 1 <= found.layers <= 80
 
 
 @pytest.mark.parametrize("family", REFUSED)
