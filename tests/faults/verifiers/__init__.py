@@ -1,0 +1,72 @@
+"""What a response can do to a verifier: hostile programs, hostile and tricky mathematics.
+
+Where each row of the tables of hostile input is tested, by file and function without `test_`. A is programs, B
+mathematics; N is for every night.
+
+A1   no end: sandbox_attacks a_program_without_end_is_ended; faults_verifier_pool twenty_endless_loops_in_two_hundred_end_in_time_and_leave_nothing
+A2   fork bomb: sandbox_attacks a_process_bomb_is_bounded_and_leaves_nothing, all_of_this_holds_for_an_ordinary_user_too
+A3   threads, pools: sandbox_attacks a_process_bomb_is_bounded_and_leaves_nothing, a_thread_bomb_hits_a_limit
+A4   memory: sandbox_attacks memory_is_bounded, processes_together_have_one_memory_limit
+A5   exits: code_cheats a_cheat_scores_nothing, a_program_that_cheats_scores_nothing; sandbox_attacks the_outcome_is_how_it_ended
+A6   equal to everything: code_cheats a_cheat_scores_nothing
+A7   patches: code_cheats a_cheat_scores_nothing
+A8   names of the harness: code_cheats a_cheat_scores_nothing, an_honest_twin_passes
+A9   output: sandbox_attacks output_is_capped_and_ends_the_program; code_cheats a_cheat_scores_nothing, a_program_that_cheats_scores_nothing
+A10  grandchild holds the output: sandbox_attacks what_a_program_started_ends_with_it
+A11  daemon: sandbox_attacks what_a_program_started_ends_with_it, the_sandbox_stops
+A12  looks for the tests: code_cheats neither_tests_nor_expected_values_are_to_be_found; sandbox_attacks a_program_sees_no_secret_and_nothing_of_an_earlier_program
+A13  secrets: sandbox_attacks a_program_sees_no_secret_and_nothing_of_an_earlier_program; verify_pool the_trainers_secrets_are_not_in_a_workers_environment
+A14  network: sandbox_attacks no_address_is_reached, no_name_is_resolved_and_no_raw_socket_opened, the_sandbox_stops
+A15  disk: sandbox_attacks scratch_is_bounded_and_its_end_is_the_programs_error, disk_is_bounded, the_sandbox_stops
+A16  persistence: sandbox_attacks nothing_written_is_there_for_the_next_program; code_cheats a_reward_function_after_hostile_programs_says_what_it_said_before
+A17  kills: sandbox_attacks signals_reach_nobody_outside
+A18  system calls (N): sandbox_attacks every_call_of_the_table_is_refused, the_sandbox_stops
+A19  settings of the kernel (N): sandbox_attacks no_setting_of_the_kernel_is_reached
+A20  forged verdicts: sandbox_attacks a_forged_message_is_only_output; code_cheats a_cheat_scores_nothing
+A21  deaf to signals: sandbox_attacks a_program_without_end_is_ended, the_sandbox_stops
+A22  pickles: code_cheats a_cheat_scores_nothing; rewards_code what_is_no_encoding_is_refused
+A23  crashes: sandbox_attacks the_outcome_is_how_it_ended; code_cheats a_program_that_cheats_scores_nothing
+A24  huge and deep answers: code_cheats a_cheat_scores_nothing; rewards_code what_is_too_large_is_refused
+A25  hostile source: sandbox_attacks hostile_source_is_the_programs_own_matter; rewards_code the_program_is_the_last_python_block_or_the_only_one_or_all
+A26  sleeps: sandbox_attacks a_program_without_end_is_ended, waiting_for_input_ends_with_the_input
+A27  clocks and priorities: sandbox_attacks a_program_without_end_is_ended, privileges_cannot_be_had_back
+A28  leaks (N): sandbox_attacks one_hundred_programs_leave_no_descriptor_no_process_and_no_shared_memory
+A29  links, pipes, bombs for who reads the output: pool_rows a29_what_a_program_leaves_lying_is_read_by_nobody; sandbox_attacks a_file_name_that_leads_out_is_refused
+A30  answers by heart: none. No sandbox tells them from a solution; tests that the prompt does not show do
+A31  the trainer's modules: sandbox_attacks the_trainers_modules_are_not_there
+A32  honest twins: sandbox_attacks an_honest_program_passes; code_cheats an_honest_twin_passes, an_honest_program_passes
+A33  mixed load (N): pool_rows a33_a_mixed_load_keeps_every_verdict_while_workers_are_killed
+A34  a layer is missing: sandbox_attacks a_missing_layer_lowers_the_tier_and_is_named, tier_d_is_refused_unless_spelled_out; sandbox_refusal any_verifier_that_runs_programs_is_refused_with_the_reason_and_the_key
+A35  a service or the sandbox fails: sandbox_attacks a_service_that_fails_is_never_the_programs_fault, a_service_that_is_not_there_is_a_sandbox_error, a_zygote_lost_in_the_middle_is_an_error_after_the_second_time; verify_sandboxed a_program_without_end_is_the_programs_fault_and_a_service_that_fails_is_not
+A36  C, a shell, pip: pool_rows a36_neither_c_nor_a_shell_nor_pip_gets_out; sandbox_attacks the_sandbox_stops
+
+B1   endless: math_hostile b1_to_b6_what_is_endless_huge_or_code_is_wrong_and_ends, b1_an_endless_reference_is_met_by_the_same_text_only
+B2   millions of digits: math_hostile b1_to_b6_what_is_endless_huge_or_code_is_wrong_and_ends
+B3   deep nesting: math_hostile b1_to_b6_what_is_endless_huge_or_code_is_wrong_and_ends
+B4   regular expressions: math_hostile b1_to_b6_what_is_endless_huge_or_code_is_wrong_and_ends; pool_rows b29_token_soup_kills_no_worker_and_always_has_a_verdict
+B5   code: math_hostile b1_to_b6_what_is_endless_huge_or_code_is_wrong_and_ends
+B6   poisoned grader: pool_rows b6_no_answer_changes_how_the_next_one_is_graded
+B7   no number: math_hostile b7_what_is_no_number_equals_none
+B8   false positives: math_hostile b8_to_b22_what_equals_what
+B9   parts of the answer: math_hostile b8_to_b22_what_equals_what
+B10  hedging: math_hostile b10_a_hedge_is_never_rewarded, b10_honest_twins_pass, b10_the_last_answer_counts
+B11  unfinished boxes: math_hostile b11_an_unfinished_box_is_no_answer_and_no_earlier_one_stands_in, b11_boxes_in_odd_shapes_are_read
+B12  the final region: math_hostile b12_only_the_final_region_counts
+B13  intervals: math_hostile b8_to_b22_what_equals_what
+B14  sets and tuples: math_hostile b8_to_b22_what_equals_what
+B15  matrices: math_hostile b8_to_b22_what_equals_what, b1_to_b6_what_is_endless_huge_or_code_is_wrong_and_ends
+B16  equations: math_hostile b8_to_b22_what_equals_what
+B17  spellings of numbers: math_hostile b8_to_b22_what_equals_what
+B18  tolerance: math_hostile b8_to_b22_what_equals_what
+B19  Unicode: math_hostile b8_to_b22_what_equals_what
+B20  white space: math_hostile b8_to_b22_what_equals_what, b1_to_b6_what_is_endless_huge_or_code_is_wrong_and_ends
+B21  costly equality: math_hostile b8_to_b22_what_equals_what, b1_past_its_processor_time_the_symbolic_process_is_killed_and_replaced
+B22  names and branches: math_hostile b8_to_b22_what_equals_what
+B23  printing hangs: pool_rows b23_printing_what_a_grader_returns_can_hang_only_the_process_that_is_killed, b23_what_cannot_be_printed_costs_the_details_and_no_more, b23_verdicts_on_monsters_are_plain_text
+B24  threads, loops, children: math_hostile b24_threads_loops_and_children_agree_and_the_hosts_alarm_is_left_alone
+B25  odd exceptions: pool_rows b25_whatever_a_grader_raises_is_unverified_and_ends_neither_worker_nor_run
+B26  bad references: math_hostile b26_a_reference_that_cannot_be_used_is_unverified_and_found_at_load, b26_a_good_reference_is_not_reported
+B27  three implementations (N): pool_rows b27_three_implementations_agree_or_exact_arithmetic_says_who_is_right
+B28  metamorphic (N): math_hostile b28_verdicts_do_not_depend_on_spacing_or_on_who_is_the_reference
+B29  token soup (N): pool_rows b29_token_soup_kills_no_worker_and_always_has_a_verdict
+"""

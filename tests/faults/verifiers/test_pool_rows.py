@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import warnings
 from fractions import Fraction
@@ -13,9 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import tests.faults.verifiers
+from rewards.code import verify
 from rlpost import config
 from rlpost.types import Prompt, Rollout
 from rlpost.verify import VerifierPool
+from rlpost.verify.sandbox import Limits, sandbox
 from tests.faults.descriptors import more_than, settled
 
 WAIT = 600.0
@@ -44,6 +48,69 @@ def workers_of():
         except (FileNotFoundError, ProcessLookupError):
             continue
     return found
+
+
+# -- the index
+
+
+def test_every_row_of_the_tables_names_tests_that_are_there():
+    there = {}
+    for path in Path("tests").rglob("test_*.py"):
+        there.setdefault(path.stem.removeprefix("test_"), set()).update(re.findall(r"def test_(\w+)", path.read_text()))
+    rows = re.findall(r"^([AB]\d+) +[^:]+: (.+)$", tests.faults.verifiers.__doc__, re.MULTILINE)
+    assert [row for row, _ in rows] == [*(f"A{n}" for n in range(1, 37)), *(f"B{n}" for n in range(1, 30))]
+    for row, named in rows:
+        for part in named.split("; ") if row != "A30" else ():
+            file, _, names = part.partition(" ")
+            assert set(names.split(", ")) <= there[file], row
+
+
+# -- A29, A36
+
+
+def run_alone(source, **limits):
+    return sandbox().run(source, limits=Limits(seconds=60, **limits))
+
+
+def test_a29_what_a_program_leaves_lying_is_read_by_nobody(tmp_path):
+    (tmp_path / "reward").write_text("0")
+    source = f"""
+import os, zipfile
+def tries(action, *arguments):
+    try:
+        action(*arguments)
+    except OSError:
+        pass
+for name in ("stdout", "stderr", "result.json", "reward"):
+    tries(os.symlink, {str(tmp_path / "reward")!r}, name)
+tries(os.link, "/etc/passwd", "passwd")
+tries(os.symlink, "..", "up")
+tries(os.mkfifo, "pipe")
+tries(os.mknod, "device", 0o20666, os.makedev(1, 5))
+with zipfile.ZipFile("bomb.zip", "w", zipfile.ZIP_DEFLATED) as bomb:
+    bomb.writestr("zeros", bytes(10**8))
+print("1.0")
+"""
+    assert run_alone(source).stdout == b"1.0\n"
+    assert (tmp_path / "reward").read_text() == "0"
+    assert run_alone("import os\nprint(os.listdir())").stdout == b"['program.py']\n"
+    cheat = f"{source}\ndef f(x):\n    return 0"
+    assert verify(f"```python\n{cheat}\n```", test_list=["assert f(1) == 2"])["score"] == 0.0
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import ctypes\nctypes.CDLL(None).system(b'echo ESCAPED')",
+        "import os\nos.execv('/bin/sh', ['sh', '-c', 'echo ESCAPED'])",
+        "import subprocess, sys\nsubprocess.run([sys.executable, '-m', 'pip', 'install', 'six'], check=True)\n"
+        "print('ESCAPED')",
+    ],
+)
+def test_a36_neither_c_nor_a_shell_nor_pip_gets_out(source):
+    assert b"ESCAPED" not in run_alone(source).stdout
+    if "pip" in source:  # there may be a process, and still no network
+        assert b"ESCAPED" not in run_alone(source, processes=True, memory_mb=512).stdout
 
 
 # -- A33
