@@ -114,7 +114,7 @@ def shared_settings(arguments: argparse.Namespace) -> dict[str, Any]:
         "learner.lr": arguments.lr,
         "learner.optimizer_steps_per_batch": arguments.updates,
         "alarms": {"mismatch_kl": NO_ALARM, "no_signal_steps": arguments.steps + 1},
-        "evaluation": {"samples_per_prompt": 4, "k": [1, 4], "prompts": arguments.eval_prompts},
+        "evaluation": {"before": False, "samples_per_prompt": 4, "k": [1, 4], "prompts": arguments.eval_prompts},
     }
 
 
