@@ -19,6 +19,7 @@ import binascii
 import collections
 import functools
 import inspect
+import itertools
 import json
 import math
 import os
@@ -27,7 +28,7 @@ import re
 import sqlite3
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,9 @@ from typing import Any
 MAX_QUERY = 20_000  # characters
 MAX_DATABASE = 256 * 2**20  # bytes; a copy goes to the sandbox for every query
 MAX_PERTURBED = 16 * 2**20  # bytes; above it no perturbed copy is made
-SEEDS = 12  # perturbed copies that are tried until one changes the reference's result
+SEEDS = 12  # perturbed copies without rows drawn at random that are tried until one changes the reference's result
+PARTS = ("upper", "lower", "drawn", "other")  # of a column's values: above its median, not above it, two drawn halves
+MAX_BY_VALUE = 24  # copies without the rows that have such a part of a column's values, which are tried next
 MAX_CHECKS = 2000  # comparisons of partial rows while columns are paired
 HEAP_MB = 256  # what SQLite may allocate in the sandbox beyond the database
 OUTPUT_KB = 64 * 1024  # six bytes of JSON for a character, at worst, on each of two databases
@@ -83,6 +86,7 @@ def verify(
     perturbed: str | Sequence[str] | None = "auto",
     directory: str = "",
     allow_empty: bool = False,
+    allow_constant: bool = False,
     sandbox: str | None = None,
 ) -> dict[str, Any]:
     """Correct when the response's query returns what the reference, or one of its variants, returns.
@@ -93,7 +97,8 @@ def verify(
     candidate_timeout, memory, output_limit, too_many_rows (more than any reference returns, where fetching stops),
     constant (reads no table), mismatch, mismatch_perturbed (right on the first database only).
 
-    A reference that fails is unverified, and so is one that returns no rows: every query that returns none would pass.
+    A reference that fails is unverified, and so is one that returns no rows, or the same on every perturbed database:
+    every query that returns none would pass, or one that spells out the rows.
 
     Args:
         reference: the query, or several of which any may be matched.
@@ -106,10 +111,12 @@ def verify(
         max_rows: a reference that returns more is unverified.
         perturbed: further databases on which the same reference must be matched too. "auto" makes one: the same with
             some of the rows gone, keys and references between tables kept, drawn so that the reference's result
-            changes; none above 16 MB. None: the one database only.
+            changes: rows at random, or by the values of a column that the reference reads; none above 16 MB. None: the
+            one database only.
         directory: where files named by `database` and `perturbed` are, `name`, `name.sqlite`, `.db`, `.sql` or, as
             Spider has it, `name/name.sqlite`.
         allow_empty: grade references that return no rows as well.
+        allow_constant: grade references too whose result is the same on every perturbed database.
         sandbox: the URL of a service that runs the query instead of this machine, by SandboxFusion's `/run_code`.
 
     Raises:
@@ -131,8 +138,14 @@ def verify(
         prepare = _task.__wrapped__ if any(map(CLOCK.search, golds)) else _task
         sources = tuple(other if other == "auto" else _source(other, directory) for other in others)
         task = prepare(golds, _source(database, directory), sources, order, seconds, max_rows)
-        if not allow_empty and not any(result.rows for results in task.expected for result in results):
+        empty = not any(result.rows for results in task.expected for result in results)
+        if empty and not allow_empty:
             raise _BadReferenceError("it returns no rows; allow_empty: true grades it all the same")
+        if not (empty or allow_constant or task.telling) and len(task.images) > 1:
+            raise _BadReferenceError(
+                "it returns the same on every perturbed database, so a query that spells this out would pass; "
+                "allow_constant: true grades it all the same"
+            )
     except _BadReferenceError as error:
         return {
             "score": None,
@@ -213,7 +226,8 @@ def _connection(image: bytes) -> sqlite3.Connection:
 
 
 def _query(image: bytes, query: str, seconds: float, max_rows: int) -> dict[str, Any]:
-    """{"columns", "names", "rows", "reads"}, or {"error": reason, "message"}; `reads`: whether a table was read."""
+    """{"columns", "names", "rows", "reads"}, or {"error": reason, "message"}; `reads`: the tables read, and which columns
+    of them, as pairs."""
     connection = _connection(image)
     connection.execute("PRAGMA temp_store = MEMORY")
     connection.execute("PRAGMA query_only = ON")
@@ -235,13 +249,13 @@ def _query(image: bytes, query: str, seconds: float, max_rows: int) -> dict[str,
     # A verdict must not be drawn by lot, and what is not a question to the data is not needed.
     tables = {row[0].lower() for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     denied = {"random", "randomblob", "load_extension", "fts3_tokenizer", "sqlite_log", "sqlite_compileoption_get"}
-    reads = []
+    reads = set()
 
     def authorize(action: int, first: str | None, second: str | None, schema: str | None, trigger: str | None) -> int:
         if action not in actions or (action == sqlite3.SQLITE_FUNCTION and str(second).lower() in denied):
             return sqlite3.SQLITE_DENY
         if action == sqlite3.SQLITE_READ and str(first).lower() in tables:  # not a subquery
-            reads.append(first)
+            reads.add((first, second))
         return sqlite3.SQLITE_OK
 
     connection.set_authorizer(authorize)
@@ -281,7 +295,7 @@ def _query(image: bytes, query: str, seconds: float, max_rows: int) -> dict[str,
             reason = "runtime_error"
         return {"error": reason, "message": message}
     names = [column[0] for column in cursor.description]
-    return {"columns": len(names), "names": names, "rows": rows, "reads": bool(reads)}
+    return {"columns": len(names), "names": names, "rows": rows, "reads": sorted(reads)}
 
 
 def _program() -> None:
@@ -365,7 +379,7 @@ def _sandboxed(
         ]
     try:
         answers = [_result(json.loads(line)) for line in output.splitlines()]
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         answers = []
     # The program writes nothing else by itself, so this is a query that got hold of it.
     whole = len(answers) == len(images) or (answers and "error" in answers[-1])
@@ -385,7 +399,7 @@ def _result(raw: Mapping[str, Any]) -> dict[str, Any]:
 def _cell(cell: Any) -> Cell:
     if isinstance(cell, dict):
         return bytes.fromhex(cell["hex"])
-    if isinstance(cell, list | bool):
+    if isinstance(cell, list | bool) or (isinstance(cell, int) and not -(2**63) <= cell < 2**63):
         raise ValueError("not a value of SQLite's")
     return cell
 
@@ -414,14 +428,14 @@ def _task(
 
     image = _image(source)
     images, results = [image], [run(image)]
+    reads = [_query(image, gold, seconds, max_rows)["reads"] for gold in golds]
     for other in others:
         if other != "auto":
             images.append(_image(other))
             results.append(run(images[-1]))
         elif len(image) <= MAX_PERTURBED:
             best = -1
-            for seed in range(SEEDS):
-                tried = _perturbed(image, seed)
+            for tried in _copies(image, [pair for pairs in reads for pair in pairs]):
                 ran = run(tried)
                 if (told := _told(results[0], ran)) > best:
                     best, chosen = told, (tried, ran)
@@ -432,18 +446,21 @@ def _task(
     return _Task(
         images=tuple(images),
         expected=tuple(zip(*results, strict=True)),
-        reads=all(_query(image, gold, seconds, max_rows)["reads"] for gold in golds),
+        reads=all(reads),
         telling=any(_told(results[0], result) for result in results[1:]),
     )
 
 
 def _told(first: Sequence[_Expected], second: Sequence[_Expected]) -> int:
     """How well the second database tells the references from a query that spells out what they return on the first:
-    2 when each returns something else there, 1 when some of it is nothing, 0 when one returns the same."""
+    2 when each returns something else there, 1 when some of it is nothing, 0 when one returns the same.
+
+    Nothing: no row, or nothing but NULL, as the maximum of no rows is. Other right queries may return no row instead.
+    """
     pairs = list(zip(first, second, strict=True))
     if any(collections.Counter(a.rows) == collections.Counter(b.rows) for a, b in pairs):
         return 0
-    return 2 if all(b.rows for _, b in pairs) else 1
+    return 2 if all(any(cell is not None for row in b.rows for cell in row) for _, b in pairs) else 1
 
 
 def _expected(image: bytes, gold: str, order: str | bool, seconds: float, max_rows: int) -> _Expected:
@@ -576,39 +593,82 @@ def _image(source: tuple[str, int]) -> bytes:
     return bytes(image)
 
 
-@functools.lru_cache(64)
-def _perturbed(image: bytes, seed: int) -> bytes:
-    """The database without some of the rows of some of its tables, and without every row that referred to one of them.
+def _copies(image: bytes, reads: Sequence[tuple[str, str]]) -> Iterator[bytes]:
+    """Perturbed copies in the order in which they are tried, for queries that read these columns."""
+    for seed in range(SEEDS):
+        yield _perturbed(image, seed)
+    # Of values that occur often some are left whichever rows are drawn, and so is what is asked of them: how many there
+    # are, which, or the largest.
+    connection = _connection(image)
+    repeated = {
+        (table, values.name): values.distinct
+        for table in _layout(image)[0]
+        if any(table == other for other, _ in reads)
+        for values in _values(connection, table)
+        if len(values.distinct) > 1 and not values.unique
+    }
+    chosen = [pair for pair in dict.fromkeys(reads) if pair in repeated]
+    by_value = ((table, name, part) for part in PARTS for table, name in chosen)
+    for table, name, part in itertools.islice(by_value, MAX_BY_VALUE):
+        gone = _part(repeated[table, name], part)
+        rows = connection.execute(f"SELECT rowid, {_quoted(name)} FROM {_quoted(table)}").fetchall()
+        yield _smaller(image, {table: [row for row, value in rows if value in gone]})
 
-    Taking rows away keeps keys, checks and whatever else holds for every row; following references keeps joins as they
-    were. So a query that is right by the rules of the data is right here too.
-    """
+
+def _part(values: frozenset[Cell], part: str) -> frozenset[Cell]:
+    """Half of the values; never all of them."""
+    ordered = sorted(values, key=_key)
+    if part in ("drawn", "other"):
+        random.Random(0).shuffle(ordered)
+    middle = len(ordered) // 2
+    return frozenset(ordered[middle:] if part in ("upper", "other") else ordered[:middle])
+
+
+@functools.lru_cache(8)
+def _layout(image: bytes) -> tuple[list[str], list[tuple[str, str, str, str]]]:
+    """The tables from which rows can be taken, and the references between them."""
     connection = _connection(image)
     tables = [
         name
         for name, text in connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table'").fetchall()
         if not name.startswith("sqlite_") and not re.search(r"\bvirtual\b|without\s+rowid", text, re.IGNORECASE)
     ]
-    references = _references(connection, tables)
+    return tables, _references(connection, tables)
+
+
+@functools.lru_cache(64)
+def _perturbed(image: bytes, seed: int) -> bytes:
+    """The database without some of the rows, drawn, of some of its tables."""
+    connection = _connection(image)
     # The last two are the halves of one draw: whatever single row the reference is about, one of them lacks it.
     halves = seed >= SEEDS - 2
     draw = random.Random(0 if halves else seed + 1)
     share = (0.3, 0.15, 0.0)[seed % 3]  # small tables that refer to each other are soon empty
-    connection.execute("BEGIN")
-    for table in tables:
+    gone: dict[str, list[int]] = {}
+    for table in _layout(image)[0]:
         ids = [row[0] for row in connection.execute(f"SELECT rowid FROM {_quoted(table)}").fetchall()]
         if halves:
             draw.shuffle(ids)
-            gone = ids[seed % 2 :: 2]
+            gone[table] = ids[seed % 2 :: 2]
         elif len(ids) > 1 and draw.random() < 0.6:
-            gone = draw.sample(ids, max(1, int(len(ids) * share)))
-        else:
-            gone = []
-        connection.executemany(f"DELETE FROM {_quoted(table)} WHERE rowid = ?", [(i,) for i in gone])
+            gone[table] = draw.sample(ids, max(1, int(len(ids) * share)))
+    return _smaller(image, gone)
+
+
+def _smaller(image: bytes, gone: Mapping[str, Sequence[int]]) -> bytes:
+    """The database without these rows of these tables, and without every row that referred to one of them.
+
+    Taking rows away keeps keys, checks and whatever else holds for every row; following references keeps joins as they
+    were. So a query that is right by the rules of the data is right here too.
+    """
+    connection = _connection(image)
+    connection.execute("BEGIN")
+    for table, ids in gone.items():
+        connection.executemany(f"DELETE FROM {_quoted(table)} WHERE rowid = ?", [(i,) for i in ids])
     deleted = 1
     while deleted:
         deleted = 0
-        for table, column, parent, key in references:
+        for table, column, parent, key in _layout(image)[1]:
             deleted += connection.execute(
                 f"DELETE FROM {_quoted(table)} WHERE {_quoted(column)} IS NOT NULL AND {_quoted(column)} NOT IN "
                 f"(SELECT {_quoted(key)} FROM {_quoted(parent)} WHERE {_quoted(key)} IS NOT NULL)"

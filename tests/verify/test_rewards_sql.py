@@ -135,6 +135,45 @@ def test_any_variant_may_be_matched_but_the_same_one_on_every_database():
     assert score(switching, golds, perturbed=other) == (0.0, "mismatch_perturbed")
 
 
+SINGERS = "CREATE TABLE singer (id INTEGER PRIMARY KEY, country TEXT, age INTEGER, score INTEGER);" + "".join(
+    f"INSERT INTO singer VALUES ({i}, '{('France', 'Italy', 'Peru')[i % 3]}', {20 + i % 5}, {i % 4});"
+    for i in range(90)
+)
+LISTED = "SELECT column1 FROM (VALUES ('France'), ('Italy'), ('Peru')), (SELECT 1 FROM singer LIMIT 1)"
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference"),
+    [
+        ("SELECT 3 FROM singer LIMIT 1", "SELECT count(DISTINCT country) FROM singer"),
+        ("SELECT 24 FROM singer LIMIT 1", "SELECT max(age) FROM singer"),
+        ("SELECT 20 FROM singer LIMIT 1", "SELECT min(age) FROM singer"),
+        ("SELECT 24 FROM singer LIMIT 1", "SELECT max(age) FROM singer WHERE country = 'Peru'"),
+        (LISTED, "SELECT DISTINCT country FROM singer"),
+        (LISTED, "SELECT country FROM singer GROUP BY country"),
+    ],
+)
+def test_a_result_that_any_few_rows_give_is_not_to_be_spelled_out_either(answer, reference):
+    assert score(answer, reference, database=SINGERS, perturbed=None) == (1.0, "")
+    assert score(answer, reference, database=SINGERS)[0] == 0.0
+    assert score(reference, reference, database=SINGERS) == (1.0, "")
+
+
+def test_right_queries_that_differ_where_there_is_no_row_are_not_compared_there():
+    best = "SELECT max(score) FROM singer WHERE age > 22"
+    first = "SELECT score FROM singer WHERE age > 22 ORDER BY score DESC LIMIT 1"
+    assert score(first, best, database=SINGERS) == (1.0, "")
+
+
+def test_a_reference_that_no_copy_changes_is_named_unless_it_is_to_be_graded():
+    reference = "SELECT count(*) FROM singer WHERE age > 30"
+    verdict = sql.verify("", reference, SINGERS)
+    assert (verdict["score"], verdict["reason"]) == (None, "bad_reference")
+    assert "allow_constant: true" in verdict["details"]["error"]
+    assert score(reference, reference, database=SINGERS, allow_constant=True) == (1.0, "")
+    assert score(reference, reference, database=SINGERS, perturbed=None) == (1.0, "")
+
+
 # -------------------------------------------------------------------------------------------------------------- order
 
 

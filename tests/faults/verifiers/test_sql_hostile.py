@@ -155,6 +155,7 @@ def test_output_that_is_no_result_is_wrong_and_no_output_at_all_is_the_sandboxs_
         return score(database, "SELECT name FROM t")
 
     deep = b"[" * 100_000
+    huge = b'{"columns": 1, "rows": [[' + b"9" * 4000 + b']], "reads": true}'
     for forged in (
         b"",
         b"{}",
@@ -163,6 +164,8 @@ def test_output_that_is_no_result_is_wrong_and_no_output_at_all_is_the_sandboxs_
         b'{"rows": 1}',
         b"1" * 5000,
         b'{"columns": 1, "rows": [[[1]]], "reads": true}',
+        b'{"columns": 1e999, "rows": [], "reads": true}',
+        huge,
     ):
         assert returns(b"ready\n" + forged) == (0.0, "runtime_error")
     assert returns(b"ready\n", "timeout") == (0.0, "candidate_timeout")
