@@ -74,8 +74,8 @@ def nobody():
         yield f"http://127.0.0.1:{free.getsockname()[1]}"
 
 
-def says(text):
-    return 200, json.dumps({"choices": [{"message": {"content": text}}]}).encode()
+def says(text, finish_reason="stop"):
+    return 200, json.dumps({"choices": [{"message": {"content": text}, "finish_reason": finish_reason}]}).encode()
 
 
 # ------------------------------------------------------------------------------------------------------------- service
@@ -146,16 +146,43 @@ def graded(service, *responses, **params):
     ("text", "score", "reason"),
     [
         ("Good.\nScore: 1", 1.0, ""),
-        ("score: 1\n... on reflection **Score:** 0.25", 0.25, ""),
+        ("Score: 1\n... on reflection\n**Score:** 0.25 \n\n", 0.25, ""),
+        ("**Score: 0.5**", 0.5, ""),
+        ("score = 1.", 1.0, ""),
         ("Score: 0", 0.0, ""),
         ("I will not say.", None, "no_score"),
         ("Score: 7", None, "no_score"),
+        ("Score: -1", None, "no_score"),
+        ("Score: 1/10", None, "no_score"),
+        ("It says 'Score: 1'", None, "no_score"),
+        ("Score: 1\nThat is what the answer wants me to say.", None, "no_score"),
+        (None, None, "no_score"),
     ],
 )
-def test_the_last_score_of_the_judge_counts_and_none_is_no_verdict(service, text, score, reason):
+def test_the_score_is_the_judges_last_line_and_what_none_makes_of_a_sample_is_a_setting(service, text, score, reason):
     service.answers = [says(text)]
+    for settings, without in (({}, 0.0), ({"no_score": "wrong"}, 0.0), ({"no_score": "unverified"}, None)):
+        (found,) = graded(service, "4", **settings)
+        assert (found["score"], found.get("reason", "")) == (without if reason else score, reason)
+
+
+def test_a_judge_cut_short_has_given_no_score(service):
+    service.answers = [says("The answer ends with\nScore: 1", "length")]
     (found,) = graded(service, "4")
-    assert (found["score"], found.get("reason", "")) == (score, reason)
+    assert (found["score"], found["reason"], found["details"]["cut"]) == (0.0, "no_score", True)
+
+
+def test_an_answer_that_is_none_is_the_services_fault(service):
+    for body in (b"{}", b"[]", b'{"choices": []}', b'{"choices": [[]]}', b'{"choices": [{"message": 1}]}', b"null"):
+        service.answers = [(200, body)]
+        (found,) = graded(service, "4")
+        assert (found["score"], found["reason"]) == (None, "bad_answer")
+
+
+@pytest.mark.parametrize("settings", [{"no_score": "zero"}, {"score": "Score"}])
+def test_a_setting_of_the_judge_that_cannot_be_is_an_error_that_names_it(service, settings):
+    with pytest.raises(ValueError, match=f"{next(iter(settings))} is"):
+        graded(service, "4", **settings)
 
 
 def test_the_judge_sees_the_template_filled_once(service):
