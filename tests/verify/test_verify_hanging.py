@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from rlpost import config
 from rlpost.config import Alarms
+from rlpost.evaluation import evaluate
 from rlpost.observe import Alarm, Watch
+from rlpost.rollout.request import Sampling
 from rlpost.run import verdict_metrics
-from rlpost.types import Group, Prompt, Rollout
+from rlpost.types import Group, Prompt, Rollout, Verdict
 from rlpost.verify import VerifierPool
 
 WAIT = 120.0
@@ -184,6 +188,25 @@ def test_closing_fails_what_waits_to_know_whose_doing_its_time_out_was(ours):
     with pool_of(f"{ours}:obeys", timeout=30.0) as pool:
         futures = pool.submit_group(*group(["loop", "loop too"]))
     assert all("closed" in str(future.exception(WAIT)) for future in futures)
+
+
+@pytest.mark.parametrize("reason", ["hangs_on_row", "crashes_on_row"])
+def test_an_evaluation_leaves_out_a_row_that_no_answer_gets_through_and_no_other(reason):
+    def scored(number, verdict):
+        rollouts, prompt = group(["a", "b"], number)
+        return Group(number, 0, prompt, tuple(r.scored({"v": verdict}, {"v": 1.0}) for r in rollouts))
+
+    def run(*groups):
+        sampler = SimpleNamespace(sample_all=lambda *_: list(groups))
+        return evaluate(sampler, [g.prompt for g in groups], 2, [1], Sampling(0.0, 8), 0, "v")
+
+    good, lost = scored(0, Verdict("correct", 1.0)), scored(1, Verdict("unverified", None, reason))
+    found = run(good, lost)
+    assert (found.correct, found.hung, found.unverified) == ([[True, True], []], 1, 2)
+    with pytest.raises(RuntimeError, match="hangs or crashes on all 1 prompts"):
+        run(lost)
+    with pytest.raises(RuntimeError, match="0 of 2 samples have a verdict"):
+        run(good, scored(1, Verdict("unverified", None, "exception")))
 
 
 # -- the alarm
