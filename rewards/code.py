@@ -32,6 +32,7 @@ from rewards._code_codec import TooLarge, shown
 from rewards._code_literals import decided, plan_of, reply_of
 from rewards._code_programs import PYTHON, language_of, near, programs
 from rewards._code_run import STATUS, Result, Run, answers, reason_of, runner, sources_of
+from rewards._code_suspect import hardcoded
 from rewards._code_task import BadTask, Task, assertions, task_of, watched
 from rlpost.verify.sandbox import Limits, Outcome
 
@@ -77,7 +78,8 @@ def verify(
     precedes `</think>` does not count. Reasons of a wrong verdict are those of the first test that fails: no_answer,
     syntax_error, compile_error, runtime_error, candidate_timeout, memory, output_limit, mismatch. Output may be twice as
     long as what the row expects, and 1 MiB in any case; a compiled program may have 16 MiB. A row without usable tests is
-    unverified (bad_reference). Components: tests_passed, tests_total; in mode "all" the tests behind a failed one may not
+    unverified (bad_reference). `hardcode_suspect` among the details marks a Python program that passes and holds the
+    literals of half of the tests, as one that was told the answers would; it changes no score. Components: tests_passed, tests_total; in mode "all" the tests behind a failed one may not
     have been run.
 
     Args:
@@ -139,7 +141,10 @@ def verify(
             results = _tests(run, code, task, sandbox)
         except BadTask as error:
             return {"score": None, "reason": "bad_reference", "details": {"error": str(error)}}
-    return _verdict(results, mode, code, fenced)
+    verdict = _verdict(results, mode, code, fenced)
+    if spec is None and verdict["components"]["tests_passed"] and hardcoded(code, task):
+        verdict.setdefault("details", {})["hardcode_suspect"] = True
+    return verdict
 
 
 verify.programs = True  # type: ignore[attr-defined]

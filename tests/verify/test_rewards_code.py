@@ -450,6 +450,19 @@ def test_a_wrong_setting_is_an_error_that_names_it(settings):
         verify(DOUBLE, test_list=DOUBLED, **settings)
 
 
+SQUARES = {"inputs": [[12], [20], [31]], "outputs": [144, 400, 961], "fn_name": "f"}
+ASSERTED = ["assert f(12) == 144", "assert f(20) == 400", "assert f(31) == 961"]
+
+
+@pytest.mark.parametrize("tests", [{"test_list": ASSERTED}, {"input_output": SQUARES}], ids=["asserts", "examples"])
+def test_a30_a_program_that_knows_its_tests_is_marked_and_loses_nothing(tests):
+    honest = verify("def f(x):\n    return x * x", **tests)
+    assert honest["score"] == 1
+    assert "hardcode_suspect" not in honest.get("details", {})
+    told = verify("def f(x):\n    return {12: 144, 20: 400, 31: 961}[x]", **tests)
+    assert (told["score"], told["details"]["hardcode_suspect"]) == (1, True)
+
+
 def test_check_task_runs_the_reference():
     row = SAMPLE[1]
     assert check_task(row) is None

@@ -32,7 +32,7 @@ A26  sleeps: sandbox_attacks a_program_without_end_is_ended, waiting_for_input_e
 A27  clocks and priorities: sandbox_attacks a_program_without_end_is_ended, privileges_cannot_be_had_back
 A28  leaks (N): sandbox_attacks one_hundred_programs_leave_no_descriptor_no_process_and_no_shared_memory
 A29  links, pipes, bombs for who reads the output: pool_rows a29_what_a_program_leaves_lying_is_read_by_nobody; sandbox_attacks a_file_name_that_leads_out_is_refused
-A30  answers by heart: none. No sandbox tells them from a solution; tests that the prompt does not show do
+A30  answers by heart, marked and not judged: rewards_code a30_a_program_that_knows_its_tests_is_marked_and_loses_nothing
 A31  the trainer's modules: sandbox_attacks the_trainers_modules_are_not_there
 A32  honest twins: sandbox_attacks an_honest_program_passes; code_cheats an_honest_twin_passes, an_honest_program_passes
 A33  mixed load (N): pool_rows a33_a_mixed_load_keeps_every_verdict_while_workers_are_killed

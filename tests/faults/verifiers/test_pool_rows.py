@@ -60,7 +60,7 @@ def test_every_row_of_the_tables_names_tests_that_are_there():
     rows = re.findall(r"^([AB]\d+) +[^:]+: (.+)$", tests.faults.verifiers.__doc__, re.MULTILINE)
     assert [row for row, _ in rows] == [*(f"A{n}" for n in range(1, 37)), *(f"B{n}" for n in range(1, 30))]
     for row, named in rows:
-        for part in named.split("; ") if row != "A30" else ():
+        for part in named.split("; "):
             file, _, names = part.partition(" ")
             assert set(names.split(", ")) <= there[file], row
 
