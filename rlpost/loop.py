@@ -71,11 +71,11 @@ def submit(run: Run, step: int) -> None:
     """Start sampling the prompts of a step, unless they already are."""
     if step <= run.submitted:
         return
-    run.order_before[step] = run.order.state_dict()
-    for _ in range(run.config.learner.prompts_per_step):
-        run.sampler.submit(run.strategy.next(), step, run.config.rollout.samples_per_prompt, run.sampling)
+    prompts, wanted = run.drawn.setdefault(step, []), run.config.learner.prompts_per_step
+    prompts += [run.strategy.next() for _ in range(wanted - len(prompts))]  # after a resume they were drawn before
+    for prompt in prompts:
+        run.sampler.submit(prompt, step, run.config.rollout.samples_per_prompt, run.sampling)
     run.submitted = step
-    run.order_before.pop(step - run.config.rollout.max_staleness - 1, None)  # no checkpoint will ask for it
 
 
 def collect(run: Run, step: int) -> list[Group]:
@@ -91,6 +91,7 @@ def collect(run: Run, step: int) -> list[Group]:
         for _ in range(missing):
             run.sampler.submit(run.strategy.next(), step, run.config.rollout.samples_per_prompt, run.sampling)
     run.sampler.forget(step)
+    del run.drawn[step]
     return groups
 
 

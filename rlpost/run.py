@@ -80,7 +80,7 @@ class Run:
         self.step = 0
         self.version = 0
         self.submitted = 0
-        self.order_before: dict[int, dict[str, Any]] = {}
+        self.drawn: dict[int, list[Prompt]] = {}  # by step what is in flight, but for refills
         self.routing_metrics: dict[str, float] = {}
         self.stop_requested = False
 
@@ -219,11 +219,12 @@ class Run:
         checkpoint.retain(folder, self.config.checkpoint.keep)
 
     def state_dict(self) -> dict[str, Any]:
-        """The driver's own state. The next step's prompts are drawn again on resume, also if they are in flight."""
+        """The driver's own state. Samples in flight are made again on resume, of the prompts that were drawn for them."""
         return {
             "step": self.step,
             "version": self.version,
-            "order": self.order_before.get(self.step + 1, self.order.state_dict()),
+            "order": self.order.state_dict(),
+            "drawn": {str(step): [p.id for p in prompts] for step, prompts in self.drawn.items()},
             "watch": self.watch.state_dict(),
             "sampler": self.sampler.state_dict(),
             "base": self.base,
@@ -265,6 +266,8 @@ class Run:
         if self.likelihood is not None:
             self.likelihood.load_state_dict(roles["likelihood"])
         self.order.load_state_dict(state["order"])
+        by_id = {p.id: p for p in self.order.prompts}
+        self.drawn = {int(step): [by_id[i] for i in ids] for step, ids in state["drawn"].items()}
         self.watch.load_state_dict(state["watch"])
         self.sampler.load_state_dict(state["sampler"])
         self.step = self.submitted = state["step"]

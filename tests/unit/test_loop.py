@@ -78,7 +78,7 @@ def stand_in_run(script: dict[str, list[float | None]], prompts: int = 20, **cha
         scored=lambda batch: batch,
         wanted=set(),
         credit=Credit(config.objective, config.steps),
-        order_before={},
+        drawn={},
         sampler=StandInSampler(script),
         sampling=Sampling(1.0, 4),
         submitted=0,
@@ -94,9 +94,33 @@ def test_a_step_is_submitted_once_and_its_place_in_the_data_is_remembered():
     loop.submit(run, 1)
     loop.submit(run, 2)
     assert run.sampler.submitted == [(1, f"p{i}") for i in range(4)] + [(2, f"p{i}") for i in range(4, 8)]
-    again = PromptOrder([Prompt(f"p{i}", f"p{i}", np.ones(2, np.int32)) for i in range(20)], 0, False)
-    again.load_state_dict(run.order_before[2])
-    assert again.next().id == "p4"
+    assert {step: [p.id for p in drawn] for step, drawn in run.drawn.items()} == {
+        1: [f"p{i}" for i in range(4)],
+        2: [f"p{i}" for i in range(4, 8)],
+    }
+
+
+def test_what_was_drawn_for_a_step_in_flight_is_sampled_after_a_resume_and_no_refill_again():
+    script = {"p0": [1.0, 1.0], "p1": [0.0, 0.0]}
+    refill = {"data": {"groups": {"no_signal": "refill", "max_rounds": 4}}}
+
+    def next_steps(run) -> list[list[str]]:
+        for step in (2, 3, 4):
+            loop.submit(run, step)
+        return [[p for s, p in run.sampler.submitted if s == step][:4] for step in (2, 3, 4)]
+
+    run = stand_in_run(script, **refill)
+    loop.submit(run, 1)
+    loop.submit(run, 2)  # ahead, as with rollout.max_staleness: 1
+    loop.collect(run, 1)  # refilled by p8 and p9
+    again = stand_in_run(script, **refill)
+    again.order.load_state_dict(run.order.state_dict())
+    again.drawn = {step: list(prompts) for step, prompts in run.drawn.items()}
+    assert (
+        next_steps(again)
+        == next_steps(run)
+        == [[f"p{i}" for i in r] for r in (range(4, 8), range(10, 14), range(14, 18))]
+    )
 
 
 def test_groups_without_signal_are_refilled_by_other_prompts_round_by_round():
