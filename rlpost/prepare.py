@@ -9,6 +9,8 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rlpost import cluster
 from rlpost.config import Config, ConfigError, Learner, Objective, Optimizer, Sft, Term
 from rlpost.data import PromptOrder, encode_completion, load_examples, load_prompts, load_tokenizer
@@ -28,29 +30,51 @@ def base_model(config: Config, recorder: Recorder) -> str:
     start = config.model.path or str(_created(config, recorder))
     if config.warmup is None:
         return start
-    made_from = config.model_dump(
-        mode="json", include={"model": True, "warmup": True, "seed": True, "data": {"template", "max_prompt_tokens"}}
-    )
-    folder = _cache(config) / f"warm-{_digest(made_from)}"
+    tokenizer, examples = worked_examples(config, config.warmup, start, recorder)
+    # The examples themselves: which there are depends on files and on what is held out.
+    made_from = config.model_dump(mode="json", include={"model", "warmup", "seed"})
+    folder = _cache(config) / f"warm-{_digest([made_from, [[p.token_ids.tolist(), c.tolist()] for p, c in examples]])}"
     if (folder / "config.json").is_file():
         recorder.console.info(f"warm-up: found in {folder}")
         return str(folder)
     draft = folder.with_name(f"tmp-{uuid.uuid4().hex}")
-    supervise(config, config.warmup, start, draft, recorder)
-    draft.rename(folder)
+    try:
+        _teach(config, config.warmup, start, tokenizer, examples, draft, recorder)
+        draft.rename(folder)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
     return str(folder)
 
 
 def supervise(config: Config, sft: Sft, start: str, into: Path, recorder: Recorder) -> None:
     """Train `start` on worked examples and write the model to `into`: the learner of the run, another objective."""
-    console = recorder.console
+    _teach(config, sft, start, *worked_examples(config, sft, start, recorder), into, recorder)
+
+
+def worked_examples(
+    config: Config, sft: Sft, start: str, recorder: Recorder
+) -> tuple[Any, list[tuple[Prompt, np.ndarray]]]:
+    """The tokenizer, and the examples to learn from with their completions' tokens: none of a held-out problem."""
     tokenizer = load_tokenizer(start, config.model.trust_remote_code)
     examples, report = load_examples(sft.train, config.data, tokenizer)
     for line in report.lines():
-        console.info(line)
+        recorder.console.info(line)
     examples = apart_from_test(examples, config, tokenizer, recorder)
-    completions = {p.id: encode_completion(p.completion or "", tokenizer) for p in examples}
-    longest = max(len(p.token_ids) + len(completions[p.id]) for p in examples)
+    return tokenizer, [(p, encode_completion(p.completion or "", tokenizer)) for p in examples]
+
+
+def _teach(
+    config: Config,
+    sft: Sft,
+    start: str,
+    tokenizer: Any,
+    examples: list[tuple[Prompt, np.ndarray]],
+    into: Path,
+    recorder: Recorder,
+) -> None:
+    console = recorder.console
+    longest = max(len(p.token_ids) + len(completion) for p, completion in examples)
     if longest > config.learner.tokens_per_micro_batch:
         raise ConfigError(
             f"the longest worked example has {longest} tokens, more than learner.tokens_per_micro_batch "
@@ -76,7 +100,8 @@ def supervise(config: Config, sft: Sft, start: str, into: Path, recorder: Record
     try:
         console.phase("warm-up: starting the learner")
         group.ready()
-        order = PromptOrder(examples, config.seed, shuffle=True)
+        order = PromptOrder([p for p, _ in examples], config.seed, shuffle=True)
+        completions = {p.id: completion for p, completion in examples}
         for step in range(1, sft.steps + 1):
             chosen = [order.next() for _ in range(sft.prompts_per_step)]
             batch = Batch.from_examples([p.token_ids for p in chosen], [completions[p.id] for p in chosen])

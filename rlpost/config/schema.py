@@ -30,11 +30,13 @@ class CreateModel(Section):
 
 
 class Lora(Section):
-    """Low-rank adapters by peft; only they are trained, and they are merged on export and for the engine."""
+    """Low-rank adapters by peft; only they are trained, and they are merged on export and for the engine.
+
+    Without dropout, as the whole learner: log-probs must be those of the policy that the engines serve.
+    """
 
     rank: int = Field(16, gt=0)
     alpha: float = Field(32, gt=0)
-    dropout: float = Field(0.0, ge=0, lt=1)
     target_modules: list[str] | Literal["all-linear"] = "all-linear"
 
 

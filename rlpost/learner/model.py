@@ -66,7 +66,18 @@ def load_model(path: str, model: Model, trainable: bool) -> PreTrainedModel:
         return loaded.eval().requires_grad_(False)
     if model.lora is not None:
         add_lora(loaded, model.lora)
-    return loaded.train()
+    return without_noise(loaded.train())
+
+
+def without_noise(model: PreTrainedModel) -> PreTrainedModel:
+    """The model with dropout and router jitter off: engines sample without, and would be another policy's otherwise."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+        for name, value in list(vars(module).items()):
+            if isinstance(value, float) and ("dropout" in name or "jitter" in name):  # given to a function
+                setattr(module, name, 0.0)
+    return model
 
 
 def add_lora(model: PreTrainedModel, lora: Lora) -> None:
@@ -78,7 +89,9 @@ def add_lora(model: PreTrainedModel, lora: Lora) -> None:
     if targets == "all-linear":
         head = model.get_output_embeddings()
         targets = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head]
-    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets)
+        if not targets:
+            raise ValueError(f"{type(model).__name__} has no linear layers: name them in model.lora.target_modules")
+    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets)
     inject_adapter_in_model(config, model)
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError(
