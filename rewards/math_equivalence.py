@@ -1,7 +1,7 @@
 """Mathematical equivalence of the final answer and the reference.
 
 Both are read by a parser of our own into a typed answer (number, formula, interval, tuple, list, matrix, equation,
-number in a base, text) and compared by type, exactly where that is possible and by values to 40 digits elsewhere. What
+congruence, family with a parameter, set by a condition, cases, number in a base, text) and compared by type, exactly where that is possible and by values to 40 digits elsewhere. What
 it cannot read goes to math-verify, after size guards, in a process that can be killed. Model text is never evaluated.
 """
 
@@ -14,6 +14,7 @@ from fractions import Fraction
 from typing import Any, Literal
 
 from rewards.maths import symbolic
+from rewards.maths.answers import HEDGE, OR, Answer
 from rewards.maths.compare import Policy, Undecided, equal
 from rewards.maths.evaluate import Undefined, evaluate, exact, symbols
 from rewards.maths.expression import MAX_LENGTH, NotRead, TooLarge
@@ -21,9 +22,9 @@ from rewards.maths.extract import EXTRACT, WAYS, from_prose
 from rewards.maths.extract import extract as find
 from rewards.maths.guards import symbolic_worth, too_large
 from rewards.maths.normalise import normalise, words
-from rewards.maths.reading import HEDGE, OR, Answer, read
+from rewards.maths.reading import read
 
-VERSION = "3"
+VERSION = "4"
 NEGATED = re.compile(r"\\ne(?:q|g)?(?![a-z])|≠|!=|\\neg(?![a-z])")
 LITERAL = re.compile(r"[-+]?\d{1,400}(?:\.\d{1,400})?", re.ASCII)
 PROSE = re.compile(r"[A-Za-z]{2,}\s+[A-Za-z]{2,}|\b[A-J]\.\s+[a-z]{2}|[\u0400-\u04ff\u0600-\u06ff\u3040-\u9fff]{2}")
@@ -54,7 +55,7 @@ def verify(
         extract: where to look for the answer, in this order; of each kind the last one counts. `boxed`, `hashes` (after
             `####`), `tags` (in `<answer>`), `phrase` (after "the answer is"), `choice` (a letter alone), `formula` (the
             last one), `last_number`. An explicit "final answer" after the last box replaces it.
-        units: "lenient", where they may be left out but not be others, or "strict".
+        units: "lenient", where they may be left out, or be others of the same quantity (25 km is 25000 m), or "strict".
         percent: a percentage equals its fraction: 25% is 1/4. Off, 25% equals 25% and, the sign left out, 25.
         ordered_lists: a list without brackets has an order. Tuples always have one, sets never.
         decimals: a decimal reference is met by what rounds to it, and a reference that is no decimal by a decimal of at

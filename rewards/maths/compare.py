@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
-from rewards.maths.evaluate import Undefined, evaluate, exact, mentions, proportional, same, symbols, values_equal
+from rewards.maths.answers import Answer
+from rewards.maths.evaluate import (
+    Undefined,
+    differ_by_constant,
+    evaluate,
+    exact,
+    mentions,
+    proportional,
+    same,
+    symbols,
+    values_equal,
+)
 from rewards.maths.expression import NotRead, TooLarge, Tree
+from rewards.maths.families import WHOLE, as_congruence, renamed, same_congruence, same_progression
 from rewards.maths.normalise import words
-from rewards.maths.reading import Answer, read
+from rewards.maths.reading import read
+from rewards.maths.units import conversion
+from rewards.maths.wordings import CLOCK, same_time, sentence_says
 
 NEVER: Tree = ("sym", "no such end")
 HUNDRED: Tree = ("num", Fraction(100))
@@ -47,6 +62,10 @@ def equal(gold: Answer, answer: Answer, policy: Policy) -> bool:
         return _based(gold, answer)
     if "unread" in (gold.kind, answer.kind):
         raise Undecided
+    if "congruence" in (gold.kind, answer.kind):
+        return _congruences(gold, answer)
+    if "family" in (gold.kind, answer.kind):
+        return _families(gold, answer, policy)
     return COMPARE[gold.kind](gold, answer, policy)
 
 
@@ -59,17 +78,13 @@ def _texts(gold: Answer, answer: Answer, policy: Policy) -> bool:
         region, other = (gold, b) if gold.kind == "region" else (answer, a)
         return not region.pieces and other == "no solution"
     if CLOCK.fullmatch(gold.text) and CLOCK.fullmatch(answer.text):
-        halves = [re.sub(r"[^apm]", "", text) for text in (a, b)]
-        return _digits(a) == _digits(b) and (halves[0] == halves[1] or not all(halves))
-    return a == b or a.replace(" ", "") == b.replace(" ", "") != ""
+        return same_time(a, b)
+    if a == b or a.replace(" ", "") == b.replace(" ", "") != "":
+        return True
+    return gold.kind == "text" and any(sentence_says(sentence, a) for sentence in answer.sides)
 
 
 NO_SOLUTION = re.compile(r"^(?:there (?:is|are) )?no (?:real |integer )?solutions?$")
-CLOCK = re.compile(r"\d{1,2}\s*:\s*[0-5]\d(?:\s*[ap]\s*\.?\s*m)?")
-
-
-def _digits(text: str) -> list[int]:
-    return [int(number) for number in re.findall(r"\d+", text)]
 
 
 def _based(gold: Answer, answer: Answer) -> bool:
@@ -103,8 +118,10 @@ def _scalars(gold: Answer, answer: Answer, policy: Policy) -> bool:
         return trees_equal(gold.tree, mixed, policy)
     if answer.kind != "scalar" or gold.tree is None or answer.tree is None:
         return False
+    if "compound" in (gold.brackets, answer.brackets) and not (gold.unit and answer.unit):
+        return False  # how many of what it is depends on the unit
     if not _units_agree(gold, answer, policy):
-        return False
+        return _converted(gold, answer, policy)
     if len(answer.sides) > 1 and not _consistent(answer):
         return False
     a, b = gold.tree, answer.tree
@@ -129,7 +146,60 @@ def _scalars(gold: Answer, answer: Answer, policy: Policy) -> bool:
         value = exact(a)
         if answer.percent and (value is None or abs(value) <= 1 or value.denominator != 1):
             return False  # 0.5 is not 0.5 %; of 10 and 10 % the sign is only a unit left out
-    return _numbers(gold, answer, a, b, policy)
+    return _numbers(gold, answer, a, b, policy) or _antiderivatives(a, b)
+
+
+CONSTANT = re.compile(r"[CcKk](?:_\d)?")
+
+
+def _antiderivatives(a: Tree, b: Tree) -> bool:
+    """f + C and g + C with f - g a constant."""
+    one, two = _constant_apart(a), _constant_apart(b)
+    if one is None or two is None:
+        return False
+    (rest, name), (other, _) = one, two
+    names = symbols(rest) | symbols(other)
+    if not symbols(rest) or any(CONSTANT.fullmatch(one) or one[:1].isupper() for one in names):
+        return False  # the C of A + B + C is no constant of integration
+    # A polynomial plus a small c is as often one with a parameter, whose value matters.
+    if name[0].islower() and not all(any(mentions(tree, f) for f in TRANSCENDENTAL) for tree in (rest, other)):
+        return False
+    try:
+        return differ_by_constant(rest, other)
+    except TooLarge:
+        raise
+    except NotRead as error:
+        raise Undecided from error
+
+
+TRANSCENDENTAL = (
+    "sin",
+    "cos",
+    "tan",
+    "cot",
+    "sec",
+    "csc",
+    "ln",
+    "log",
+    "arctan",
+    "arcsin",
+    "arccos",
+    "sinh",
+    "cosh",
+    "tanh",
+    "exp",
+)
+
+
+def _constant_apart(tree: Tree) -> tuple[Tree, str] | None:
+    """A sum without the constant of integration in it, and its name."""
+    terms = list(tree[1:]) if tree[0] == "add" else []
+    found = [term for term in terms if term[0] == "sym" and CONSTANT.fullmatch(term[1])]
+    if len(found) != 1:
+        return None
+    terms.remove(found[0])
+    rest: Tree = ("add", *terms)
+    return None if found[0][1] in symbols(rest) else (rest, found[0][1])
 
 
 def _units_agree(gold: Answer, answer: Answer, policy: Policy) -> bool:
@@ -151,6 +221,14 @@ def _units_agree(gold: Answer, answer: Answer, policy: Policy) -> bool:
     if "unit" in (a[0], b[0]):
         return a[1:] == b[1:]
     return bool(set(a[0].split()) & set(b[0].split())) and (a[1:] == b[1:])  # "dollars", "dollars per hour"
+
+
+def _converted(gold: Answer, answer: Answer, policy: Policy) -> bool:
+    """25 km is 25000 m: the same quantity in another unit of its kind, both written out."""
+    if policy.units == "strict" or gold.tree is None or answer.tree is None:
+        return False
+    found = conversion(gold.unit, answer.unit)
+    return found is not None and trees_equal(gold.tree, ("mul", ("num", found), answer.tree), policy)
 
 
 def _quantity(answer: Answer) -> Answer | None:
@@ -319,10 +397,8 @@ def _lists(gold: Answer, answer: Answer, policy: Policy) -> bool:
     elif answer.kind == "region" and answer.pieces and all(piece[0] == piece[1] for piece in answer.pieces):
         items = tuple(Answer("scalar", "", tree=piece[0]) for piece in answer.pieces)
     elif answer.kind == "tuple":
-        names = [item.name for item in gold.items]
-        if answer.brackets == "(" and all(names) and len(set(names)) == len(names) == len(items):  # x = 3, y = 4
-            ranked = sorted(gold.items, key=lambda item: item.name)
-            return all(equal(g, a, policy) for g, a in zip(ranked, items, strict=True))
+        if answer.brackets == "(" and _coordinates(gold) is not None:  # x = 3, y = 4
+            return _points(gold, answer, policy)
         if answer.brackets != "[" or gold.kind == "set":
             return False
     elif answer.kind not in ("list", "set"):
@@ -331,8 +407,22 @@ def _lists(gold: Answer, answer: Answer, policy: Policy) -> bool:
         return len(gold.items) == len(items) and all(
             equal(g, a, policy) for g, a in zip(gold.items, items, strict=True)
         )
+    if (plain := (_plain_values(gold.items), _plain_values(items)))[0] is not None and plain[1] is not None:
+        return plain[0] == plain[1]
     wanted, given = _distinct(gold.items, policy), _distinct(items, policy)
     return len(wanted) == len(given) and _matched(wanted, given, policy)
+
+
+def _plain_values(items: Sequence[Answer]) -> set[Fraction] | None:
+    """The values of many integers without units or names, for which comparing each with each would take long."""
+    if len(items) < 20 or not all(
+        item.kind == "scalar" and item.tree is not None and item.tree[0] in ("num", "neg") for item in items
+    ):
+        return None
+    values = {exact(item.tree) for item in items if item.tree is not None}
+    if any(item.unit or item.name or item.percent or item.decimals is not None for item in items):
+        return None
+    return {value for value in values if value is not None} if None not in values else None
 
 
 def _distinct(items: Sequence[Answer], policy: Policy) -> list[Answer]:
@@ -395,11 +485,9 @@ def _tuples(gold: Answer, answer: Answer, policy: Policy) -> bool:
     elif answer.kind == "region" and gold.brackets in ("(", "[") and len(answer.pieces) == 1:
         return _regions(_tuple_region(gold), answer, policy)
     elif answer.kind == "list":
-        if answer.hedge or (any(i.name for i in items) and not all(i.name for i in items)):
-            return False
-        if all(i.name for i in items):
-            items = tuple(sorted(items, key=lambda i: i.name)) if len({i.name for i in items}) == len(items) else ()
-        elif re.search("and", answer.text):
+        if _coordinates(answer) is not None:
+            return _points(gold, answer, policy)
+        if answer.hedge or any(i.name for i in items) or re.search("and", answer.text):
             return False
     elif answer.kind != "tuple":
         return False
@@ -410,7 +498,54 @@ def _tuples(gold: Answer, answer: Answer, policy: Policy) -> bool:
         and "[" in (gold.brackets, answer.brackets)
     ):
         return False
-    return len(gold.items) == len(items) and all(equal(g, a, policy) for g, a in zip(gold.items, items, strict=True))
+    if answer.kind == "tuple" and gold.name and answer.name:
+        return _points(gold, answer, policy)
+    return _in_order(gold.items, items, policy)
+
+
+def _in_order(gold: Sequence[Answer], items: Sequence[Answer], policy: Policy) -> bool:
+    return len(gold) == len(items) and all(equal(g, a, policy) for g, a in zip(gold, items, strict=True))
+
+
+# Where the order of coordinates is not that of the alphabet.
+SYSTEMS = (
+    ("r", "theta"),
+    ("r", "theta", "z"),
+    ("r", "phi"),
+    ("r", "phi", "z"),
+    ("rho", "theta", "phi"),
+    ("rho", "phi", "z"),
+)
+
+
+def _coordinates(answer: Answer) -> tuple[str, ...] | None:
+    """What the items are the values of, when each has its own name: of (a, b) = (2, 13) and of a = 2, b = 13."""
+    if answer.kind == "tuple":
+        inside = re.fullmatch(r"\((.*)\)", answer.name)
+        names = tuple(inside[1].split(",")) if inside else ()
+    else:
+        names = () if answer.hedge else tuple(item.name for item in answer.items)
+    names = tuple(re.sub(r"[\s{}\\]", "", name) for name in names)
+    return names if all(names) and len(set(names)) == len(names) == len(answer.items) > 1 else None
+
+
+def _points(gold: Answer, answer: Answer, policy: Policy) -> bool:
+    """Coordinates by name where both have names, in the usual order where one has."""
+    a, b = _coordinates(gold), _coordinates(answer)
+    if a is not None and b is not None and set(a) & set(b):
+        if set(a) != set(b):
+            return False
+        return _in_order(gold.items, [answer.items[b.index(name)] for name in a], policy)
+
+    return _in_order(_arranged(gold), _arranged(answer), policy)
+
+
+def _arranged(answer: Answer) -> Sequence[Answer]:
+    names = _coordinates(answer)
+    if answer.kind == "tuple" or names is None:
+        return answer.items
+    order = next((system for system in SYSTEMS if set(system) == set(names)), tuple(sorted(names)))
+    return [answer.items[names.index(name)] for name in order]
 
 
 def _ratios(gold: Answer, answer: Answer, policy: Policy) -> bool:
@@ -473,6 +608,10 @@ def _matrices(gold: Answer, answer: Answer, policy: Policy) -> bool:
         return as_tuple is not None and _matrices(gold, as_tuple, policy)
     elif answer.kind != "matrix":
         return False
+    if "basis" in (gold.brackets, answer.brackets) and {len(rows), len(gold.rows)} == {2, 3}:
+        zero = (("num", Fraction(0)),)  # a sum of i and j only may stand in space
+        rows, wanted = ((*one, zero) if len(one) == 2 else one for one in (rows, gold.rows))
+        gold = replace(gold, rows=wanted)
     if len(rows) != len(gold.rows) or len(rows[0]) != len(gold.rows[0]):
         return False
     return all(
@@ -530,6 +669,98 @@ def _equations(gold: Answer, answer: Answer) -> bool:
     return gold.relation == (answer.relation if positive else flip.get(answer.relation))
 
 
+# --------------------------------------------------------------------- parameters, moduli, conditions
+
+
+def _congruences(gold: Answer, answer: Answer) -> bool:
+    a, b = as_congruence(gold), as_congruence(answer)
+    try:
+        return a is not None and b is not None and same_congruence(a, b)
+    except TooLarge:
+        raise
+    except NotRead as error:
+        raise Undecided from error
+
+
+def _families(gold: Answer, answer: Answer, policy: Policy) -> bool:
+    """The same body for the same parameters, whatever these are called; over the integers, also counted from elsewhere."""
+    if gold.kind != "family" or answer.kind != "family":
+        one, other = (gold, answer) if gold.kind == "family" else (answer, gold)
+        if one.relation not in WHOLE or other.kind in ("text", "cases"):
+            return False
+        return equal(gold.items[0], answer, policy) if one is gold else equal(gold, answer.items[0], policy)
+    if len(gold.sides) != len(answer.sides) or len(gold.sides) > 3:
+        return False
+    body = gold.items[0]
+    for names in itertools.permutations(gold.sides):
+        given = renamed(answer.items[0], dict(zip(answer.sides, names, strict=True)))
+        if given is None:
+            continue
+        if _same_domains(gold, answer, policy) and equal(body, given, policy):
+            return True
+        if len(names) == 1 and _progressions(body, given, names[0], (gold.relation, answer.relation)):
+            return True
+    return False
+
+
+def _same_domains(gold: Answer, answer: Answer, policy: Policy) -> bool:
+    if gold.relation != answer.relation:
+        return False
+    return gold.relation != "region" or equal(gold.items[1], answer.items[1], policy)
+
+
+def _progressions(gold: Answer, answer: Answer, letter: str, domains: tuple[str, str]) -> bool:
+    """Each progression of the one is one of the other."""
+    if any(re.search(rf"(?<![a-zA-Z]){re.escape(letter)}(?![a-zA-Z])", one.name) for one in (gold, answer)):
+        return False  # of a_k it matters which term is which
+    if domains != ("Z", "Z") and not (gold.name and answer.name):
+        return False
+    a, b = ((one,) if one.kind == "scalar" else one.items for one in (gold, answer))
+    kinds = {one.kind for one in (gold, answer)}
+    if not kinds <= {"scalar", "list", "set"} or len(a) != len(b):
+        return False
+    left = list(b)
+    try:
+        for item in a:
+            found = next(
+                one
+                for one in left
+                if item.tree is not None
+                and one.tree is not None
+                and _names_agree(item, one)
+                and same_progression(item.tree, one.tree, letter, domains)
+            )
+            left.remove(found)
+    except StopIteration:
+        return False
+    except TooLarge:
+        raise
+    except NotRead as error:
+        raise Undecided from error
+    return True
+
+
+def _builders(gold: Answer, answer: Answer, policy: Policy) -> bool:
+    """The same conditions on the same set, whatever its members are called."""
+    if answer.kind != "builder" or len(gold.sides) != len(answer.sides) or len(gold.items) != len(answer.items):
+        return False
+    if gold.relation != answer.relation and gold.relation and answer.relation:
+        return False
+    items = [renamed(item, dict(zip(answer.sides, gold.sides, strict=True))) for item in answer.items]
+    known = [item for item in items if item is not None]
+    return len(known) == len(items) and _matched(list(gold.items), known, policy)
+
+
+def _cases(gold: Answer, answer: Answer, policy: Policy) -> bool:
+    if answer.kind != "cases" or len(gold.items) != len(answer.items) or gold.sides != answer.sides:
+        return False
+    return _matched(list(gold.items), list(answer.items), policy)
+
+
+def _case(gold: Answer, answer: Answer, policy: Policy) -> bool:
+    return answer.kind == "case" and _in_order(gold.items, answer.items, policy)
+
+
 COMPARE: dict[str, Callable[[Answer, Answer, Policy], bool]] = {
     "scalar": _scalars,
     "list": _lists,
@@ -538,5 +769,8 @@ COMPARE: dict[str, Callable[[Answer, Answer, Policy], bool]] = {
     "region": _regions,
     "matrix": _matrices,
     "relation": _relations,
+    "builder": _builders,
+    "cases": _cases,
+    "case": _case,
 }
 __all__ = ["Policy", "Undecided", "equal", "values_equal"]

@@ -506,3 +506,68 @@ def _ratio(left: Value, right: Value) -> Any:
     ctx = _CONTEXTS[DIGITS]
     x, y = (ctx.mpf(v.numerator) / v.denominator if isinstance(v, Fraction) else v for v in (left, right))
     return x / y
+
+
+# --------------------------------------------------------------------------------------------------- formulas in one name
+
+
+def substituted(tree: Any, values: Mapping[str, Tree]) -> Any:
+    """`tree` with formulas in place of variables, all at once."""
+    if not isinstance(tree, tuple):
+        return tree
+    if len(tree) == 2 and tree[0] == "sym" and tree[1] in values:
+        return values[tree[1]]
+    return tuple(substituted(part, values) for part in tree)
+
+
+def linear(tree: Tree, name: str) -> tuple[Tree, Tree] | None:
+    """Offset and step of a formula that is offset + step * name; None when it is none."""
+    at = [substituted(tree, {name: ("num", Fraction(value))}) for value in (0, 1)]
+    step: Tree = ("add", at[1], ("neg", at[0]))
+    try:
+        straight = same(tree, ("add", at[0], ("mul", ("sym", name), step)))
+    except TooLarge:
+        raise
+    except (NotRead, Undefined):
+        return None
+    return (at[0], step) if straight else None
+
+
+def multiple(tree: Tree, of: Tree) -> bool:
+    """Whether `tree` is a whole number of times `of`."""
+    if symbols(tree) | symbols(of):
+        counts: list[int] = list(range(-3, 4))
+    else:
+        try:
+            ratio = evaluate(("div", tree, of))
+        except Undefined:
+            return False
+        if isinstance(ratio, Fraction):
+            return ratio.denominator == 1
+        ctx = _CONTEXTS[DIGITS]
+        if ctx.im(ratio) != 0 or ctx.isinf(ratio) or abs(ratio) > 10**6:
+            return False
+        counts = [int(ctx.nint(ratio))]
+    return any(same(tree, ("mul", ("num", Fraction(count)), of)) for count in counts)
+
+
+def differ_by_constant(a: Tree, b: Tree) -> bool:
+    """Whether a - b has one value wherever both have one."""
+    names = sorted(symbols(a) | symbols(b))
+    difference: Value | None = None
+    agreed = 0
+    for k in range(POINTS * 4):
+        point = {name: _coordinate(name, k) for name in names}
+        if k >= POINTS * 2:
+            point = {name: abs(value) for name, value in point.items()}
+        try:
+            left, right = (evaluate(tree, point, complex_numbers=False) for tree in (a, b))
+        except Undefined:
+            continue
+        x, y = _mp(left), _mp(right)
+        if difference is None:
+            difference = x - y
+        elif not values_equal(x, y + difference):
+            return False
+        agreed += 1
+    return agreed >= 3

@@ -35,6 +35,9 @@ NAMED = {
     "infinity": ("inf",),
     "oo": ("inf",),
     "imath": ("sym", "i"),
+    "basisi": ("sym", "unit vector i"),
+    "basisj": ("sym", "unit vector j"),
+    "basisk": ("sym", "unit vector k"),
 }
 MULTIPLY = {"*", "\\cdot", "\\times"}
 CLOSE = {
@@ -407,7 +410,10 @@ class _Parser:
         if name in GREEK:
             return self.subscript(name)
         if name in ("angle", "triangle"):
-            return ("sym", name + "".join(self.raw_group() if self.peek()[1] == "{" else [self.take()]))
+            points = "".join(self.raw_group() if self.peek()[1] == "{" else [self.take()])
+            if name == "angle" and len(points) == 3 and points[0] > points[2]:
+                points = points[::-1]  # an angle has its vertex in the middle, and no order
+            return ("sym", name + points)
         raise NotRead(f"\\{name} is not known")
 
     def series(self, kind: str) -> Tree:

@@ -12,10 +12,17 @@ BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])")
 BETWEEN_BOXES = re.compile(
     r"(?:[\s,;&$.+]|\\(?:quad|qquad|text|mathrm|\[|\]|\(|\)|[,;!: ]|\\)|\{|\}|\band\b|\bor\b)*", re.IGNORECASE
 )
+# Words between a phrase and the answer that change nothing about it.
+ADVERB = (
+    r"(?:therefore|thus|then|hence|so|simply|exactly|precisely|clearly|again|just|obviously|indeed|also|still|now|finally|consequently"
+    r"|accordingly|actually|evidently|equal to|given by)"
+)
+LEADING = re.compile(rf"(?:[\s,:]*\b{ADVERB}\b)+(?:[\s,:]+|(?=[$\\]))", re.IGNORECASE)
 PHRASE = re.compile(
-    r"(?:\b(?:final|correct|best|right)?\s*(?:answer|réponse|respuesta|antwort|risposta|resposta|solution|result)\b|答案|الجواب|ответ)"
-    r"(?:\s+(?:to|for)\s+(?:the|this)\s+(?:question|problem))?"
-    r"\s*(?:[*_]+\s*)?(?:\s+(?:is|are|must be|should be|would be|est|es|ist|è|é|be)\b|[:：=]|是|为|為)\s*:?",
+    r"(?:\b(?:final|correct|best|right)?\s{0,9}(?:answer|réponse|respuesta|antwort|risposta|resposta|solution|result)\b|答案|الجواب|ответ)"
+    r"(?:\s{1,9}(?:to|for)\s{1,9}(?:the|this)\s{1,9}(?:question|problem))?"
+    rf"(?:,?\s{{1,9}}{ADVERB}\b,?)?"
+    r"\s{0,9}(?:[*_]{1,9}\s{0,9})?(?:\s{1,9}(?:is|are|must be|should be|would be|est|es|ist|è|é|be)\b|[:：=]|是|为|為)\s*:?",
     re.IGNORECASE,
 )
 FINAL = re.compile(r"\bfinal answer\b", re.IGNORECASE)
@@ -160,6 +167,8 @@ def _after_phrase(text: str) -> str | None:
 def _statement(rest: str) -> str:
     """The answer at the beginning of a text: a formula, a choice, or the sentence without its words."""
     rest = rest.strip(" \t:*\n_")
+    if (adverbs := LEADING.match(rest)) is not None and adverbs.end() < len(rest):
+        rest = rest[adverbs.end() :].strip(" \t:*\n_")
     if (
         rest.startswith(("\\[", "$"))
         and (display := FORMULA.match(rest))

@@ -16,7 +16,7 @@ UNICODE = {
     "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "⅕": r"\frac{1}{5}",
     "⅖": r"\frac{2}{5}", "⅗": r"\frac{3}{5}", "⅘": r"\frac{4}{5}", "⅙": r"\frac{1}{6}", "⅚": r"\frac{5}{6}", "⅛": r"\frac{1}{8}",
     "⅜": r"\frac{3}{8}", "⅝": r"\frac{5}{8}", "⅞": r"\frac{7}{8}", "′": "'", "’": "'", "，": ",", "、": ",", "；": ";", "。": ". ",
-    "…": r"\ldots ", "∗": "*", "∛": r"\sqrt[3]", "∴": r"\therefore ", "⇒": r"\Rightarrow ", "→": r"\to ", "✓": "", "■": "", "∎": "",
+    "…": r"\ldots ", "∗": "*", "∛": r"\sqrt[3]", "∴": r"\therefore ", "⇒": r"\Rightarrow ", "≡": r"\equiv ", "∥": r"\parallel ", "⟂": r"\perp ", "∀": r"\forall ", "ℓ": r"\ell ", "→": r"\to ", "✓": "", "■": "", "∎": "",
 }  # fmt: skip
 LETTERS = (
     "alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu", "nu", "xi",
@@ -71,18 +71,22 @@ def normalise(text: str) -> str:
     text = COUNTED.sub(lambda m: re.sub(r"\D", "", m[1]), text)
     text = SPACES.sub(" ", text)
     text = REPEATING.sub(_repeating, text)
-    text = MAGNITUDE.sub(lambda m: rf"\cdot 10^{{{POWERS[m[1].lower()]}}}", text)
+    text = MAGNITUDE.sub(_magnitude, text)
     text = re.sub(r"\\(?:mathbf|Bbb)\s*\{?\s*R\s*\}?(?![a-zA-Z])", r"\\mathbb{R}", text)
+    text = _unit_vectors(text)
     text = SINGLE.sub(r"\1 ", text)
     text = FONTS.sub("", text)
     text = ROMAN.sub(_roman, text)
     text = re.sub(r"\\text\s*\{\s*(\\text\s*\{[^{}]*\})\s*\}", r"\1", text)
     text = CHOSEN.sub(_chosen, text)
     text = re.sub(r"\\([a-zA-Z]+\*?)\s*", _macro, text)
+    text = re.sub(
+        r"\^\s*(?:\{\s*(?:\\(?:top|intercal|text\s*\{\s*T\s*\})|T)\s*\}|\\(?:top|intercal)(?![a-zA-Z]))", "^T", text
+    )
     text = re.sub(r"\^\s*\{\s*\\circ\s*\}|\^\s*\\circ(?![a-zA-Z])", r"\\degree ", text)
     text = re.sub(r"(?<=\d)\s*\^\s*(?:\{\s*)?(?:\\text\s*\{\s*)?o(?:\s*\})*(?![a-zA-Z])", r"\\degree ", text)
     text = ORDINAL.sub("", text)
-    text = re.sub(r"(?<![a-zA-Z\d}\])_^])\{([-+])\}", r"\1", text)
+    text = re.sub(r"(?<![a-zA-Z\d}\])_^])\{([-+])\}", r"\1", text).replace("{:}", ":")
     text = re.sub(r"(?<=[)\]}])\s*(?:U|\\text\s*\{\s*union\s*\})\s*(?=[(\[{]|\\\{)", r"\\cup ", text)
     text = re.sub(r"\{\s*(\\(?:sin|cos|tan|cot|sec|csc|log|ln|exp))\s*\}", r"\1 ", text)
     text = re.sub(r"(?<=\d)\s*(?:\\text\s*\{)?\s*and (?:a|one) half\s*\}?", r" \\frac{1}{2}", text)
@@ -123,7 +127,9 @@ REPEATING = re.compile(
     re.ASCII,
 )
 MAGNITUDE = re.compile(
-    r"(?<=\d)\s*(?:\\text\s*\{)?\s*\b(hundred|thousand|million|billion|trillion)\b\s*\}?", re.IGNORECASE
+    r"(?<=\d)\s*(?:\\text\s*\{\s*(hundred|thousand|million|billion|trillion)\b\s*(?:\}|(?=[^{}]))"
+    r"|\b(hundred|thousand|million|billion|trillion)\b)",
+    re.IGNORECASE,
 )
 POWERS = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 # What is written around an answer and says nothing.
@@ -136,8 +142,8 @@ BEGINS = re.compile(
     r"^(?:[&\s]|\.{2,}\s*=?|\\(?:therefore|Rightarrow|Longrightarrow|implies|iff|Leftrightarrow|rightarrow|because)(?![a-zA-Z]))+"
 )
 ENDS = re.compile(
-    r"(?:\s|\\\\|,\s*\(?\s*(?:\\text\s*\{\s*(?:where|for|with)\s*\}\s*)?[a-z]\s*\\in(?![a-z])\s*\\mathbb\s*\{?[ZN]\}?\s*\)?|\\(?:checkmark|blacksquare|square|Box|qed|qedsymbol|newline|par)(?![a-zA-Z])"
-    r"|\\text\s*\{\s*,?\s*(?:for|where)\s(?:all|every|any|each|some)[^{}]*\}\s*\(?[a-zA-Z]?(?:\s*\\in(?![a-z])\s*\\mathbb\s*\{?[A-Z]\}?)?\)?)+$"
+    r"(?:\s|\\\\|\\(?:checkmark|blacksquare|square|Box|qed|qedsymbol|newline|par)(?![a-zA-Z])"
+    r"|(?:\\text\s*\{\s*,?\s*(?:for|where)\s(?:all|every|any|each|some)(?![^{}]*integer)[^{}]*\}|(?:\\text\s*\{\s*for\s*\})?\s*\\forall)\s*\(?[a-zA-Z]?(?:\s*\\in(?![a-z])\s*\\mathbb\s*\{?[A-MO-Y]\}?)?\)?)++$"
 )
 SINGLE = re.compile(rf"{FONTS.pattern}\{{\s*(\\?[a-zA-Z])\s*\}}")
 ORDINAL = re.compile(
@@ -168,6 +174,23 @@ def _repeating(match: re.Match[str]) -> str:
     below = (10 ** len(repeated) - 1) * 10 ** len(fixed)
     above = int((whole or "0") + fixed + repeated) - int((whole or "0") + fixed or "0")
     return rf"\frac{{{above}}}{{{below}}}"
+
+
+def _magnitude(match: re.Match[str]) -> str:
+    """`3 \\text{ million people}` as 3 \\cdot 10^6 \\text{people}."""
+    power = rf"\cdot 10^{{{POWERS[(match[1] or match[2]).lower()]}}}"
+    return power + (r"\text{" if match[1] and not match[0].endswith("}") else "")
+
+
+BASIS = re.compile(
+    r"\\(?:mathbf|boldsymbol|bm|vec|hat|bold|textbf|mathrm)\s*(?:\{\s*(?:\\(?:mathbf|hat|vec)\s*)?\{?\s*\\?([ijk])(?:math)?\s*\}?\s*\}|\s\\?([ijk])(?:math)?(?![a-zA-Z]))"
+)
+
+
+def _unit_vectors(text: str) -> str:
+    """Bold or hatted i, j and k, at least two of them, are the unit vectors and not numbers."""
+    found = {match[1] or match[2] for match in BASIS.finditer(text)}
+    return BASIS.sub(lambda m: rf"\basis{m[1] or m[2]} ", text) if len(found) > 1 else text
 
 
 def _roman(match: re.Match[str]) -> str:

@@ -7,69 +7,49 @@ from __future__ import annotations
 
 import functools
 import re
-from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Literal
 
-from rewards.maths.evaluate import ordered
-from rewards.maths.expression import NotRead, TooLarge, Tree, guarded, parse
-from rewards.maths.normalise import words
-from rewards.maths.units import split_unit
-
-Kind = Literal["scalar", "text", "based", "list", "set", "tuple", "region", "matrix", "relation", "unread"]
-MAX_ITEMS = 200
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One answer, as far as it could be read."""
-
-    kind: Kind
-    text: str
-    tree: Tree | None = None  # scalar; the difference of the sides of a relation
-    unit: str = ""
-    percent: bool = False
-    decimals: int | None = None  # digits after the point, for a decimal literal
-    digits: int = 0  # significant digits, for a decimal literal
-    items: tuple[Answer, ...] = ()
-    brackets: str = ""
-    pieces: tuple[tuple[Tree, Tree, bool, bool], ...] = ()  # of a region: low, high, whether each end belongs to it
-    rows: tuple[tuple[Tree, ...], ...] = ()
-    relation: str = ""
-    name: str = ""  # what it is said to be the value of: x in x = 5
-    sides: tuple[str, ...] = field(default=())
-    hedge: bool = False  # several answers offered as alternatives
-
-
-HEDGE = re.compile(
-    r"\b(?:but|maybe|perhaps|either|possibly|not|isn't|probably|could be|might|unless|instead|nor|neither)\b", re.I
+from rewards.maths.answers import (
+    AND,
+    COMMA,
+    FLIP,
+    HEDGE,
+    MAX_ITEMS,
+    NAME,
+    OR,
+    RELATION,
+    Answer,
+    closed,
+    relations,
+    split,
 )
-OR = re.compile(r"\\text\{\s*,?\s*(?:or)\s*\}|\\lor(?![a-z])|(?<![a-zA-Z\\])or(?![a-zA-Z])")
-AND = re.compile(r"\\text\{\s*,?\s*(?:and|&|,|;)\s*,?\s*\}|\\land(?![a-z])|(?<![a-zA-Z\\])and(?![a-zA-Z])")
-RELATION = re.compile(r"\\(?:le|ge|ne|approx|equiv|in|notin|sim|cong|to|Rightarrow|implies)(?![a-zA-Z])|[<>]=?|!=|==?")
-SPELL = {"<": "<", ">": ">", "\\le": "<=", "\\ge": ">=", "<=": "<=", ">=": ">=", "\\ne": "!=", "!=": "!=", "=": "=", "==": "=",
-         "\\approx": "~", "\\sim": "~", "\\equiv": "equiv", "\\cong": "equiv", "\\in": "in", "\\notin": "notin"}  # fmt: skip
-FLIP = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "=": "=", "!=": "!="}
-INFINITY: Tree = ("inf",)
-MINUS_INFINITY: Tree = ("neg", ("inf",))
+from rewards.maths.evaluate import exact, ordered, same, substituted, symbols
+from rewards.maths.expression import CLOSE, NotRead, TooLarge, Tree, guarded, parse
+from rewards.maths.families import cases, congruence, family, set_builder
+from rewards.maths.normalise import words
+from rewards.maths.regions import (
+    ALL_REAL,
+    as_region,
+    intersection,
+    interval_or_none,
+    only_interval,
+    read_region,
+    united,
+    without,
+)
+from rewards.maths.units import compound, split_unit
+from rewards.maths.wordings import CLOCK, SMALL, date, number
+
 NUMBER = re.compile(r"[-+]?\s*(?:\d+(\.\d*)?|(\.\d+))", re.ASCII)
 BASE = re.compile(
     r"[({]?\s*(?:\\text\s*\{\s*)?(?P<digits>-?[0-9A-Za-z.]+)\s*[})]{0,2}\s*_\s*\{?\s*\(?\s*(?:\\text\s*\{\s*)?\(?(?:base\s*)?\}?\s*(?P<base>[0-9a-z]+)"
     r"\s*\)?\s*\}{0,2}\s*\)?\}?"
     r"|(?P<digits2>[0-9A-Z]+)\s*(?:\\text\s*\{)?\s*(?:\(?in\s+)?\(?base\s*\}?\s*(?P<base2>\w+)\)?\s*\}?"
 )
-NUMERALS = {name: k for k, name in enumerate(
-    ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"]
-)} | {"binary": 2, "octal": 8, "decimal": 10, "hex": 16, "hexadecimal": 16}  # fmt: skip
+NUMERALS = SMALL | {"binary": 2, "octal": 8, "decimal": 10, "hex": 16, "hexadecimal": 16}
 MATRIX = re.compile(
     r"\\begin\{(?:[pb]|small)?(?:matrix|array)\}(?:\s*\{[clr|\s]*\})?(.*?)\\end\{(?:[pb]|small)?(?:matrix|array)\}",
     re.DOTALL,
-)
-NAME = re.compile(
-    r"\\text\{[^{}]*\}|[A-Za-z]'*(?:_(?:\{[^{}]*\}|\w))?(?:\([^()=]*\))?|\\(?:angle|triangle|measuredangle)?\s*[A-Z]{1,4}(?:\^)?|[A-Z]{2,4}"
-    r"|\|?[A-Z]{1,3}\|?|\\[a-zA-Z]+(?:_\{?\w+\}?)?(?:\([^()=]*\))?|m\s*\\angle\s*[A-Z]+|S_\{[A-Z]+\}:S"
-    r"|\{[A-Za-z]{1,4}'?\}|[A-Z][a-z]?\[[A-Za-z]\]|[fghFGH](?:\^\{\s*-1\s*\}|'+)?\((?:[^()=]|\([^()=]*\))*\)|(?:\\#|#)\s*[A-Z]"
-    r"|\([a-zA-Z](?:_\{?\w+\}?)?(?:\s*,\s*[a-zA-Z](?:_\{?\w+\}?)?)+\)|\\frac\{d[yx]\}\{d[xy]\}|P\([^()]*\)|y'+"
 )
 
 
@@ -109,11 +89,16 @@ def _read(text: str, inside: bool = False) -> Answer:
         )
     if (
         (point := re.fullmatch(r"[A-Z]'?(?:_\{?\w\}?)?\s*(\(.*\))", text))
-        and _closed(point[1][1:-1])
+        and closed(point[1][1:-1])
         and not _is_formula(text)
     ):
         return _read(point[1])
-    for way in (_union, _several, _matrix, _region, _related, _bracketed, _ratio):
+    if text[:1].isdigit() and (whole := compound(text)) is not None:
+        return Answer("scalar", text, tree=("num", whole[0]), unit=whole[1], brackets="compound")
+    for reader in (congruence, cases, family):
+        if (parameters := reader(text, _read)) is not None:
+            return parameters
+    for way in (_objects, _union, _several, _matrix, read_region, _related, _bracketed, _ratio):
         found = way(text)
         if found is not None:
             return found
@@ -141,7 +126,7 @@ NEGATIVE = re.compile(r"(?:\\text\s*\{\s*(?:negative|minus)\s*\}|(?:negative|min
 def _plain_form(text: str) -> str:
     """Without braces around all of it, words that only introduce it, and rows instead of commas."""
     text = text[1:].strip() if re.match(r"=(?!=)", text) else text
-    while text.startswith("{") and text.endswith("}") and _closed(text[1:-1]) and len(split(text[1:-1], COMMA)) == 1:
+    while text.startswith("{") and text.endswith("}") and closed(text[1:-1]) and len(split(text[1:-1], COMMA)) == 1:
         text = text[1:-1].strip()
     if "text" in text:
         if (
@@ -169,6 +154,11 @@ def _as_words(text: str) -> Answer | None:
     """Text that is words only; a number or formula inside \\text{} is what it is without."""
     if (region := _worded_region(text)) is not None:
         return region
+    plain = re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text).strip()
+    if (day := date(plain)) is not None:
+        return Answer("text", day)
+    if (spelled := number(plain)) is not None:
+        return Answer("scalar", text, tree=("num", Fraction(spelled)))
     if re.fullmatch(r"[A-Z](?:\s*(?:,|\\text\{\s*and\s*\}|\band\b)+\s*[A-Z])+", text):
         return None  # a list of letters
     wrapped = re.fullmatch(r"\(?\\text\{([^{}]*)\}\)?", text)
@@ -180,9 +170,9 @@ def _as_words(text: str) -> Answer | None:
             raise NotRead("empty")
         if inner.lower() in ("infinity", "-infinity"):
             return _read(inner)
-        return Answer("text", words(text), hedge=bool(OR.search(inner) or HEDGE.search(inner)))
+        return _text(text)
     if re.fullmatch(r"\(?\s*(?:\\text\{[^{}]*\}|[A-Za-z][A-Za-z'-]*+|[\s().-])++", text) and "\\text" in text:
-        return Answer("text", words(text), hedge=bool(OR.search(text) or HEDGE.search(text)))
+        return _text(text)
     if re.fullmatch(r"[A-Za-z][A-Za-z'’-]*(?:[\s,.]+[A-Za-z][A-Za-z'’-]*)*[.!]?", text):
         if len(text) <= 3 and not re.search(r"\s", text):
             return None
@@ -193,8 +183,15 @@ def _as_words(text: str) -> Answer | None:
                 or re.fullmatch(r"[A-Z](?:\s*,\s*[A-Z])+|[a-z](?:\s*,\s*[a-z])+", text)
             ):
                 return None
-            return Answer("text", words(text), hedge=bool(OR.search(text) or HEDGE.search(text)))
+            return _text(text)
     return None
+
+
+def _text(text: str) -> Answer:
+    written = re.sub(r"\\text|[{}]", " ", text).casefold()
+    return Answer(
+        "text", words(text), sides=(" ".join(written.split()),), hedge=bool(OR.search(text) or HEDGE.search(text))
+    )
 
 
 REALS = re.compile(
@@ -219,13 +216,53 @@ def _worded_region(text: str) -> Answer | None:
         return None
     sign = (match["sign"] or "").replace("-", "").removeprefix("strictly ")
     if sign or not match["what"]:
-        return None if match["what"] else _region(SIGNS[sign]) if sign else _region_or_none("\\mathbb{R}")
+        return None if match["what"] else read_region(SIGNS[sign]) if sign else interval_or_none("\\mathbb{R}")
     if match["how"] in HOW:
-        return _region(f"x {HOW[match['how']]} {match['what']}")
+        return read_region(f"x {HOW[match['how']]} {match['what']}")
     return _union(rf"\mathbb{{R}} \setminus \{{{match['what']}\}}")
 
 
-CLOCK = re.compile(r"(?:\\text\s*\{\s*)?\d{1,2}\s*:\s*[0-5]\d(?:\s*(?:\\text\s*\{)?\s*[aApP]\.?\s*[mM]\.?)?\s*\}?")
+PAIR = re.compile(
+    r"(?:\\text\s*\{\s*(?:line|segment)s?\s*\})?\s*(\\?[A-Z]{2}|[a-z]|\\ell(?:_\{?\d\}?)?|[a-z]_\{?\d\}?)\s*"
+)
+
+
+def _objects(text: str) -> Answer | None:
+    """Lines that are parallel or perpendicular, groups and fields: in one spelling."""
+    if (between := re.fullmatch(r"(.+?)(\\(?:parallel|perp)(?![a-zA-Z]))(.+)", text)) is not None:
+        ends = [PAIR.fullmatch(side) for side in (between[1], between[3])]
+        if ends[0] is None or ends[1] is None:
+            return None
+        first, second = sorted("".join(sorted(end[1])) if end[1].isupper() else end[1] for end in ends if end)
+        return Answer("text", f"{first} {between[2][1:]} {second}")
+    if "\\mathbb" not in text and "GF" not in text:
+        return None
+    factors = [_algebra(part) for part in split(text, re.compile(r"\s*\\(?:times|oplus)(?![a-zA-Z])\s*"))]
+    if any(not factor for factor in factors) or not any("Z" in f or "F" in f for factor in factors for f in factor):
+        return None
+    return Answer("text", " x ".join(sorted(one for factor in factors for one in factor)))
+
+
+ALGEBRA = re.compile(
+    r"\\mathbb\{?(?P<ring>[ZQRC])\}?(?:\^\{?(?P<power>\d{1,2})\}?)?"
+    r"|\\mathbb\{?Z\}?(?:_\{?(?P<order>\d{1,9})\}?|/(?P<quotient>\d{1,9})(?:\\mathbb\{?Z\}?)?|/\((?P<ideal>\d{1,9})\))"
+    r"|(?:\\mathbb\{?F\}?_|(?:\\text\{GF\}|GF)(?=\())(?:\{(?P<field>[\d^{}]+)\}|(?P<digit>\d)|\((?P<galois>[\d^{}]+)\))"
+    r"|(?P<named>[SADQ]_\{?\d{1,2}\}?)"
+)
+
+
+def _algebra(text: str) -> list[str]:
+    """The factors of a product of groups, each in one spelling; none when it is none."""
+    match = ALGEBRA.fullmatch(text.replace(" ", ""))
+    if match is None:
+        return []
+    if match["ring"]:
+        return [match["ring"]] * int(match["power"] or 1)
+    if match["named"]:
+        return [re.sub(r"[{}]", "", match["named"])]
+    if size := match["field"] or match["digit"] or match["galois"]:
+        return [f"F{exact(parse(size))}"]
+    return [f"Z/{match['order'] or match['quotient'] or match['ideal']}"]
 
 
 def _ratio(text: str) -> Answer | None:
@@ -250,40 +287,6 @@ def _based(text: str, match: re.Match[str]) -> Answer | None:
 # ------------------------------------------------------------------------------------------------ lists and brackets
 
 
-def split(text: str, separators: re.Pattern[str]) -> list[str]:
-    """Parts of `text` between separators that stand outside all brackets."""
-    parts, depth, start, at = [], 0, 0, 0
-    while at < len(text):
-        if depth == 0 and (match := separators.match(text, at)) and match.end() > at:
-            parts.append(text[start:at])
-            start = at = match.end()
-            continue
-        if text.startswith(("\\{", "\\}"), at):
-            depth += 1 if text[at + 1] == "{" else -1
-            at += 2
-            continue
-        if text.startswith("\\begin{", at):
-            depth += 1
-            at += 7
-            continue
-        if text.startswith("\\end{", at):
-            depth -= 1
-            at += 5
-            continue
-        if text.startswith(("\\langle", "\\lfloor", "\\lceil"), at):
-            depth += 1
-        elif text.startswith(("\\rangle", "\\rfloor", "\\rceil"), at):
-            depth -= 1
-        elif text[at] in "([{":
-            depth += 1
-        elif text[at] in ")]}":
-            depth -= 1
-        at += 1
-    parts.append(text[start:])
-    return [part.strip() for part in parts]
-
-
-COMMA = re.compile(rf"\s*(?:[,;](?:\s*(?:{AND.pattern}|{OR.pattern}))?|{AND.pattern}|{OR.pattern})\s*")
 CUP = re.compile(r"\\cup(?![a-zA-Z])")
 CAP = re.compile(r"\\cap(?![a-zA-Z])")
 MINUS = re.compile(r"\\setminus(?![a-zA-Z])")
@@ -301,12 +304,12 @@ def _union(text: str) -> Answer | None:
         return None
     parts = split(body, CUP)
     if len(parts) > 1:
-        return _merged([_must_region(part) for part in parts], text, name)
+        return united([_must_region(part) for part in parts], text, name)
     parts = split(body, CAP)
     if len(parts) > 1:
         region = _must_region(parts[0])
         for part in parts[1:]:
-            region = _intersected(region, _must_region(part), text)
+            region = intersection(region, _must_region(part), text)
         return region
     parts = split(body, MINUS)
     if len(parts) == 1 and (less := re.fullmatch(r"(\\mathbb\s*\{?R\}?)\s*-\s*(\\\{.*\\\})", body)) is not None:
@@ -318,10 +321,10 @@ def _union(text: str) -> Answer | None:
             raise NotRead("set difference")
         for point in points:
             assert point.tree is not None
-            whole = _without(whole, point.tree, text)
+            whole = without(whole, point.tree, text)
         return whole
     if member is not None:
-        return _region_or_none(body) or _read(body)
+        return interval_or_none(body) or _read(body)
     return None
 
 
@@ -338,111 +341,10 @@ def _french(text: str) -> str:
 
 
 def _must_region(text: str) -> Answer:
-    found = _region_or_none(text) or _region_of(read(text))
+    found = interval_or_none(text) or as_region(read(text))
     if found is None:
         raise NotRead(f"{text!r} is no interval")
     return found
-
-
-def _region_of(answer: Answer) -> Answer | None:
-    """Points as a region, as in (0,1) \\cup \\{2\\}."""
-    if answer.kind == "region":
-        return answer
-    points = answer.items if answer.kind in ("set", "list") else ()
-    if points and all(p.kind == "scalar" and p.tree is not None for p in points):
-        return _merged(
-            [Answer("region", "", pieces=((p.tree, p.tree, True, True),)) for p in points if p.tree], answer.text, ""
-        )
-    return None
-
-
-INTERVAL = re.compile(r"([\[(])\s*(.*?)\s*([\])])", re.DOTALL)
-ALL_REAL = re.compile(r"\\mathbb\s*\{?R\}?|\(?\\text\{\s*(?:all )?reals?(?: numbers?)?\s*\}\)?|\\mathbf\s*\{?R\}?")
-
-
-def _region_or_none(text: str) -> Answer | None:
-    """An interval in brackets that can only be one, or that stands where one must."""
-    text = text.strip()
-    while text.startswith("{") and text.endswith("}") and len(split(text, re.compile(r"\}"))) == 1:
-        text = text[1:-1].strip()
-    if ALL_REAL.fullmatch(text):
-        return Answer("region", text, pieces=((MINUS_INFINITY, INFINITY, False, False),))
-    if text in ("\\emptyset", "\\{\\}", "\\{ \\}"):
-        return Answer("region", text)
-    match = INTERVAL.fullmatch(text)
-    if match is None or len(split(text, re.compile(r"(?<=[)\]])"))) > 2:
-        return None
-    ends = split(match[2], re.compile(r"[,;]"))
-    if len(ends) != 2 or not all(ends):
-        return None
-    try:
-        low, high = parse(ends[0]), parse(ends[1])
-    except TooLarge:
-        raise
-    except NotRead:
-        return None
-    return _interval(text, low, high, match[1] == "[", match[3] == "]")
-
-
-def _interval(
-    text: str, low: Tree, high: Tree, closed_low: bool, closed_high: bool, brackets: str = ""
-) -> Answer | None:
-    try:
-        if ordered(low) > ordered(high):
-            return None
-    except TooLarge:
-        raise
-    except NotRead:
-        pass
-    closed_low = closed_low and low != MINUS_INFINITY
-    closed_high = closed_high and high not in (INFINITY, ("num", None))
-    return Answer("region", text, pieces=((low, high, closed_low, closed_high),), brackets=brackets)
-
-
-def _merged(regions: list[Answer], text: str, name: str) -> Answer:
-    pieces = [piece for region in regions for piece in region.pieces]
-    if len(pieces) > MAX_ITEMS:
-        raise TooLarge("pieces")
-    keyed = sorted(((ordered(p[0]), not p[2], p) for p in pieces), key=lambda k: (k[0], k[1]))
-    merged: list[tuple[Tree, Tree, bool, bool]] = []
-    for low, _, piece in keyed:
-        if merged:
-            before = merged[-1]
-            end = ordered(before[1])
-            if low < end or (low == end and (piece[2] or before[3])):
-                high = ordered(piece[1])
-                if high > end or (high == end and piece[3]):
-                    merged[-1] = (before[0], piece[1], before[2], piece[3])
-                continue
-        merged.append(piece)
-    return Answer("region", text, pieces=tuple(merged), name=name)
-
-
-def _intersected(a: Answer, b: Answer, text: str) -> Answer:
-    pieces = []
-    for p in a.pieces:
-        for q in b.pieces:
-            low, closed_low = _larger(p, q)
-            high, closed_high = _smaller(p, q)
-            x, y = ordered(low), ordered(high)
-            if x < y or (x == y and closed_low and closed_high):
-                pieces.append((low, high, closed_low, closed_high))
-    return _merged([Answer("region", "", pieces=tuple(pieces))], text, "")
-
-
-def _larger(p: tuple[Tree, Tree, bool, bool], q: tuple[Tree, Tree, bool, bool]) -> tuple[Tree, bool]:
-    x, y = ordered(p[0]), ordered(q[0])
-    return (p[0], p[2] and q[2]) if x == y else (p[0], p[2]) if x > y else (q[0], q[2])
-
-
-def _smaller(p: tuple[Tree, Tree, bool, bool], q: tuple[Tree, Tree, bool, bool]) -> tuple[Tree, bool]:
-    x, y = ordered(p[1]), ordered(q[1])
-    return (p[1], p[3] and q[3]) if x == y else (p[1], p[3]) if x < y else (q[1], q[3])
-
-
-def _without(region: Answer, point: Tree, text: str) -> Answer:
-    rest = Answer("region", "", pieces=((MINUS_INFINITY, point, False, False), (point, INFINITY, False, False)))
-    return _intersected(region, rest, text)
 
 
 def _several(text: str) -> Answer | None:
@@ -452,7 +354,7 @@ def _several(text: str) -> Answer | None:
     parts = [part for part in split(text, COMMA)]
     alternatives = len(split(text, re.compile(OR.pattern))) > 1
     if len(parts) == 1:
-        spread = _spread(text)
+        spread = None if text.startswith("\\{") else _spread(text)
         return None if spread is None else Answer("list", text, items=spread)
     if parts and not parts[-1]:
         parts.pop()
@@ -464,18 +366,17 @@ def _several(text: str) -> Answer | None:
         raise NotRead("empty item")
     if len(parts) == 1:
         return _read(parts[0])
-    if any(part in ("...", "\\ldots", "\\dots", "\\cdots", "\\ldots ", "..") for part in parts):
-        raise NotRead("continued list")
+    parts = _continued(parts)
     regions = [_relational_region(part) for part in parts]
     if all(regions):
         found = [region for region in regions if region is not None]
         if not alternatives:
             both = found[0]
             for region in found[1:]:
-                both = _intersected(both, region, text)
+                both = intersection(both, region, text)
             if both.pieces:
                 return both
-        return _merged(found, text, "")
+        return united(found, text, "")
     items: list[Answer] = []
     name = ""
     for part in parts:
@@ -485,9 +386,34 @@ def _several(text: str) -> Answer | None:
         else:
             items.append(item)
         name = name or item.name
-    if all(item.kind == "region" for item in items) and (alternatives or any(_only_interval(item) for item in items)):
-        return _merged(list(items), text, "")
+    if all(item.kind == "region" for item in items) and (alternatives or any(only_interval(item) for item in items)):
+        return united(list(items), text, "")
     return Answer("list", text, items=tuple(items), hedge=alternatives, name=name)
+
+
+DOTS = re.compile(r"\.{2,3}|\\(?:[lc]?dots|dotsc)\s*")
+WHOLE = re.compile(r"-?\s*\d{1,9}", re.ASCII)
+
+
+def _continued(parts: list[str]) -> list[str]:
+    """1, 2, ..., 10 with all its terms: of integers, of which the first ones show the step."""
+    gaps = [k for k, part in enumerate(parts) if DOTS.fullmatch(part)]
+    if not gaps:
+        return parts
+    before, after = parts[: gaps[0]], parts[gaps[0] + 1 :]
+    if len(gaps) > 1 or not before or not after or not all(WHOLE.fullmatch(part) for part in before + after):
+        raise NotRead("continued list")
+    terms = [int(part.replace(" ", "")) for part in before]
+    ends = [int(part.replace(" ", "")) for part in after]
+    if len(terms) == 1 and terms[0] not in (0, 1):  # 2, ..., 10 may be all or every other
+        raise NotRead("continued list")
+    step = terms[1] - terms[0] if len(terms) > 1 else 1
+    if step == 0 or (ends[-1] - terms[0]) % step or not 0 < (ends[-1] - terms[0]) // step < MAX_ITEMS:
+        raise NotRead("continued list")
+    whole = list(range(terms[0], ends[-1] + step // abs(step), step))
+    if whole[: len(terms)] != terms or whole[-len(ends) :] != ends:
+        raise NotRead("continued list")
+    return [str(term) for term in whole]
 
 
 def _systems(text: str) -> Answer | None:
@@ -504,21 +430,14 @@ def _systems(text: str) -> Answer | None:
     return Answer("list", text, items=tuple(points))
 
 
-def _only_interval(item: Answer) -> bool:
-    """Cannot be a point in the plane."""
-    return len(item.pieces) != 1 or item.pieces[0][2] != item.pieces[0][3] or any(
-        "inf" in str(end) for end in item.pieces[0][:2]
-    )  # fmt: skip
-
-
 def _relational_region(text: str) -> Answer | None:
     if "=" in text.replace("<=", "").replace(">=", "").replace("!=", "") or not RELATION.search(text):
         return None
     if (member := re.fullmatch(rf"(?:{NAME.pattern})\s*\\in(?![a-zA-Z])\s*(.+)", text)) and ALL_REAL.fullmatch(
         member[1]
     ):
-        return _region_or_none(member[1])
-    found = _region(text)
+        return interval_or_none(member[1])
+    found = read_region(text)
     return found if found is not None and found.kind == "region" else None
 
 
@@ -545,9 +464,9 @@ def _bracketed(text: str) -> Answer | None:
         if not (text.startswith(left) and text.endswith(right) and len(text) >= len(left + right)):
             continue
         inner = text[len(left) : -len(right)]
-        if not _closed(inner):
+        if not closed(inner):
             continue
-        if kind == "set" and (built := _set_builder(inner, text)) is not None:
+        if kind == "set" and (built := set_builder(inner, text, _read, _related)) is not None:
             return built
         parts = split(inner, COMMA if kind == "set" else re.compile(r"\s*[,;]\s*"))
         if kind == "set" and not inner.strip():
@@ -561,6 +480,7 @@ def _bracketed(text: str) -> Answer | None:
             return _read(inner.strip()) if left != "(" or not _is_formula(text) else None
         if any(not part for part in parts):
             raise NotRead("empty item")
+        parts = _continued(parts)
         items = tuple(_read(part) for part in parts)
         if kind == "set":
             return Answer(
@@ -574,8 +494,8 @@ def _bracketed(text: str) -> Answer | None:
             return Answer("matrix", text, rows=tuple((item.tree,) for item in items if item.tree))
         return Answer("tuple", text, items=items, brackets=left)
     if (text.startswith("[") and text.endswith(")")) or (text.startswith("(") and text.endswith("]")):
-        region = _region_or_none(text)
-        if region is None and _closed(text[1:-1]):  # an interval from the larger to the smaller
+        region = interval_or_none(text)
+        if region is None and closed(text[1:-1]):  # an interval from the larger to the smaller
             items = tuple(_read(part) for part in split(text[1:-1], re.compile(r"\s*[,;]\s*")))
             return Answer("tuple", text, items=items, brackets="[")
         return region
@@ -590,35 +510,31 @@ def _is_formula(text: str) -> bool:
     return True
 
 
-def _closed(inner: str) -> bool:
-    """Whether no bracket is closed before it was opened, so that the outer pair belongs together."""
-    depth = 0
-    for character in inner:
-        if character in "([{":
-            depth += 1
-        elif character in ")]}":
-            depth -= 1
-        if depth < 0:
-            return False
-    return depth == 0
+TRANSPOSED = re.compile(r"([(\[])(.+)([)\]])\s*\^\s*T", re.DOTALL)
+BASIS = ("unit vector i", "unit vector j", "unit vector k")
 
 
-def _set_builder(inner: str, text: str) -> Answer | None:
-    parts = re.split(r"\||:", inner, maxsplit=1)
-    if len(parts) != 2:
+def _vector(text: str) -> Answer | None:
+    """(1, 2)^T, or a sum of multiples of unit vectors, as a column."""
+    if (row := TRANSPOSED.fullmatch(text)) is not None and closed(row[2]) and CLOSE[row[1]] == row[3]:
+        parts = split(row[2], re.compile(r"\s*[,;]\s*"))
+        return Answer("matrix", text, rows=tuple((parse(part),) for part in parts)) if len(parts) > 1 else None
+    if "\\basis" not in text:
         return None
-    head = parts[0].strip()
-    if not re.fullmatch(r"[a-zA-Z](?:_\w)?(?:\s*\\in(?![a-zA-Z])\s*\\mathbb\{?R\}?)?", head):
+    _, _, formula = text.rpartition("=")
+    tree = parse(formula.strip())
+    used = symbols(tree)
+    zero: dict[str, Tree] = {name: ("num", Fraction(0)) for name in BASIS}
+    cells = [substituted(tree, zero | {name: ("num", Fraction(1))}) for name in BASIS[: 3 if BASIS[2] in used else 2]]
+    total: Tree = ("add", *(("mul", cell, ("sym", name)) for cell, name in zip(cells, BASIS, strict=False)))
+    if not same(tree, total):
         return None
-    found = _read(parts[1].strip())
-    if found.kind == "region":
-        return found
-    if found.kind in ("scalar", "list") and found.name:
-        return Answer("set", text, items=found.items or (found,))
-    raise NotRead("set builder")
+    return Answer("matrix", text, rows=tuple((cell,) for cell in cells), brackets="basis")
 
 
 def _matrix(text: str) -> Answer | None:
+    if (vector := _vector(text)) is not None:
+        return vector
     if "\\begin" not in text:
         return None
     if "vmatrix" in text:
@@ -672,81 +588,6 @@ def _multiplied(a: tuple[tuple[Tree, ...], ...], b: tuple[tuple[Tree, ...], ...]
 # ------------------------------------------------------------------------------------------- equations, inequalities
 
 
-def relations(text: str) -> tuple[list[str], list[str]]:
-    """Sides and signs of a chain such as a < b = c, outside brackets."""
-    sides, signs, start = [], [], 0
-    depth = at = 0
-    while at < len(text):
-        if depth == 0 and (match := RELATION.match(text, at)):
-            sides.append(text[start:at].strip())
-            signs.append(SPELL.get(match[0], match[0]))
-            start = at = match.end()
-            continue
-        if text[at] == "\\" and at + 1 < len(text) and text[at + 1] in "{}":
-            depth += 1 if text[at + 1] == "{" else -1
-            at += 2
-            continue
-        if text[at] in "([{":
-            depth += 1
-        elif text[at] in ")]}":
-            depth -= 1
-        at += 1
-    sides.append(text[start:].strip())
-    return sides, signs
-
-
-def _region(text: str) -> Answer | None:
-    """An interval, or what an inequality in one variable says."""
-    if re.fullmatch(r"\s*\\mathbb\{?R\}?\s*|\\emptyset|\\\{\s*\\\}|\\text\{all reals?(?: numbers)?\}", text):
-        return _region_or_none(text)
-    found = INTERVAL.fullmatch(text)
-    if found and (found[1] == "[") != (found[3] == "]") and (region := _region_or_none(text)):
-        return region
-    if found and re.search(r"\\infty|\binf(?:inity)?\b|\boo\b", text) and (region := _region_or_none(text)):
-        return region
-    sides, signs = relations(text)
-    if not signs or any(sign not in ("<", ">", "<=", ">=", "!=") for sign in signs):
-        return None
-    variable = [
-        k
-        for k, side in enumerate(sides)
-        if re.fullmatch(rf"{NAME.pattern}", side) and not re.match(r"\\(?:pi|infty)", side)
-    ]
-    if len(variable) != 1:
-        return None
-    try:
-        ends = [None if k == variable[0] else parse(side) for k, side in enumerate(sides)]
-        for end in ends:
-            if end is not None:
-                ordered(end)
-    except TooLarge:
-        raise
-    except NotRead:
-        return None
-    name = sides[variable[0]]
-    if len(sides) == 2:
-        sign = signs[0] if variable[0] == 0 else FLIP[signs[0]]
-        end = ends[1 - variable[0]]
-        assert end is not None
-        pieces = {
-            "<": ((MINUS_INFINITY, end, False, False),),
-            "<=": ((MINUS_INFINITY, end, False, True),),
-            ">": ((end, INFINITY, False, False),),
-            ">=": ((end, INFINITY, True, False),),
-            "!=": ((MINUS_INFINITY, end, False, False), (end, INFINITY, False, False)),
-        }[sign]
-        return Answer("region", text, pieces=pieces, name=name, brackets="relation")
-    if len(sides) == 3 and variable == [1]:
-        first, last = ends[0], ends[2]
-        assert first is not None
-        assert last is not None
-        if signs[0] in ("<", "<=") and signs[1] in ("<", "<="):
-            return _interval(text, first, last, signs[0] == "<=", signs[1] == "<=", "relation")
-        if signs[0] in (">", ">=") and signs[1] in (">", ">="):
-            return _interval(text, last, first, signs[1] == ">=", signs[0] == ">=", "relation")
-    return None
-
-
 def _related(text: str) -> Answer | None:
     sides, signs = relations(text)
     if not signs:
@@ -772,6 +613,8 @@ def _related(text: str) -> Answer | None:
         left, right = parse(sides[0]), parse(sides[1])
         return Answer("relation", text, tree=("add", left, ("neg", right)), relation=signs[0], sides=tuple(sides))
     if all(sign in FLIP for sign in signs):
+        if not any(sign.startswith("<") for sign in signs) and any(sign.startswith(">") for sign in signs):
+            sides, signs = sides[::-1], [FLIP[sign] for sign in reversed(signs)]
         trees = [parse(side) for side in sides]
         return Answer("relation", text, relation=" ".join(signs), sides=tuple(sides), rows=(tuple(trees),))
     raise NotRead("relation")
@@ -823,8 +666,6 @@ def _renamed(value: Answer, text: str, sides: list[str]) -> Answer:
 
 def _computation(side: str) -> bool:
     """A left side that computes something: constants only, or what only a computation is written with."""
-    from rewards.maths.evaluate import symbols
-
     if re.search(r"\\(?:lim|int|sum|prod|bmod|det|max|min|Pr|text|operatorname)(?![a-zA-Z])", side):
         return True
     try:
@@ -851,7 +692,3 @@ def _scalar(text: str) -> Answer:
         digits = len(re.sub(r"\D", "", body).lstrip("0"))
     tree = parse(body)
     return Answer("scalar", text, tree=tree, unit=unit, percent=percent, decimals=decimals, digits=digits or 0)
-
-
-def hundredth(tree: Tree) -> Tree:
-    return ("div", tree, ("num", Fraction(100)))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+from fractions import Fraction
 
 ALIASES = {
     "degree": "degree °c degrees deg", "dollar": "$ usd dollars buck", "euro": "€ eur", "pound sterling": "£ gbp", "cent": "cents ¢",
@@ -99,3 +101,52 @@ def canonical(words: str) -> str:
             singular = part if part in CANONICAL else re.sub(r"(?<=[^s])s$", "", part)
             parts.append(CANONICAL.get(part) or CANONICAL.get(singular) or singular)
     return " ".join(parts) + (f"^{power}" if power and power != "1" else "")
+
+
+# How much of the first unit of its row each is: of length, mass, time, volume, American and European money.
+SCALES: tuple[dict[str, Fraction], ...] = tuple(
+    {name: Fraction(value) for name, value in row.items()}
+    for row in (
+        {
+            "m": "1",
+            "mm": "1/1000",
+            "cm": "1/100",
+            "km": "1000",
+            "in": "0.0254",
+            "ft": "0.3048",
+            "yd": "0.9144",
+            "mi": "1609.344",
+        },
+        {"g": "1", "mg": "1/1000", "kg": "1000", "oz": "28.349523125", "lb": "453.59237"},
+        {"s": "1", "min": "60", "h": "3600", "day": "86400", "week": "604800"},
+        {"l": "1", "ml": "1/1000"},
+        {"dollar": "1", "cent": "1/100"},
+    )
+)
+
+
+def conversion(unit: str, other: str) -> Fraction | None:
+    """How much of `unit` one `other` is; None when they measure different things, or are not known."""
+    (name, _, power), (name2, _, power2) = unit.partition("^"), other.partition("^")
+    if power != power2 or (power and power not in ("2", "3")):
+        return None
+    for row in SCALES:
+        if name in row and name2 in row and (not power or "m" in row):
+            return (row[name2] / row[name]) ** int(power or 1)
+    return None
+
+
+PART = r"(\d+(?:\.\d+)?)\s*([a-z]+)"
+
+
+def compound(text: str) -> tuple[Fraction, str] | None:
+    """2 hours and 42 minutes as 162 minutes: each part in a smaller unit than the one before."""
+    plain = re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text).casefold()
+    if not re.fullmatch(rf"\s*{PART}(?:\s*(?:,|\band\b|,\s*and\b)?\s*{PART}){{1,3}}\s*", plain):
+        return None
+    parts = [(Fraction(amount), canonical(unit)) for amount, unit in re.findall(PART, plain)]
+    smallest = parts[-1][1]
+    rates = [conversion(smallest, unit) for _, unit in parts]
+    if any(rate is None for rate in rates) or any(not (a or 0) > (b or 0) for a, b in itertools.pairwise(rates)):
+        return None
+    return sum((amount * (rate or 0) for (amount, _), rate in zip(parts, rates, strict=True)), Fraction(0)), smallest

@@ -65,6 +65,12 @@ ENDLESS = [
     "1e999999999",
     r"\lfloor 10^{300}\pi \rfloor",
     r"\sin(10^{30})",
+    r"x\equiv 2\pmod{10^{10^{10}}}",
+    r"k^{k^k}, k\in\mathbb{Z}",
+    r"\{1,2,\dots,1000000000\}",
+    r"\{n\in\mathbb{Z} : 1\le n\le 10^{12}\}",
+    r"|(1+x)^{10^{6}}|\le 7",
+    r"\mathbb{F}_{2^{10^9}}",
     "(1+i)^{100000000}",
 ]
 HUGE = {
@@ -93,6 +99,10 @@ HUGE = {
     "a matrix of 10^4 symbols": r"\begin{pmatrix}"
     + r"\\".join("&".join(["x_{12}"] * 100) for _ in range(100))
     + r"\end{pmatrix}",
+    "many words that introduce nothing": "7" + r"\text{ for all }" * 120 + " !",
+    "spaces before the answer": "the answer" + " " * 20_000 + "7",
+    "progressions": ",".join(rf"\sin({k}k)" for k in range(100)) + r",k\in\mathbb{Z}",
+    "many hours": "2 hours " * 240,
     "a list of 0 to 1000": ",".join(map(str, range(1001))),
 }
 INJECTED = [
@@ -216,7 +226,8 @@ PAIRS = {  # reference, answer, score
         ("1000.5", "1.000,5", 0),
         ("1/2", "50%", 0),
         ("50%", "50", 1),
-        ("3", "three", 0),
+        ("3", "three", 1),
+        ("3", "thirteen", 0),
         ("3", "III", 0),
         ("5", "5 cm", 1),
         ("5 cm", "5 m", 0),
