@@ -38,10 +38,10 @@ def run(path: Path, to: Path, step: int | None, check: str) -> int:
         (draft / "README.md").write_text(
             f"Exported by rlpost from run {folder.read_manifest()['run_id']}, step {saved.step}.\n"
         )
-        for name, scorer in (("transformers", transformers_logp), ("vllm", vllm_logp)):
+        for name, difference_by in (("transformers", by_transformers), ("vllm", by_vllm)):
             if check not in (name, "both"):
                 continue
-            difference = largest_difference(probe, scorer(draft, probe, config.model.dtype))
+            difference = difference_by(draft, probe, config.model.dtype)
             console.info(f"{name}: largest log-prob difference from the learner {difference:.2e}")
             if not difference <= TOLERANCE[config.model.dtype]:
                 print(
@@ -72,14 +72,28 @@ def _choose(folder: RunFolder, step: int | None) -> checkpoint.Checkpoint:
     return saved
 
 
-def largest_difference(probe: dict[str, Any], found: list[np.ndarray]) -> float:
-    """Largest absolute difference of a log-prob, over all tokens of the probe."""
-    return max(
-        float(np.abs(np.array(s["logp"]) - logp).max()) for s, logp in zip(probe["sequences"], found, strict=True)
-    )
+def by_transformers(model: Path, probe: dict[str, Any], dtype: str) -> float:
+    """Largest difference of a log-prob between the learner that saved and plain transformers, over the probe."""
+    saved = [np.array(s["logp"]) for s in probe["sequences"]]
+    return _largest(saved, transformers_logp(model, probe, dtype, probe["temperature"]))
 
 
-def transformers_logp(model: Path, probe: dict[str, Any], dtype: str) -> list[np.ndarray]:
+def by_vllm(model: Path, probe: dict[str, Any], dtype: str) -> float:
+    """The same for vLLM, whose log-probs of a prompt know no temperature.
+
+    Where the learner's were taken at another than 1, they are compared with transformers', and these at 1 with vLLM's.
+    """
+    found = vllm_logp(model, probe, dtype)
+    if probe["temperature"] == 1:
+        return _largest([np.array(s["logp"]) for s in probe["sequences"]], found)
+    return max(by_transformers(model, probe, dtype), _largest(transformers_logp(model, probe, dtype, 1.0), found))
+
+
+def _largest(one: list[np.ndarray], other: list[np.ndarray]) -> float:
+    return max(float(np.abs(a - b).max()) for a, b in zip(one, other, strict=True))
+
+
+def transformers_logp(model: Path, probe: dict[str, Any], dtype: str, temperature: float) -> list[np.ndarray]:
     """Log-probs of the probe's responses by plain transformers, one sequence at a time."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -89,14 +103,14 @@ def transformers_logp(model: Path, probe: dict[str, Any], dtype: str) -> list[np
     with torch.no_grad():
         for s in probe["sequences"]:
             tokens = torch.tensor([s["prompt"] + s["response"]])
-            logits = loaded(tokens).logits[0].float() / probe["temperature"]
+            logits = loaded(tokens).logits[0].float() / temperature
             logp = torch.log_softmax(logits[:-1], -1).gather(-1, tokens[0, 1:, None])[:, 0]
             found.append(logp[len(s["prompt"]) - 1 :].numpy())
     return found
 
 
 def vllm_logp(model: Path, probe: dict[str, Any], dtype: str) -> list[np.ndarray]:
-    """The same by vLLM, as log-probs of a prompt: without a temperature, so only for a probe taken at 1."""
+    """The same by vLLM, as log-probs of a prompt: at temperature 1."""
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")

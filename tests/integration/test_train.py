@@ -137,7 +137,7 @@ def test_generation_overlaps_learning_within_the_staleness_bound(config):
 
 
 def test_two_engines_and_two_ranks_under_zero_3_run_the_same_loop(config, tmp_path):
-    path, run = config("spread", evaluation={"before": False, "after": False})
+    path, run = config("spread", evaluation={"before": False, "after": False}, rollout={"temperature": 0.8})
     rlpost("train", path, "rollout.engines=2", "learner.ranks=2", "learner.zero_stage=3", "steps=3")
     assert all(r["mismatch/logp_abs_max"] < 1e-4 for r in metrics(run))
     rlpost("export", run, "--to", tmp_path / "model")
