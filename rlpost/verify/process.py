@@ -9,12 +9,14 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rlpost.verify import scratch
 from rlpost.verify.protocol import Traits, VerifierError
 
 # What a Python process needs to run; everything else, API keys above all, stays with the trainer.
@@ -36,10 +38,15 @@ class WorkerProcess:
     """A `rlpost.verify.worker` in a session and process group of its own, and the two pipes to it.
 
     The kernel kills it when the *thread* that made it ends, so that thread must live as long as the worker is wanted.
-    All methods but `interrupt` belong to that thread.
+    All methods but `interrupt` belong to that thread. It is always killed and never tidies up, so what it and the programs
+    it runs write to a temporary folder goes to one of its own, removed here.
     """
 
     def __init__(self, verifiers: Sequence[Mapping[str, Any]], allow_unsafe: bool = False) -> None:
+        self._folder = tempfile.mkdtemp(prefix="rlpost-")
+        os.chmod(
+            self._folder, 0o711
+        )  # a sandbox's program, of another user, goes through to a folder it is given in it
         theirs_in, self._requests = os.pipe()
         self._replies, theirs_out = os.pipe()
         # -P: the current directory must not come before the standard library.
@@ -58,12 +65,13 @@ class WorkerProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=2,  # what a verifier prints goes to standard error
                 pass_fds=(theirs_in, theirs_out),
-                env=environment(os.environ),
+                env={**environment(os.environ), "TMPDIR": self._folder},
                 start_new_session=True,
             )
         except OSError:
             os.close(self._requests)
             os.close(self._replies)
+            scratch.remove(self._folder)
             raise
         finally:
             os.close(theirs_in)
@@ -152,12 +160,13 @@ class WorkerProcess:
                     os.killpg(self._process.pid, signal.SIGKILL)
 
     def kill(self) -> int:
-        """Kill, reap, close the pipes; returns the exit code (minus the signal's number)."""
+        """Kill, reap, close the pipes, remove its folder; returns the exit code (minus the signal's number)."""
         self.interrupt()
         with self._reaping:
             code = self._process.wait(timeout=REAP_SECONDS)
         os.close(self._requests)
         os.close(self._replies)
+        scratch.remove(self._folder)
         return code
 
     def _poll(self, seconds: float) -> set[int]:
