@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import secrets
 import shutil
 import socket
@@ -25,6 +26,7 @@ ESCAPED = b"ESCAPED"
 ALONE = ("landlock", "seccomp", "rlimits")  # can be left out of a single program
 OUTSIDE = ("/var/tmp/{token}", "/usr/{token}", "/{token}", f"{os.path.dirname(os.__file__)}/{{token}}")
 VARIABLES = ("PATH", "HOME", "TMPDIR", "LANG", "LC_CTYPE", "PYTHON", "OMP_", "OPENBLAS_", "MKL_", "LD_LIBRARY_PATH")
+FORKING = Limits(seconds=10, memory_mb=512, processes=True)
 
 
 @dataclass(frozen=True)
@@ -102,11 +104,31 @@ ATTACKS: dict[str, Attack] = {
     "forks_allowed": Attack(
         "import os, time\nfor n in range(150):\n    if os.fork() == 0:\n        time.sleep(5)\n        os._exit(0)\n"
         "    print('ESCAPED' if n == 100 else '', flush=True)",
-        limits=Limits(seconds=10, memory_mb=512, processes=True),
+        limits=FORKING,
     ),
     "execute": Attack("import os\nos.execv('/bin/sh', ['sh', '-c', 'echo ESCAPED'])", ("seccomp",)),
     "memory": Attack("b = bytearray(1 << 30)\nb[::4096] = b[::4096]\nprint('ESCAPED')", ("rlimits",)),
     "kill": Attack("import os\nos.kill({victim}, 0)\nos.kill({victim}, 9)\nprint('ESCAPED')", ("namespaces",)),
+    "limit_another": Attack(
+        "import resource\nresource.prlimit({victim}, resource.RLIMIT_NOFILE, (3, 3))\nprint('ESCAPED')",
+        ("namespaces", "seccomp"),
+        limits=FORKING,
+    ),
+    "slow_another": Attack(
+        "import os\nos.setpriority(os.PRIO_PROCESS, {victim}, 19)\nprint('ESCAPED')",
+        ("namespaces", "seccomp"),
+        limits=FORKING,
+    ),
+    "change_attributes": Attack(
+        "import os\npath = '{folder}/token'\n"
+        "for change in (lambda: os.chmod(path, 0), lambda: os.utime(path, (0, 0)), lambda: os.setxattr(path, 'user.x', b'x'),\n"
+        "               lambda: os.truncate(path, 1)):\n"
+        "    try:\n        change()\n    except OSError:\n        pass\n"
+        "found = os.stat(path)\nif found.st_mode & 0o777 == 0 or found.st_mtime == 0 or found.st_size == 1:\n"
+        "    print('ESCAPED')",
+        ("namespaces", "seccomp"),
+        limits=FORKING,
+    ),
     "ptrace": Attack(
         _SYSCALLS.replace("{", "{{").replace("}", "}}")
         + "if call(101, 117, 16, {victim}, 0, 0) == 0:\n    print('ESCAPED')\n"
@@ -144,9 +166,9 @@ ATTACKS: dict[str, Attack] = {
         stopped=("output",),
     ),
     "daemon": Attack(
-        "import os, time\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n        time.sleep(30)\n"
-        "        print('ESCAPED', flush=True)\n    os._exit(0)\nos.wait()",
-        limits=Limits(seconds=10, memory_mb=512, processes=True),
+        "import os, time\nif os.fork() == 0:\n    try:\n        os.setsid()\n    except OSError:\n        pass\n"
+        "    if os.fork() == 0:\n        time.sleep(30)\n        print('ESCAPED', flush=True)\n    os._exit(0)\nos.wait()",
+        limits=FORKING,
         stopped=("ok", "nonzero"),
     ),
 }
@@ -161,6 +183,7 @@ class Bait:
         self.folder.chmod(0o777)
         (self.folder / "token").write_text(self.token)
         (self.folder / "token").chmod(0o644)
+        self._changed = (self.folder / "token").stat().st_ctime_ns  # its content, or any attribute
         self.accepted = 0
         self._sockets = [socket.create_server(("127.0.0.1", 0)), socket.socket(socket.AF_UNIX)]
         self._sockets[1].bind(f"\0{self.token}")
@@ -173,6 +196,8 @@ class Bait:
         self._victim = subprocess.Popen(
             [sys.executable, "-S", "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE, start_new_session=True
         )
+        self._limits = resource.prlimit(self._victim.pid, resource.RLIMIT_NOFILE)
+        self._priority = os.getpriority(os.PRIO_PROCESS, self._victim.pid)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -211,7 +236,10 @@ class Bait:
         return bool(
             self.accepted
             or self._victim.poll() is not None
+            or resource.prlimit(self._victim.pid, resource.RLIMIT_NOFILE) != self._limits
+            or os.getpriority(os.PRIO_PROCESS, self._victim.pid) != self._priority
             or sorted(path.name for path in self.folder.iterdir()) != ["token"]
+            or (self.folder / "token").stat().st_ctime_ns != self._changed
         )
 
 

@@ -6,6 +6,7 @@ import contextlib
 from pathlib import Path
 
 ROOT = Path("/sys/fs/cgroup")
+PREFIX = "rlpost-sandbox-"
 
 
 class Group:
@@ -42,7 +43,8 @@ def join(pid: int, memory_bytes: int, tasks: int, root: Path = ROOT) -> Group | 
         ours = root / own.strip("/")
         if not (ours / "cgroup.controllers").exists():  # version 1, or something else mounted there
             return None
-        path = ours / f"rlpost-sandbox-{pid}"
+        _sweep(ours)
+        path = ours / f"{PREFIX}{pid}"
         path.mkdir()
     except (OSError, StopIteration):
         return None
@@ -54,3 +56,10 @@ def join(pid: int, memory_bytes: int, tasks: int, root: Path = ROOT) -> Group | 
         group.close()
         return None
     return group
+
+
+def _sweep(ours: Path) -> None:
+    """Remove the cgroups of sandboxes whose worker was killed, as workers are: it had no chance to."""
+    for path in ours.glob(f"{PREFIX}*"):
+        if not Path("/proc", path.name.removeprefix(PREFIX)).exists():
+            Group(path).close()

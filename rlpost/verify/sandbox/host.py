@@ -9,7 +9,7 @@ import json
 import math
 import os
 import select
-import shutil
+import signal
 import socket
 import struct
 import subprocess
@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from rlpost.verify import scratch
 from rlpost.verify.sandbox import cgroup
 from rlpost.verify.sandbox.limits import Limits, Outcome, SandboxError, Status
 from rlpost.verify.sandbox.tiers import bwrap_command
@@ -32,10 +33,14 @@ TICK_SECONDS = 0.05
 CHUNK = 2**16
 TASKS = 64
 MIN_BOX_MB = 32
+MAX_ENTRIES = 16384
+MAX_PATH = 3072  # of a folder: the kernel takes no longer path than 4096
 START_MEMORY = 2**30  # of a cgroup, until the first program's limit is known
 GROUP_TASKS = TASKS + 16
 ZYGOTE_BYTES = 256 * 2**20
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
+# Not the system's: images keep an application there, and with it its data. So is the working directory, wherever it is.
+PRIVATE = ("/usr/src", "/usr/local/src")
 ETC = ("/etc/ld.so.cache", "/etc/localtime", "/etc/alternatives")
 OUT_OF_MEMORY = (b"MemoryError", b"std::bad_alloc", b"Cannot allocate memory", b"can't start new thread")
 # The zygote imports three of our files and nothing of the packages above them.
@@ -79,6 +84,7 @@ class Host:
         canary: str = "",
     ) -> None:
         self.namespaces = namespaces
+        self._closed = False
         self._runs = itertools.count(1)
         self._scratch = None if namespaces else tempfile.mkdtemp(prefix="rlpost-sandbox-")
         settings = {
@@ -93,7 +99,7 @@ class Host:
         self._user_namespace = namespaces and user_namespace
         self._bwrapped = bwrap
         self._group: cgroup.Group | None = None
-        prefix = self._bwrap(settings["readable"]) if bwrap else []
+        prefix = self._bwrap(settings) if bwrap else []
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         python = getattr(sys, "_base_executable", None) or sys.executable
         command = [python, "-P", "-s", "-S", "-B", "-X", "utf8", "-c", BOOT, str(Path(__file__).parent)]
@@ -123,9 +129,10 @@ class Host:
             *(["cgroup"] if self._group is not None else []),
         )
 
-    def _bwrap(self, readable: Sequence[str]) -> list[str]:
+    def _bwrap(self, settings: Mapping[str, Any]) -> list[str]:
         assert self._scratch is not None
-        command = bwrap_command([str(Path(__file__).parent), *readable], self._scratch)
+        given = [str(Path(__file__).parent), *settings["given"]]
+        command = bwrap_command(settings["system"], settings["hidden"], given, self._scratch)
         if command is None:
             self._remove_scratch()
             raise SandboxError("bwrap is not installed")
@@ -172,10 +179,15 @@ class Host:
 
     def close(self) -> None:
         """End the zygote and all it started, within seconds whatever state it is in."""
+        if self._closed:
+            return
+        self._closed = True
         self._control.close()
         try:
             self._process.wait(timeout=1.0 if self.namespaces else KILL_SECONDS)
         except subprocess.TimeoutExpired:
+            if not self.namespaces:  # else the kernel ends them with it
+                self._end_programs()
             self._process.kill()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(timeout=KILL_SECONDS)
@@ -183,9 +195,17 @@ class Host:
             self._group.close()
         self._remove_scratch()
 
+    def _end_programs(self) -> None:
+        ended: set[int] = set()
+        while found := set(self.programs()) - ended:  # what they start meanwhile too
+            for pid in found:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            ended |= found
+
     def _remove_scratch(self) -> None:
         if self._scratch is not None:
-            _remove(self._scratch)
+            scratch.remove(self._scratch)
 
     def programs(self) -> list[int]:
         """Process ids, as seen here, of the program that runs and of all it started: it first."""
@@ -212,6 +232,8 @@ class Host:
         files: Mapping[str, bytes] | None = None,
     ) -> Outcome:
         """Raises ZygoteLostError; SandboxError when a layer does not come into force or the command is not there."""
+        if self._closed:
+            raise ZygoteLostError("it was ended because it did not end a program")
         box = "/box"
         if self._scratch is not None:
             box = tempfile.mkdtemp(dir=self._scratch)
@@ -224,7 +246,7 @@ class Host:
             return _Run(self, box, layers, limits, stdin).go(_payload(source, argv, command, files or {}))
         finally:
             if self._scratch is not None:
-                _remove(box)
+                scratch.remove(box)
 
 
 class _Run:
@@ -329,7 +351,7 @@ class _Run:
                 # The zygote does not end it: end the zygote, and with it all there is. The reason stands.
                 self._host.close()
                 break
-            waiting = 0.0 if extended else min(self._waited(), self._limits.seconds)
+            waiting = 0.0 if extended else min(_waited(self._host.programs()), self._limits.seconds)
             if waiting > 0.01:
                 extended, deadline = True, deadline + waiting
             else:
@@ -407,41 +429,70 @@ class _Run:
     def _out_of_memory(self) -> int:
         return self._host._group.out_of_memory() if self._host._group is not None else 0
 
-    def _waited(self) -> float:
-        """Seconds the program was ready to run and had no processor."""
-        for pid in self._host.programs()[:1]:
-            with contextlib.suppress(OSError, ValueError, IndexError):
-                return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
-        return 0.0
-
     def _too_much_memory(self) -> bool:
-        pages = 0
+        """Of all processes together; a page that several of them map is counted for each of them.
+
+        What they hold is no more than that, but for shared memory that none of them has mapped at the moment.
+        """
+        held = 0
         for pid in self._host.programs():
-            with contextlib.suppress(OSError, ValueError, IndexError):
-                _, resident, shared = Path(f"/proc/{pid}/statm").read_text().split()[:3]
-                pages += int(resident) - int(shared)
-        return pages * os.sysconf("SC_PAGE_SIZE") > self._limits.memory_mb * 2**20
+            with contextlib.suppress(OSError):
+                for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+                    name, _, value = line.partition(":")
+                    if name in ("RssAnon", "RssShmem"):
+                        held += int(value.split()[0]) * 1024
+        return held > self._limits.memory_mb * 2**20
 
     def _too_much_disk(self) -> bool:
         """Without namespaces /box is a directory of the machine's, with no size of its own."""
         if self._host.namespaces:
             return False
         held, entries, most = 0, 0, max(MIN_BOX_MB, 2 * self._limits.file_mb) * 2**20
-        for folder, _, names in os.walk(self._box):
-            for name in names:
-                with contextlib.suppress(OSError):
-                    held += os.lstat(os.path.join(folder, name)).st_blocks * 512
-                entries += 1
-                if held > most or entries > 16384:
-                    return True
+        folders = [self._box]
+        while folders:
+            folder = folders.pop()
+            if len(os.fsencode(folder)) > MAX_PATH:
+                return True  # too deep to be looked into
+            try:
+                with os.scandir(folder) as found:
+                    for entry in found:
+                        entries += 1
+                        with contextlib.suppress(FileNotFoundError):  # it went just now
+                            held += entry.stat(follow_symlinks=False).st_blocks * 512
+                        if entry.is_dir(follow_symlinks=False):
+                            folders.append(entry.path)
+                        if held > most or entries > MAX_ENTRIES:
+                            return True
+            except PermissionError:
+                return True  # made so that nobody can look into it
+            except FileNotFoundError:
+                continue
         return False
 
 
-def _children(pid: int) -> list[int]:
+def _tasks(pid: int) -> list[Path]:
     try:
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        return list(Path(f"/proc/{pid}/task").iterdir())
     except OSError:
         return []
+
+
+def _children(pid: int) -> list[int]:
+    """Whichever of its threads started them."""
+    found: list[int] = []
+    for task in _tasks(pid):
+        with contextlib.suppress(OSError):
+            found += map(int, (task / "children").read_text().split())
+    return found
+
+
+def _waited(pids: Sequence[int]) -> float:
+    """Seconds that the thread which waited longest was ready to run and had no processor."""
+    longest = 0.0
+    for task in [task for pid in pids for task in _tasks(pid)]:
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            longest = max(longest, int((task / "schedstat").read_text().split()[1]) / 1e9)
+    return longest
 
 
 def _tasks_of_user() -> int:
@@ -483,11 +534,9 @@ def _payload(source: bytes, argv: Sequence[str], command: bool, files: Mapping[s
 
 
 def _environment() -> dict[str, str]:
-    """All a program finds in its environment; PYTHONHASHSEED so that a program's outcome is the same each time."""
+    """All a program finds in its environment, with the folder it is given; its hash seed so that it ends the same each time."""
     clean = {
         "PATH": "/usr/local/bin:/usr/bin:/bin",
-        "HOME": "/box",
-        "TMPDIR": "/box",
         "LANG": "C.UTF-8",
         "PYTHONHASHSEED": "0",
         "OMP_NUM_THREADS": "1",
@@ -516,7 +565,7 @@ def _files(namespaces: bool, packages: Sequence[str], scratch: str | None) -> di
         binds = [(p, p) for p in (*folders, *own)] + [(path, f"/packages/{name}") for name, path in found.items()]
         links = [(os.readlink(p), p) for p in system if os.path.islink(p)]
         links += [("/box", "/tmp"), ("/box", "/dev/shm")]
-        readable = [*system, *prefixes, "/packages", "/etc"]
+        given = ["/packages", "/etc"]
         at = "/packages" if found else ""
     else:
         binds, links = [], []
@@ -527,18 +576,46 @@ def _files(namespaces: bool, packages: Sequence[str], scratch: str | None) -> di
             os.mkdir(at, 0o755)
             for name, path in found.items():
                 os.symlink(path, f"{at}/{name}")
-        readable = [*system, *prefixes, *ETC, "/etc/passwd", "/etc/group", *found.values(), *([at] if at else [])]
+        given = [*ETC, "/etc/passwd", "/etc/group", *found.values(), *([at] if at else [])]
+    system += prefixes
+    private = _private(library)
     base = {"base": sys.base_prefix, "platbase": sys.base_prefix}
     hidden = {sysconfig.get_path("purelib", vars=base), sysconfig.get_path("platlib", vars=base)}
     hidden |= {"/usr/lib/python3/dist-packages", f"/usr/local/lib/python{sysconfig.get_python_version()}/dist-packages"}
     return {
         "binds": binds,
         "links": links,
-        "hidden": sorted(hidden),
-        "readable": readable,
+        "hidden": sorted({*hidden, *private}),
+        "system": system,
+        "given": given,
+        "readable": [*(system if namespaces else [p for top in system for p in _all_but(private, top)]), *given],
         "library": list(dict.fromkeys(library)),
         "packages_at": at,
     }
+
+
+def _private(library: Sequence[str]) -> list[str]:
+    """Folders that are not the system's though they may lie in it, but for one with what every program needs."""
+    folders = [*PRIVATE]
+    with contextlib.suppress(FileNotFoundError):
+        folders.append(os.getcwd())
+    needed = [os.path.realpath(path) for path in (*library, "/usr/lib", *_environment()["PATH"].split(":"))]
+    real = [os.path.realpath(path) for path in folders if os.path.isdir(path)]
+    return [folder for folder in real if not any(_inside(path, folder) for path in needed)]
+
+
+def _all_but(private: Sequence[str], path: str) -> list[str]:
+    """What together is all of a folder but `private`: Landlock grants what is in a folder and takes nothing back."""
+    real = os.path.realpath(path)
+    if any(_inside(real, other) for other in private):
+        return []
+    if not any(_inside(other, real) for other in private):
+        return [path]
+    try:  # a link leads to where there is another rule, or to where there shall be none
+        children = [entry.path for entry in os.scandir(real) if not entry.is_symlink()]
+    except PermissionError:
+        return []
+    return [found for child in children for found in _all_but(private, child)]
 
 
 def _inside(path: str, folder: str) -> bool:
@@ -558,18 +635,3 @@ def _locations(name: str) -> list[str]:
         raise SandboxError(f"packages: {name!r} has no files; leave it out")
     beside = f"{path}.libs"
     return [path, beside] if os.path.isdir(beside) else [path]
-
-
-def _remove(path: str) -> None:
-    """A folder a program could write to: its modes may be anything."""
-
-    def open_up(function: Any, where: str, _: Any) -> None:
-        with contextlib.suppress(OSError):
-            os.chmod(os.path.dirname(where), 0o700)
-            if not os.path.islink(where):
-                os.chmod(where, 0o700)
-            function(where)
-
-    shutil.rmtree(path, onerror=open_up)
-    if os.path.isdir(path):
-        shutil.rmtree(path, ignore_errors=True)

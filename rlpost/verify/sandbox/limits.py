@@ -20,7 +20,8 @@ class Limits:
     Args:
         seconds: wall clock from the program's first instruction. Time spent waiting for a processor on a busy machine
             is not counted, up to as long again.
-        memory_mb: address space of a process; with `processes`, also what all of them hold together.
+        memory_mb: address space of a process; with `processes`, also what all of them hold together, a
+            page they share counted for each.
         output_kb: standard output and standard error together; more ends the program.
         file_mb: largest file; /box holds twice that, 32 MiB at least.
         processes: may fork and execute (compilers, compiled languages).

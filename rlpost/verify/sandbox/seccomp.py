@@ -117,12 +117,43 @@ _DENIED: dict[str, tuple[int | None, int | None]] = {
     "set_mempolicy_home_node": (450, 450),
     "get_mempolicy": (239, 236),
 }
+# Where the program may see the trainer's processes or files. A session or group of its own would let it outlive a worker
+# that is killed by its group; Landlock knows no truncation before its third version.
+_OUTSIDE: dict[str, tuple[int | None, int | None]] = {
+    "setsid": (112, 157),
+    "setpgid": (109, 154),
+    "setpriority": (141, 140),
+    "truncate": (76, 45),
+}
+# Landlock does not cover these at all. They seem to succeed and do nothing: whoever copies a file sets its mode and times
+# too, and seldom looks at them again.
+_ATTRIBUTES: dict[str, tuple[int | None, int | None]] = {
+    "chmod": (90, None),
+    "fchmod": (91, 52),
+    "fchmodat": (268, 53),
+    "fchmodat2": (452, 452),
+    "chown": (92, None),
+    "fchown": (93, 55),
+    "lchown": (94, None),
+    "fchownat": (260, 54),
+    "utime": (132, None),
+    "utimes": (235, None),
+    "futimesat": (261, None),
+    "utimensat": (280, 88),
+    "setxattr": (188, 5),
+    "lsetxattr": (189, 6),
+    "fsetxattr": (190, 7),
+    "removexattr": (197, 14),
+    "lremovexattr": (198, 15),
+    "fremovexattr": (199, 16),
+}
 _FORKS = {"fork": (57, None), "vfork": (58, None)}
 _EXECS = {"execve": (59, 221), "execveat": (322, 281)}
 _CLONE, _CLONE3 = (56, 220), (435, 435)
 _SOCKETPAIR, _FCNTL, _IOCTL = (53, 199), (72, 25), (16, 29)
 _KILLS = {"kill": (62, 129), "tgkill": (234, 131)}
 _TKILL = (200, 130)
+_PRLIMIT = (302, 261)
 
 _CLONE_NEW = 0x7E020000  # every CLONE_NEW* namespace flag that clone takes
 _CLONE_THREAD = 0x00010000
@@ -135,14 +166,15 @@ _LOAD, _JUMP_EQUAL, _JUMP_GREATER, _JUMP_SET, _AND, _RETURN = 0x20, 0x15, 0x25, 
 _NUMBER, _ARCH, _ARGUMENT = 0, 4, 16  # offsets in struct seccomp_data; an argument's low half comes first
 
 
-def build(machine: str, *, processes: bool, execute: bool, only_pid: int | None) -> bytes:
+def build(machine: str, *, processes: bool, execute: bool, only_pid: int | None, own_files: bool) -> bytes:
     """The filter, as an array of `struct sock_filter`.
 
     Args:
         machine: of `os.uname()`, a key of `ARCHITECTURES`.
         processes: fork is allowed (never with new namespaces).
         execute: `execve` is allowed.
-        only_pid: the one process signals may go to; None where a pid namespace leaves no stranger to signal.
+        only_pid: the one process that signals and limits may be for; None where a pid namespace leaves no stranger.
+        own_files: the program's user, or its root folder, is one where nothing of the trainer's could be changed.
     """
     column = list(ARCHITECTURES).index(machine)
     program: list[tuple[int, int, int, int]] = []
@@ -203,7 +235,12 @@ def build(machine: str, *, processes: bool, execute: bool, only_pid: int | None)
     if only_pid is not None:
         for numbers in _KILLS.values():
             inspect(numbers[column], 0, (_JUMP_EQUAL, 0, 1, only_pid), allow, refuse)
-        deny(_TKILL[column])
+        inspect(_PRLIMIT[column], 0, (_JUMP_EQUAL, 1, 0, 0), (_JUMP_EQUAL, 0, 1, only_pid), allow, refuse)
+        for numbers in (_TKILL, *_OUTSIDE.values()):
+            deny(numbers[column])
+    if not own_files:
+        for numbers in _ATTRIBUTES.values():
+            deny(numbers[column], 0)
     emit(_RETURN, _ALLOW)
     return b"".join(struct.pack("HBBI", *instruction) for instruction in program)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -71,13 +72,18 @@ def refuse_unsafe(tier: Tier, allow_unsafe: bool, reason: str = "") -> None:
     log.warning("sandbox tier D (%s): allow_unsafe is set, code the model wrote can reach this machine's files", why)
 
 
-def bwrap_command(readable: Sequence[str], scratch: str) -> list[str] | None:
+def bwrap_command(system: Sequence[str], hidden: Sequence[str], given: Sequence[str], scratch: str) -> list[str] | None:
     """bubblewrap around a zygote: namespaces, a read-only root, nobody. None where it is not installed."""
     program = shutil.which("bwrap")
     if program is None:
         return None
     command = [program, "--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
     command += ["--uid", "65534", "--gid", "65534", "--dev", "/dev", "--proc", "/proc"]
-    for path in readable:
+    for path in system:
+        command += ["--ro-bind-try", path, path]
+    for path in hidden:
+        if os.path.isdir(path) and any(os.path.commonpath((path, folder)) == folder for folder in system):
+            command += ["--tmpfs", path]
+    for path in given:
         command += ["--ro-bind-try", path, path]
     return [*command, "--bind", scratch, scratch, "--chdir", "/", "--"]

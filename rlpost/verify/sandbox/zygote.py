@@ -138,7 +138,7 @@ class _Zygote:
             kernel.restrict_mount(root + at, kernel.ATTR_RDONLY | kernel.ATTR_NOSUID | kernel.ATTR_NODEV)
         for fd, at in devices:
             self._bind(fd, root + at)
-        for path in self._settings["hidden"]:  # the interpreter's own site-packages, where the trainer may be installed
+        for path in self._settings["hidden"]:  # the trainer's packages may be there, or its data
             if os.path.isdir(root + path):
                 kernel.mount(f"{root}/empty", root + path, None, kernel.MS_BIND)
         for target, at in self._settings["links"]:
@@ -286,6 +286,7 @@ class _Zygote:
             os.setresgid(UID, UID, UID)
             os.setresuid(UID, UID, UID)
         os.chdir(box)
+        os.environ.update(HOME=box, TMPDIR=box)
         with os.fdopen(payload, "rb") as file:
             file.seek(0)
             (size,) = struct.unpack("Q", file.read(8))
@@ -313,6 +314,7 @@ class _Zygote:
                     processes=request["processes"],
                     execute=request["processes"] or header["command"],
                     only_pid=None if self._own_pids is not None else os.getpid(),
+                    own_files=self._own_pids is not None or "user" in layers,
                 )
             )
         return header, source

@@ -21,19 +21,22 @@ from pathlib import Path
 
 import pytest
 
+from rlpost.verify import scratch
 from rlpost.verify.sandbox import (
     Limits,
     RemoteSandbox,
     Sandbox,
     SandboxError,
     cgroup,
+    host,
     kernel,
     probe,
     refuse_unsafe,
     sandbox,
 )
 from rlpost.verify.sandbox.attacks import ATTACKS, ESCAPED, Bait
-from rlpost.verify.sandbox.seccomp import _DENIED
+from rlpost.verify.sandbox.host import ZygoteLostError
+from rlpost.verify.sandbox.seccomp import _ATTRIBUTES, _DENIED, _OUTSIDE
 from rlpost.verify.sandbox.tiers import tier_of
 from tests.faults.descriptors import more_than, settled
 
@@ -80,6 +83,21 @@ def box(planted):
     box.close()
 
 
+@pytest.fixture(scope="module")
+def plain(planted):
+    """Tier B: the machine's processes and files are there, and only forbidden."""
+    if os.geteuid() == 0 and not reachable_by_others(sys.base_prefix):
+        pytest.skip("nobody cannot read this interpreter")
+    box = Sandbox(without=("namespaces", "bwrap"))
+    assert box.tier == "B", box.probe
+    yield box
+    box.close()
+
+
+def reachable_by_others(path):
+    return all(folder.stat().st_mode & 0o001 for folder in (Path(path), *Path(path).parents))
+
+
 def tree(folder):
     return {
         str(path): (
@@ -102,7 +120,8 @@ def state_of(pid):
 
 def children(pid):
     try:
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        threads = list(Path(f"/proc/{pid}/task").iterdir())
+        return [int(child) for thread in threads for child in (thread / "children").read_text().split()]
     except OSError:
         return []
 
@@ -265,9 +284,37 @@ def test_memory_is_bounded(name, held):
     assert outcome.status == "memory", outcome
 
 
-def test_processes_together_have_one_memory_limit(held):
-    source = "import os, time\nfor _ in range(8):\n    if os.fork() == 0:\n        x = b'x' * (160 << 20)\n        time.sleep(100)\nos.wait()"
-    assert held.run(source, limits=Limits(seconds=60, memory_mb=256, processes=True)).status == "memory"
+TOGETHER = {
+    "private": "for _ in range(8):\n    if os.fork() == 0:\n        x = b'x' * SIZE\n        time.sleep(100)\nos.wait()",
+    "shared": "for _ in range(8):\n    if os.fork() == 0:\n        m = mmap.mmap(-1, SIZE)\n        m.write(b'x' * SIZE)\n"
+    "        time.sleep(100)\nos.wait()",
+    "from_a_thread": "def fork():\n    if os.fork() == 0:\n        x = b'x' * SIZE\n        time.sleep(100)\n    os.wait()\n"
+    "for _ in range(8): threading.Thread(target=fork).start()",
+}
+
+
+@pytest.mark.parametrize("name", TOGETHER)
+def test_processes_together_have_one_memory_limit(name, held):
+    source = f"import mmap, os, threading, time\nSIZE = 120 << 20\n{TOGETHER[name]}"
+    assert held.run(source, limits=Limits(seconds=60, memory_mb=384, processes=True)).status == "memory"
+
+
+def test_waiting_for_a_processor_is_seen_in_any_thread():
+    """Two processes on one processor, the main thread of both without work."""
+    code = (
+        "import os, threading\nos.sched_setaffinity(0, [min(os.sched_getaffinity(0))])\nos.fork()\n"
+        "threading.Thread(target=lambda: exec('while True: pass')).start()"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+    try:
+        deadline = time.monotonic() + WAIT
+        while host._waited([process.pid]) < 0.5 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        idle = int(Path(f"/proc/{process.pid}/schedstat").read_text().split()[1]) / 1e9
+        assert host._waited([process.pid]) > idle + 0.1
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(WAIT)
 
 
 @pytest.mark.parametrize("where", ["/box", "/tmp", "/dev/shm"])
@@ -288,6 +335,44 @@ DISK = {
 @pytest.mark.parametrize("name", DISK)
 def test_disk_is_bounded(name, held):
     assert held.run(DISK[name], limits=Limits(seconds=60)).status == "nonzero"
+
+
+HIDDEN_DISK = {
+    "deep": "import os\nfor _ in range(5000):\n    os.mkdir('d')\n    os.chdir('d')",
+    "closed": "import os\nos.mkdir('d', 0o300)\nopen('d/x', 'wb').write(bytes(1 << 20))",
+    "short_lived": "import itertools, os\nfor n in itertools.count():\n    open('%d' % n, 'wb').write(bytes(10**6))\n"
+    "    open('x', 'w').close()\n    os.unlink('x')",
+}
+
+
+@pytest.mark.parametrize("name", HIDDEN_DISK)
+def test_a_folder_that_stands_for_a_file_system_is_looked_into_and_removed(name, plain):
+    serves(plain)
+    source = f"{HIDDEN_DISK[name]}\nimport time\ntime.sleep(10**6)"
+    readable = name == "closed" and os.geteuid() == 0  # for root all are
+    outcome = plain.run(source, limits=Limits(seconds=2 if readable else 60))
+    assert outcome.status == ("timeout" if readable else "nonzero")
+    assert [entry for entry in os.listdir(plain._host._scratch) if entry != "packages"] == []
+    serves(plain)
+
+
+def test_removing_a_folder_touches_nothing_above_it_and_bears_what_is_in_it(tmp_path):
+    tmp_path.chmod(0o755)
+    scratch.remove(str(tmp_path / "absent"))
+    assert tmp_path.stat().st_mode & 0o777 == 0o755
+    code = "import os\nfor _ in range(3000):\n    os.mkdir('d')\n    os.chdir('d')"
+    for name in ("deep", "closed"):
+        (tmp_path / name / "inner").mkdir(parents=True)
+        (tmp_path / name / "inner" / "file").touch()
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path / "deep", check=True)
+    (tmp_path / "kept").mkdir(mode=0o500)
+    (tmp_path / "closed" / "link").symlink_to(tmp_path / "kept")
+    (tmp_path / "closed" / "inner").chmod(0)
+    (tmp_path / "closed").chmod(0)
+    for name in ("deep", "closed"):
+        scratch.remove(str(tmp_path / name))
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+    assert (tmp_path / "kept").stat().st_mode & 0o777 == 0o500
 
 
 OUTPUT = {
@@ -321,6 +406,26 @@ def test_what_a_program_started_ends_with_it(name, held):
     outcome = held.run(BEHIND[name], limits=Limits(seconds=600, processes=True))
     assert (outcome.status, outcome.stdout) == ("ok", b"done\n"), outcome
     assert time.monotonic() - started < WAIT
+
+
+def test_a_program_cannot_leave_the_group_its_worker_is_killed_by(plain):
+    source = """
+import os
+def tries(action):
+    try:
+        action()
+        print('ESCAPED', action)
+    except PermissionError:
+        pass
+tries(lambda: os.setpgid(0, 0))
+if os.fork() == 0:
+    tries(os.setsid)
+    tries(lambda: os.setpgid(0, 0))
+    os._exit(0)
+os.wait()
+print(os.getpgid(0))
+"""
+    assert plain.run(source, limits=FORKING).stdout == b"%d\n" % os.getpgid(plain._host.pid)
 
 
 def test_nothing_written_is_there_for_the_next_program(held):
@@ -464,6 +569,37 @@ print(libc.syscall(500, 0) == -1 and ctypes.get_errno() == errno.ENOSYS)
     assert held.run(source).stdout == b"True\n"
 
 
+@pytest.mark.parametrize("processes", [False, True])
+def test_calls_that_reach_what_no_namespace_hides_are_refused(processes, plain):
+    column = ["x86_64", "aarch64"].index(os.uname().machine)
+    refused = sorted(call[column] for call in _OUTSIDE.values() if call[column] is not None)
+    ignored = sorted(call[column] for call in _ATTRIBUTES.values() if call[column] is not None)
+    source = f"""
+import ctypes, errno, os, resource
+libc = ctypes.CDLL(None, use_errno=True)
+for number in {refused}:
+    if libc.syscall(number, -1, 0, 0, 0, 0, 0) != -1 or ctypes.get_errno() != errno.EPERM:
+        print(number, ctypes.get_errno())
+for number in {ignored if os.geteuid() else []}:
+    if libc.syscall(number, -1, 0, 0, 0, 0, 0) != 0:
+        print(number, ctypes.get_errno())
+for pid in 0, os.getpid():
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (9, 9))
+try:
+    resource.prlimit(os.getppid(), resource.RLIMIT_NOFILE)
+    print('limits')
+except PermissionError:
+    print('fine')
+"""
+    assert plain.run(source, limits=Limits(seconds=60, processes=processes)).stdout == b"fine\n"
+
+
+def test_copying_a_file_with_its_mode_and_times_is_no_error(held, plain):
+    source = "import os, shutil\nshutil.copy2('program.py', 'x')\nprint(os.path.getsize('x') > 9)"
+    for box in held, plain:
+        honest(box, source, b"True\n")
+
+
 def test_privileges_cannot_be_had_back(held):
     source = """
 import os, resource
@@ -489,6 +625,42 @@ print(os.getuid(), os.getgid())
 """
     uid = 65534 if held.tier == "A" else os.getuid()
     assert held.run(source).stdout.decode().split() == [str(uid), str(uid)]
+
+
+@pytest.mark.parametrize("without", [(), ("namespaces", "bwrap")])
+def test_the_applications_folders_are_not_the_systems_though_they_lie_in_it(without, monkeypatch, request):
+    if without:
+        request.getfixturevalue("plain")  # or a skip, where it does not start
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as top:
+        os.chmod(top, 0o755)
+        for name in ("lib", "src/app", "app/data", "lib/app"):
+            folder = Path(top, name)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "text").write_text(SECRET)
+        Path(top, "lib/link").symlink_to(f"{top}/src")
+        monkeypatch.setattr(host, "SYSTEM", (*host.SYSTEM, top))
+        monkeypatch.setattr(host, "PRIVATE", (f"{top}/src", f"{top}/absent"))
+        monkeypatch.chdir(f"{top}/lib/app")
+        box = Sandbox(without=without)
+        source = f"""
+import glob
+for path in {[f"{top}/{name}/text" for name in ("lib", "src/app", "app/data", "lib/app", "lib/link/app")]}:
+    try:
+        print({SECRET!r} in open(path).read())
+    except OSError:
+        print(False)
+"""
+        try:
+            assert box.run(source).stdout.split() == [b"True", b"False", b"True", b"False", b"False"]
+        finally:
+            box.close()
+
+
+def test_a_working_directory_with_what_programs_need_is_not_hidden(monkeypatch):
+    library = os.path.dirname(os.__file__)
+    for folder in ("/", "/usr", "/usr/bin", library, os.path.dirname(library)):
+        monkeypatch.chdir(folder)
+        assert os.getcwd() not in host._private([library])
 
 
 # -- table A: going for the machinery
@@ -709,7 +881,9 @@ def test_a_command_may_not_fork_unless_told_so(held):
     assert (outcome.status, outcome.stdout) == ("ok", b"a\nb\n")
 
 
-def test_a_compiler_builds_and_the_binary_runs(held):
+@pytest.mark.parametrize("which", ["held", "plain"])
+def test_a_compiler_builds_and_the_binary_runs(which, request):
+    held = request.getfixturevalue(which)
     code = b'#include <iostream>\nint main() { int a, b; std::cin >> a >> b; std::cout << a + b << "\\n"; }\n'
     built = held.command(
         ["sh", "-c", "g++ -O1 -o a.out a.cpp && cat a.out"],
@@ -778,6 +952,33 @@ def test_a_stopped_zygote_does_not_block_its_worker(monkeypatch):
     serves(box)
     box.close()
     assert [pid for pid in stopped if state_of(pid) not in (None, "Z")] == []
+
+
+def test_after_a_failed_kill_without_namespaces_nothing_is_left_and_the_next_program_runs(plain, monkeypatch):
+    monkeypatch.setattr("rlpost.verify.sandbox.host.KILL_SECONDS", 1.0)
+    lost = plain._host
+    outcome = []
+    source = "import os, time\nfor _ in range(3): os.fork()\ntime.sleep(10**6)"
+    limits = Limits(seconds=2, processes=True)
+    runner = threading.Thread(target=lambda: outcome.append(plain.run(source, limits=limits)))
+    runner.start()
+    deadline = time.monotonic() + WAIT
+    while len(lost.programs()) < 8 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    left = lost.programs()
+    assert len(left) == 8
+    os.kill(lost.pid, signal.SIGSTOP)
+    runner.join(WAIT)
+    assert [o.status for o in outcome] == ["timeout"]
+    assert not os.path.exists(lost._scratch)
+    with pytest.raises(ZygoteLostError, match="ended"):
+        lost.run(source=b"", layers=plain.layers, limits=BRIEF)
+    lost.close()
+    serves(plain)
+    assert plain._host is not lost
+    while any(state_of(pid) not in (None, "Z") for pid in left) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert [pid for pid in left if state_of(pid) not in (None, "Z")] == []
 
 
 def test_when_the_worker_dies_everything_dies():
@@ -851,10 +1052,6 @@ def test_a_missing_layer_lowers_the_tier_and_is_named(without, tier, box):
         found.close()
 
 
-def reachable_by_others(path):
-    return all(folder.stat().st_mode & 0o001 for folder in (Path(path), *Path(path).parents))
-
-
 def test_a_tier_is_only_as_good_as_its_attacks():
     layers = ("namespaces", "landlock", "seccomp", "rlimits")
     assert tier_of(layers, {"a": True}) == "A"
@@ -887,6 +1084,10 @@ def test_a_cgroup_is_used_where_one_can_be_made_and_not_missed_where_not(tmp_pat
     (tmp_path / own.strip("/")).mkdir(parents=True, exist_ok=True)
     assert cgroup.join(77, 2**20, 9, root=tmp_path) is None
     (tmp_path / own.strip("/") / "cgroup.controllers").write_text("memory pids")
+    ended = subprocess.Popen(["true"])
+    ended.wait(WAIT)
+    for pid in (ended.pid, os.getpid()):
+        (tmp_path / own.strip("/") / f"rlpost-sandbox-{pid}").mkdir()
     group = cgroup.join(77, 2**20, 9, root=tmp_path)
     folder = tmp_path / own.strip("/") / "rlpost-sandbox-77"
     assert {path.name: path.read_text() for path in folder.iterdir()} == {
@@ -897,6 +1098,8 @@ def test_a_cgroup_is_used_where_one_can_be_made_and_not_missed_where_not(tmp_pat
     }
     (folder / "memory.events").write_text("low 0\noom 3\noom_kill 2\n")
     assert group.out_of_memory() == 2
+    left = {path.name for path in folder.parent.glob("rlpost-*")}
+    assert left == {folder.name, f"rlpost-sandbox-{os.getpid()}"}, "that of a process which is gone went too"
 
 
 # -- a service elsewhere
