@@ -7,7 +7,7 @@ import re
 from fractions import Fraction
 
 from rewards.maths.answers import FLIP, MAX_ITEMS, NAME, Answer, relations, split
-from rewards.maths.evaluate import linear, ordered, symbols
+from rewards.maths.evaluate import ordered
 from rewards.maths.expression import NotRead, TooLarge, Tree, parse
 
 INFINITY: Tree = ("inf",)
@@ -132,8 +132,6 @@ def read_region(text: str) -> Answer | None:
     sides, signs = relations(text)
     if not signs or any(sign not in ("<", ">", "<=", ">=", "!=") for sign in signs):
         return None
-    if len(sides) == 2 and (distance := _distance(sides, signs[0], text)) is not None:
-        return distance
     variable = [
         k
         for k, side in enumerate(sides)
@@ -172,47 +170,6 @@ def read_region(text: str) -> Answer | None:
         if signs[0] in (">", ">=") and signs[1] in (">", ">="):
             return interval_between(text, last, first, signs[1] == ">=", signs[0] == ">=", "relation")
     return None
-
-
-ABSOLUTE = re.compile(r"\|([^|]+)\|")
-
-
-def _distance(sides: list[str], sign: str, text: str) -> Answer | None:
-    """|x + 3| <= 7 as [-10, 4]: of one real variable; z and w are as often complex."""
-    if not ABSOLUTE.fullmatch(sides[0]):
-        sides, sign = sides[::-1], FLIP[sign]
-    match = ABSOLUTE.fullmatch(sides[0])
-    if match is None or sign == "!=":
-        return None
-    try:
-        inner, end = parse(match[1]), parse(sides[1])
-        names = symbols(inner)
-        if len(names) != 1 or not re.fullmatch(r"[a-vxy]", name := next(iter(names))):
-            return None
-        radius, straight = ordered(end), linear(inner, name)
-    except TooLarge:
-        raise
-    except NotRead:
-        return None
-    if straight is None:
-        return None
-    inside = sign in ("<", "<=")
-    closed = sign in ("<=", ">=")
-    if radius < 0 or (radius == 0 and not (inside and closed)):
-        if inside:
-            return Answer("region", text, name=name, brackets="relation")
-        if radius < 0 or closed:
-            return Answer(
-                "region", text, pieces=((MINUS_INFINITY, INFINITY, False, False),), name=name, brackets="relation"
-            )
-    offset, step = straight
-    low, high = sorted((("div", ("add", bound, ("neg", offset)), step) for bound in (("neg", end), end)), key=ordered)
-    pieces = (
-        ((low, high, closed, closed),)
-        if inside
-        else ((MINUS_INFINITY, low, False, closed), (high, INFINITY, closed, False))
-    )
-    return Answer("region", text, pieces=pieces, name=name, brackets="relation")
 
 
 def complement(region: Answer, text: str) -> Answer:
