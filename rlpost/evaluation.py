@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rlpost.observe import bootstrap, summarize
+from rlpost.observe import Alarm, bootstrap, summarize
+from rlpost.observe.alarms import RECENT
 from rlpost.verify.task import ON_ROW
 
 if TYPE_CHECKING:
+    from rlpost.config import Alarms
     from rlpost.rollout.request import Sampling
     from rlpost.rollout.sampler import GroupSampler
     from rlpost.types import Group, Prompt
@@ -22,21 +25,29 @@ class Results:
     """An evaluation.
 
     Attributes:
-        intervals: by name (value, low, high), 95 % bootstrap over prompts: `pass@k`; `distinct_correct`, how many
-            different correct responses a prompt's samples hold; `nll`, mean over prompts of the mean -log p of a
-            sampled token in nats, which estimates the entropy of what was sampled from (not when greedy).
+        intervals: by name (value, low, high), 95 % bootstrap over prompts: `pass@k`, of the prompts with k verdicts or
+            more; `distinct_correct`, how many different correct responses a prompt's samples hold; `nll`, mean over
+            prompts of the mean -log p of a sampled token in nats, which estimates the entropy of what was sampled from
+            (not when greedy).
         correct: for each prompt its samples' verdicts; unverified samples are left out, all of them where the verifier
             hangs or crashes on the row.
         unverified: how many samples no verdict was reached on.
-        hung: how many prompts the intervals leave out: the verifier hangs or crashes on their rows, whatever the answer.
+        left_out: how many prompts have fewer verdicts than the largest k.
+        caveat: what to warn of, where prompts are left out; else empty.
         groups: what was sampled and scored.
     """
 
     intervals: dict[str, tuple[float, float, float]]
     correct: list[list[bool]]
     unverified: int
-    hung: int
+    left_out: int
+    caveat: str
     groups: list[Group]
+
+    @property
+    def counts(self) -> dict[str, float]:
+        """What was not measured, for the metrics."""
+        return {"unverified": self.unverified, "prompts_left_out": self.left_out}
 
 
 def evaluate(
@@ -47,34 +58,52 @@ def evaluate(
     sampling: Sampling,
     seed: int,
     judge: str,
+    alarms: Alarms,
+    step: int = 0,
 ) -> Results:
     """Sample every prompt and count what the verifier `judge` calls correct.
 
+    Args:
+        step: of the run, which an alarm names.
+
     Raises:
-        RuntimeError: a prompt is left with fewer verdicts than the largest k, or the verifier fails on every row.
+        Alarm: more samples than `alarms.unverified_share` have no verdict, those on rows on which the verifier hangs or
+            crashes aside; or no prompt has enough of them.
     """
     groups = sampler.sample_all(prompts, samples, sampling, seed)
-    correct: list[list[bool]] = []
-    unverified = 0
-    for group in groups:
-        verdicts = [r.judged(judge) for r in group.rollouts]
-        known = [v.status == "correct" for v in verdicts if v.status != "unverified"]
-        reasons = {v.reason for v in verdicts if v.status == "unverified"}
-        unverified += len(verdicts) - len(known)
-        if len(known) < max(k) and not (reasons and reasons <= {*ON_ROW.values()}):
-            raise RuntimeError(
-                f"prompt {group.prompt.id}: {len(known)} of {len(verdicts)} samples have a verdict of {judge!r}, too few "
-                f"for pass@{max(k)}; reasons: {sorted(reasons)}"
-            )
-        correct.append(known)
-    known_groups = [g for g, known in zip(groups, correct, strict=True) if known]
-    if not known_groups:
-        raise RuntimeError(f"{judge!r} hangs or crashes on all {len(groups)} prompts of the evaluation")
+    verdicts = [[r.judged(judge) for r in group.rollouts] for group in groups]
+    correct = [[v.status == "correct" for v in row if v.status != "unverified"] for row in verdicts]
+    reasons = Counter(v.reason or "no reason" for row in verdicts for v in row if v.status == "unverified")
+    on_rows = sum(reasons[reason] for reason in ON_ROW.values())
+    lost, of = reasons.total() - on_rows, sum(map(len, verdicts)) - on_rows
+    why = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
+    look = (
+        f"Look at the reasons ({why}): `aborted` samples did not end within rollout.deadline; for others at the log of "
+        f"{judge}, and at its rows with `rlpost verify`"
+    )
+    if lost / max(of, RECENT) > alarms.unverified_share:  # as among a step's verdicts: one is never a large share
+        limit = f"above alarms.unverified_share {alarms.unverified_share:g} ({lost} of {of})"
+        raise Alarm(step, f"share of the evaluation's samples without a verdict of {judge}", lost / of, limit, look)
+    most = max(k, default=1)
+    left_out = sum(len(known) < most for known in correct)
+    if left_out == len(groups):
+        limit = f"of {len(groups)} in the evaluation: there is no pass@{most}"
+        raise Alarm(step, f"prompts with {most} verdicts of {judge}", 0.0, limit, look)
+    caveat = f"pass@{most} leaves out {left_out} of {len(groups)} prompts, with too few verdicts of {judge}: {why}"
     intervals = {
-        **summarize([known for known in correct if known], k),
-        **diversity(known_groups, judge, greedy=sampling.temperature == 0),
+        **pass_at(correct, k),
+        **diversity([g for g, known in zip(groups, correct, strict=True) if known], judge, sampling.temperature == 0),
     }
-    return Results(intervals, correct, unverified, len(groups) - len(known_groups), groups)
+    return Results(intervals, correct, reasons.total(), left_out, caveat if left_out else "", groups)
+
+
+def pass_at(correct: Sequence[Sequence[bool]], ks: Sequence[int]) -> dict[str, tuple[float, float, float]]:
+    """`summarize`, for each k over the prompts that have as many verdicts."""
+    return {
+        name: interval
+        for k in ks
+        for name, interval in summarize([known for known in correct if len(known) >= k], [k]).items()
+    }
 
 
 def diversity(groups: Sequence[Group], judge: str, greedy: bool) -> dict[str, tuple[float, float, float]]:

@@ -27,12 +27,15 @@ def train(run: Run) -> None:
     """Train until `steps`, or until `run.stop_requested`. A finished step k leaves weights of version k everywhere."""
     config, last = run.config, run.config.steps
     while run.step < last and not run.stop_requested:
+        # Evaluated after the save of that step, so that an evaluation that fails costs no step that would be saved; and
+        # with no save before the next step is done. So a checkpoint is always from before the evaluation of its step,
+        # and a run that resumes from it comes by here and does again what the evaluation did to anchors.
+        if config.evaluation.every and run.step and run.step % config.evaluation.every == 0:
+            run.evaluate(f"step {run.step}")
         step = run.step + 1
         advance(run, step)
         if failpoint("driver.kill", step):
             run.kill()
-        if config.evaluation.every and step % config.evaluation.every == 0 and step < last:
-            run.evaluate(f"step {step}")
         if config.checkpoint.every and step % config.checkpoint.every == 0:
             run.save()
 

@@ -157,13 +157,12 @@ class Run:
             sampling=Sampling(ev.temperature, self.config.rollout.max_tokens, ev.top_p, self.sampling.stop),
             seed=self.config.seed + EVALUATION_SEED,
             judge=self.referee,
+            alarms=self.config.alarms,
+            step=self.step,
         )
-        if results.hung:
-            self.recorder.console.warn(
-                f"{results.hung} of {len(results.correct)} prompts are left out of this evaluation: "
-                f"{self.referee} hangs or crashes on their rows, whatever the answer"
-            )
-        self.recorder.evaluation(when, self.step, results.intervals)
+        if results.caveat:
+            self.recorder.console.warn(results.caveat)
+        self.recorder.evaluation(when, self.step, results.intervals, results.counts)
         if self.step:
             values = {name: interval[0] for name, interval in results.intervals.items()}
             self._move({name: r.after_evaluation(self.step, values) for name, r in self.references.items()})

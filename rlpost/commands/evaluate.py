@@ -15,8 +15,8 @@ from rlpost.atomic import write_json
 from rlpost.cli import DONE
 from rlpost.config import Config, ConfigError, load, parse
 from rlpost.data import load_prompts, load_tokenizer
-from rlpost.evaluation import evaluate
-from rlpost.observe import RunFolder, summarize
+from rlpost.evaluation import evaluate, pass_at
+from rlpost.observe import RunFolder
 from rlpost.observe.console import Console
 from rlpost.rollout.request import Sampling
 from rlpost.rollout.sampler import GroupSampler
@@ -70,13 +70,16 @@ def run(request: Request) -> int:
         fleet.ready()
         sampler = GroupSampler(fleet, pool, config.seed, config.rollout.deadline)
         for seed in request.seeds:
-            found = evaluate(sampler, prompts, samples, request.k, sampling, seed, config.verifiers[0].name)
+            judge = config.verifiers[0].name
+            found = evaluate(sampler, prompts, samples, request.k, sampling, seed, judge, config.alarms)
+            if found.caveat:
+                console.warn(f"seed {seed}: {found.caveat}")
             per_seed[seed] = {name: list(value) for name, value in found.intervals.items()}
             correct = [a + b for a, b in zip(correct, found.correct, strict=True)]
             unverified += found.unverified
             console.evaluation(f"seed {seed}", found.intervals)
         fleet.shutdown()
-    pooled = summarize([known for known in correct if known], request.k)
+    pooled = pass_at(correct, request.k)
     if len(request.seeds) > 1:
         console.evaluation("all seeds", pooled)
         for name in pooled:
@@ -89,6 +92,7 @@ def run(request: Request) -> int:
         "prompts": len(prompts),
         "samples_per_prompt": samples,
         "unverified": unverified,
+        "prompts_left_out": sum(len(known) < max(request.k) for known in correct),
         "verifier": config.verifiers[0].name,
         "decoding": {
             "temperature": sampling.temperature,

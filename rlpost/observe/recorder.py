@@ -21,7 +21,8 @@ class Recorder:
     """Owns the run folder, metrics.jsonl, the trackers and the console; a context manager that closes them all.
 
     metrics.jsonl is the memory: the evaluations and the seconds of a run that was resumed are read from it, so that
-    summary.json covers the whole run.
+    summary.json covers the whole run. Not to be able to write it is an error. A tracker only shows the run: one that
+    fails once it has started gets nothing more from this process, which is said once.
     """
 
     def __init__(
@@ -32,7 +33,7 @@ class Recorder:
         Args:
             console: one that may speak already; made from `observe.console` by default.
             resumed_at: the step of the checkpoint a resumed run continues from. Lines and rollouts of later steps
-                are removed: they will be made again.
+                are removed, and the line of an evaluation between it and the next: they will be made again.
 
         Raises:
             RunFolderError: if another process writes the folder.
@@ -56,7 +57,7 @@ class Recorder:
             self._last_step = max((row["step"] for row in rows), default=0)
             plain = config.model_dump(mode="json")
             for sink in make_sinks(config.observe.sinks, folder, plain, resumed_at):
-                opened.callback(sink.close)
+                opened.callback(self._close, sink)
                 self._sinks.append(sink)
             opened.enter_context(self.console)
             self._opened = opened.pop_all()
@@ -83,8 +84,7 @@ class Recorder:
         metrics = {**metrics, "time/elapsed": self.seconds}
         self._metrics.log(step, metrics)
         self._last_step = step
-        for sink in self._sinks:
-            sink.log(step, metrics)
+        self._send(step, metrics)
         self.console.step(step, metrics)
 
     def rollouts(
@@ -99,19 +99,21 @@ class Recorder:
         if self._keep_rollouts:
             write_rollouts(self.folder.rollout_file(step), rollouts, prompts, advantages, learned, step)
 
-    def evaluation(self, when: str, step: int, results: Mapping[str, Interval]) -> None:
+    def evaluation(
+        self, when: str, step: int, results: Mapping[str, Interval], counts: Mapping[str, float] | None = None
+    ) -> None:
         """Record an evaluation: `eval/<name>` with `/low` and `/high`, in a line of its own that has `when`.
 
         Args:
             when: "before" and "after" go to summary.json; any other word only to the metrics.
             results: {name: (value, low, high)}, such as `passk.summarize` returns.
+            counts: what has no interval, as `eval/<name>` alone.
         """
-        metrics: dict[str, float] = {}
+        metrics = {f"eval/{name}": value for name, value in (counts or {}).items()}
         for name, (value, low, high) in results.items():
             metrics |= {f"eval/{name}": value, f"eval/{name}/low": low, f"eval/{name}/high": high}
         self._metrics.log(step, {**metrics, "time/elapsed": self.seconds}, when=when)
-        for sink in self._sinks:
-            sink.log(step, metrics)
+        self._send(step, metrics)
         self.console.evaluation(f"evaluation {when} (step {step})", results)
 
     def finish(self, summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,6 +155,28 @@ class Recorder:
                 name: (row[f"eval/{name}"], row[f"eval/{name}/low"], row[f"eval/{name}/high"]) for name in names
             }
         return found
+
+    def _send(self, step: int, metrics: Mapping[str, float]) -> None:
+        for sink in [*self._sinks]:
+            try:
+                sink.log(step, metrics)
+            except Exception as error:  # noqa: BLE001 - a full disk or a server's 500 is no reason to stop training
+                self._drop(sink, error)
+
+    def _close(self, sink: Sink) -> None:
+        try:
+            sink.close()
+        except Exception as error:  # noqa: BLE001 - as above; the run is over and its files are whole
+            if sink in self._sinks:
+                self._drop(sink, error)
+
+    def _drop(self, sink: Sink, error: Exception) -> None:
+        """Not tried again: a server that is down may cost minutes at every step."""
+        self._sinks.remove(sink)
+        self.console.warn(
+            f"observe.sinks: {sink.name} failed and gets nothing more until the run is resumed: "
+            f"{type(error).__name__}: {error}; all metrics are in {self.folder.metrics}"
+        )
 
     def _rewind(self, step: int) -> None:
         self._metrics.truncate_after(step)

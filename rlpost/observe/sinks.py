@@ -16,7 +16,13 @@ from rlpost.observe.run_folder import RunFolder
 
 
 class Sink(Protocol):
-    """Somewhere metrics are sent."""
+    """Somewhere metrics are sent.
+
+    Attributes:
+        name: what `observe.sinks` calls it.
+    """
+
+    name: str
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Send the metrics of a step."""
@@ -48,8 +54,12 @@ class MetricsFile:
         os.fsync(self._file.fileno())
 
     def truncate_after(self, step: int) -> None:
-        """Forget every line of a later step, atomically: a resumed run writes them again."""
-        kept = [json.dumps(row, allow_nan=False) + "\n" for row in read_metrics(self.path) if row["step"] <= step]
+        """Forget, atomically, what a resumed run writes again: later steps, and the evaluation between `step` and them."""
+        kept = [
+            json.dumps(row, allow_nan=False) + "\n"
+            for row in read_metrics(self.path)
+            if row["step"] < step or (row["step"] == step and row.get("when") in (None, "before", "after"))
+        ]
         self._file.close()
         atomic.write_text(self.path, "".join(kept))
         self._file = self.path.open("a+b")
@@ -83,6 +93,8 @@ class TensorBoardSink:
     After a resume at `resumed_at`, points of later steps written before it are hidden.
     """
 
+    name = "tensorboard"
+
     def __init__(self, path: Path, resumed_at: int | None = None) -> None:
         from torch.utils.tensorboard import SummaryWriter  # imports torch: seconds
 
@@ -99,6 +111,8 @@ class TensorBoardSink:
 
 class WandbSink:
     """Weights & Biases. A resumed run continues the same W&B run; WANDB_MODE=offline and the like are respected."""
+
+    name = "wandb"
 
     def __init__(self, folder: RunFolder, config: Mapping[str, Any]) -> None:
         wandb = _import("wandb")
@@ -125,6 +139,8 @@ class MlflowSink:
 
     MLflow has no `@` in names: `train/pass@1` becomes `train/pass_at_1`.
     """
+
+    name = "mlflow"
 
     def __init__(self, folder: RunFolder, config: Mapping[str, Any]) -> None:
         mlflow = _import("mlflow")

@@ -13,6 +13,7 @@ from rlpost.config import parse
 from rlpost.data import STRATEGIES, PromptOrder, judge_group
 from rlpost.learner.batch import Batch
 from rlpost.objective import Credit
+from rlpost.objective.reference import HardReset
 from rlpost.rollout.request import Sampling
 from rlpost.rollout.sampler import Account
 from rlpost.types import Group, Prompt, Rollout, Sample, Verdict
@@ -216,6 +217,78 @@ def test_what_a_step_sampled_and_learned_from_is_gone_when_the_next_is_sampled()
     assert run.step == 3
     assert len(seen) == 3
     assert left == [0] * 12
+
+
+class Killed(Exception):
+    pass
+
+
+class AnchoredRun:
+    """Evaluations that get worse move an anchor; what a checkpoint holds is all that outlives the process."""
+
+    def __init__(self, saved: tuple[int, dict] | None = None, kill_at: str = "") -> None:
+        self.config = parse(tiny(steps=8, evaluation={"every": 2}, checkpoint={"every": 2}))
+        self.anchor = HardReset(patience=2, metric="pass@1")
+        self.step, self.stop_requested, self.kill_at = 0, False, kill_at
+        self.log: list[str] = []
+        self.saved = saved
+        if saved is not None:
+            self.step, state = saved
+            self.anchor.load_state_dict(state)
+
+    def _did(self, what: str) -> None:
+        self.log.append(what)
+        if what == self.kill_at:
+            raise Killed
+
+    def advance(self, step: int) -> None:
+        self.step = step
+        self._did(f"step {step}")
+
+    def save(self) -> None:
+        self.saved = self.step, self.anchor.state_dict()
+        self._did(f"save {self.step}")
+
+    def evaluate(self, when: str) -> None:
+        move = self.anchor.after_evaluation(self.step, {"pass@1": 1 / self.step})
+        self._did(f"evaluate {when}" + (", reset" if move else ""))
+
+
+def test_a_step_is_saved_before_it_is_evaluated(monkeypatch):
+    monkeypatch.setattr(loop, "advance", AnchoredRun.advance)
+    run = AnchoredRun()
+    loop.train(run)
+    assert run.log == [
+        *("step 1", "step 2", "save 2", "evaluate step 2"),
+        *("step 3", "step 4", "save 4", "evaluate step 4"),
+        *("step 5", "step 6", "save 6", "evaluate step 6, reset"),
+        *("step 7", "step 8", "save 8"),
+    ]  # the last step's evaluation is the one after the run
+
+
+@pytest.mark.parametrize(
+    "kill_at", ["save 2", "evaluate step 2", "step 3", "save 4", "evaluate step 4", "step 5", "evaluate step 6, reset"]
+)
+def test_a_run_killed_before_or_after_an_evaluation_resumes_with_its_effect_once(monkeypatch, kill_at: str):
+    monkeypatch.setattr(loop, "advance", AnchoredRun.advance)
+    straight, killed = AnchoredRun(), AnchoredRun(kill_at=kill_at)
+    loop.train(straight)
+    with pytest.raises(Killed):
+        loop.train(killed)
+    resumed = AnchoredRun(saved=killed.saved)
+    loop.train(resumed)
+    assert resumed.log == straight.log[straight.log.index(f"save {killed.saved[0]}") + 1 :]
+    assert resumed.saved == straight.saved
+
+
+def test_a_run_asked_to_stop_leaves_the_evaluation_to_who_resumes_it(monkeypatch):
+    monkeypatch.setattr(loop, "advance", AnchoredRun.advance)
+    run = AnchoredRun()
+    run.save = lambda: (AnchoredRun.save(run), setattr(run, "stop_requested", True))
+    loop.train(run)
+    resumed = AnchoredRun(saved=run.saved)
+    loop.train(resumed)
+    assert (run.log[-1], resumed.log[0]) == ("save 2", "evaluate step 2")
 
 
 def test_the_clock_divides_a_step_into_phases_without_a_gap():

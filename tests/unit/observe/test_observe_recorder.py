@@ -56,7 +56,7 @@ def test_a_whole_run_leaves_metrics_rollouts_summary_and_a_closing_table(tmp_pat
     with r:
         r.evaluation("before", 0, {"pass@1": (0.2, 0.1, 0.3)})
         record_step(r, 1)
-        r.evaluation("during", 1, {"pass@1": (0.3, 0.2, 0.4)})
+        r.evaluation("during", 1, {"pass@1": (0.3, 0.2, 0.4)}, {"unverified": 3})
         record_step(r, 2)
         r.evaluation("after", 2, {"pass@1": (0.6, 0.5, 0.7)})
         written = r.finish({"stopped_by": "steps"})
@@ -70,6 +70,7 @@ def test_a_whole_run_leaves_metrics_rollouts_summary_and_a_closing_table(tmp_pat
         (2, "after"),
     ]
     assert (rows[0]["eval/pass@1"], rows[0]["eval/pass@1/low"], rows[0]["eval/pass@1/high"]) == (0.2, 0.1, 0.3)
+    assert rows[2]["eval/unverified"] == 3
     assert read_rollouts(folder.rollout_file(2))["response"].to_pylist() == ["hi"]
 
     summary = json.loads(folder.summary.read_text())
@@ -89,11 +90,14 @@ def test_a_resumed_run_forgets_later_steps_and_keeps_the_evaluation_and_time_bef
         first.evaluation("before", 0, {"pass@1": (0.2, 0.1, 0.3)})
         for step in (1, 2, 3):
             record_step(first, step)
-    spent = read_metrics(folder.metrics)[2]["time/elapsed"]
+            first.evaluation(f"step {step}", step, {"pass@1": (0.3, 0.2, 0.4)})
+    spent = read_metrics(folder.metrics)[3]["time/elapsed"]
 
     second, _ = recorder(RunFolder.open(folder.path), config, resumed_at=2)
     with second:
-        assert [row["step"] for row in read_metrics(folder.metrics)] == [0, 1, 2]
+        # The evaluation at step 2 comes after its checkpoint: it will be made again.
+        left = [(row["step"], row.get("when")) for row in read_metrics(folder.metrics)]
+        assert left == [(0, "before"), (1, None), (1, "step 1"), (2, None)]
         assert sorted(p.name for p in folder.rollouts.iterdir()) == ["step_000001.parquet", "step_000002.parquet"]
         record_step(second, 3)
         written = second.finish({})
@@ -140,3 +144,94 @@ def test_trackers_get_steps_and_evaluations(tmp_path: Path) -> None:
     read = EventAccumulator(str(folder.tensorboard)).Reload()
     assert [(e.step, e.value) for e in read.Scalars("reward/mean")] == [(1, 0.25)]
     assert [(e.step, e.value) for e in read.Scalars("eval/pass@1/high")] == [(1, 0.75)]
+
+
+class Tracker:
+    """A sink that fails when told to, and counts what it is asked."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.fails = False
+        self.steps: list[int] = []
+        self.closed = 0
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        self.steps.append(step)
+        if self.fails:
+            raise OSError("503 from the server")
+
+    def close(self) -> None:
+        self.closed += 1
+        if self.fails:
+            raise OSError("still 503")
+
+
+@pytest.fixture
+def trackers(monkeypatch) -> list[Tracker]:
+    made = [Tracker("bad"), Tracker("good")]
+    monkeypatch.setattr("rlpost.observe.recorder.make_sinks", lambda *_: made)
+    return made
+
+
+def test_a_tracker_that_fails_is_warned_of_once_and_left_out_and_the_run_goes_on(tmp_path: Path, trackers) -> None:
+    bad, good = trackers
+    config = configured()
+    folder = new_folder(tmp_path, config)
+    r, out = recorder(folder, config)
+    with r:
+        record_step(r, 1)
+        bad.fails = True
+        r.evaluation("step 1", 1, {"pass@1": (0.3, 0.2, 0.4)})
+        record_step(r, 2)
+    assert (bad.steps, good.steps) == ([1, 1], [1, 1, 2])
+    assert (bad.closed, good.closed) == (1, 1)
+    assert out.getvalue().count("warning: ") == 1
+    assert "observe.sinks: bad failed and gets nothing more" in out.getvalue()
+    assert "OSError: 503 from the server" in out.getvalue()
+    assert [row["step"] for row in read_metrics(folder.metrics)] == [1, 1, 2]
+
+
+def test_a_tracker_that_fails_on_closing_is_a_warning(tmp_path: Path, trackers) -> None:
+    config = configured()
+    r, out = recorder(new_folder(tmp_path, config), config)
+    with r:
+        trackers[0].fails = True
+    assert out.getvalue().count("warning: observe.sinks: bad failed") == 1
+    assert [t.closed for t in trackers] == [1, 1]
+
+
+def test_a_tracker_that_cannot_start_is_an_error(tmp_path: Path, monkeypatch) -> None:
+    def refuse(*_: object) -> None:
+        raise ConnectionError("wrong API key")
+
+    monkeypatch.setattr("rlpost.observe.recorder.make_sinks", refuse)
+    with pytest.raises(ConnectionError, match="wrong API key"):
+        recorder(new_folder(tmp_path, configured()), configured())
+
+
+def test_metrics_that_cannot_be_kept_are_an_error(tmp_path: Path, monkeypatch, trackers) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError("no space left")
+
+    config = configured()
+    r, _ = recorder(new_folder(tmp_path, config), config)
+    monkeypatch.setattr("rlpost.observe.sinks.MetricsFile.log", full)
+    with r, pytest.raises(OSError, match="no space left"):
+        record_step(r, 1)
+
+
+def test_a_full_disk_under_tensorboard_is_noticed_and_not_waited_for(tmp_path: Path, monkeypatch) -> None:
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    def full(*_: object) -> None:
+        raise OSError("no space left")
+
+    config = configured(sinks=["tensorboard"])
+    r, out = recorder(new_folder(tmp_path, config), config)
+    monkeypatch.setattr("threading.excepthook", lambda _: None)  # its writer's thread says so too
+    with r:
+        record_step(r, 1)
+        monkeypatch.setattr(RecordWriter, "write", full)
+        record_step(r, 2)
+        record_step(r, 3)
+    assert out.getvalue().count("warning: observe.sinks: tensorboard failed") == 1
