@@ -286,7 +286,8 @@ def test_memory_is_bounded(name, held):
 
 TOGETHER = {
     "private": "for _ in range(8):\n    if os.fork() == 0:\n        x = b'x' * SIZE\n        time.sleep(100)\nos.wait()",
-    "shared": "for _ in range(8):\n    if os.fork() == 0:\n        m = mmap.mmap(-1, SIZE)\n        m.write(b'x' * SIZE)\n"
+    "shared": "for _ in range(8):\n    if os.fork() == 0:\n        m = mmap.mmap(-1, SIZE)\n"
+    "        for _ in range(SIZE >> 20): m.write(b'x' * (1 << 20))\n"
     "        time.sleep(100)\nos.wait()",
     "from_a_thread": "def fork():\n    if os.fork() == 0:\n        x = b'x' * SIZE\n        time.sleep(100)\n    os.wait()\n"
     "for _ in range(8): threading.Thread(target=fork).start()",
