@@ -16,8 +16,9 @@ import hashlib
 import json
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from fnmatch import filter as matching
 from pathlib import Path
 from typing import Any
 
@@ -61,14 +62,18 @@ class Checkpoint:
                 found.append(f"{name} has {path.stat().st_size} bytes, expected {expected['bytes']}")
             elif _sha256(path) != expected["sha256"]:
                 found.append(f"{name} is not what was written (SHA-256 differs)")
-        return found
+        return found or _lacking(files, self.state())
 
 
 def write(folder: Path, step: int, state: dict[str, Any], fill: Callable[[Path], None]) -> Checkpoint:
     """Write `folder/step_<step>` atomically.
 
     Args:
+        state: the driver's, with the learner's `ranks` and `zero_stage`.
         fill: writes everything but state.json into the folder it is given.
+
+    Raises:
+        CheckpointError: the weights or a rank's optimizer state are not in the folder after `fill`.
     """
     final = folder / f"step_{step:06d}"
     draft = folder / f"tmp-{uuid.uuid4().hex}"
@@ -80,6 +85,11 @@ def write(folder: Path, step: int, state: dict[str, Any], fill: Callable[[Path],
         for path in sorted(p for p in draft.rglob("*") if p.is_file()):
             files[str(path.relative_to(draft))] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
             fsync(path)
+        if lacking := _lacking(files, state):
+            raise CheckpointError(
+                f"{final}: {', '.join(lacking)} where it was written: runs_dir ({folder.parent.parent}) must be on a "
+                "file system that all nodes share"
+            )
         (draft / "manifest.json").write_text(json.dumps({"step": step, "files": files}, indent=1))
         fsync(draft / "manifest.json")
         if final.exists():  # left by a run that was resumed from before it
@@ -110,6 +120,13 @@ def retain(folder: Path, keep: int) -> None:
         shutil.rmtree(path)
     for path in folder.glob("tmp-*"):
         shutil.rmtree(path)
+
+
+def _lacking(files: Iterable[str], state: Mapping[str, Any]) -> list[str]:
+    """Which files no run could continue without are not among these."""
+    shards = [f"deepspeed/state/*zero_pp_rank_{rank}_*optim_states.pt" for rank in range(state["ranks"])]
+    wanted = ["model/*.safetensors", *(shards if state["zero_stage"] else ["deepspeed/state/*"])]
+    return [f"no {pattern}" for pattern in wanted if not matching(files, pattern)]
 
 
 def _sha256(path: Path) -> str:

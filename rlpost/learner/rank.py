@@ -203,12 +203,17 @@ class LearnerRank:
 
         lo = self.spec.learner
         parameters = [p for p in policy.parameters() if p.requires_grad]
-        settings: dict[str, Any] = dict(lr=lo.lr, betas=lo.betas, eps=lo.eps, weight_decay=lo.weight_decay)
+        settings: dict[str, Any] = dict(lr=lo.lr, **self._constants())
         if lo.offload_optimizer:
             from deepspeed.ops.adam import DeepSpeedCPUAdam
 
             return DeepSpeedCPUAdam(parameters, adamw_mode=True, **settings)
         return torch.optim.AdamW(parameters, **settings)
+
+    def _constants(self) -> dict[str, Any]:
+        """What the optimizer is told once; the learning rate it is told at every step."""
+        lo = self.spec.learner
+        return dict(betas=lo.betas, eps=lo.eps, weight_decay=lo.weight_decay)
 
     def _load_anchor(self, path: str, movable: bool) -> Any:
         """A model that terms compare with: sharded like the policy under ZeRO-3, and with adapters if it is to move.
@@ -497,6 +502,10 @@ class LearnerRank:
 
     # --------------------------------------------------------------------------------------------- checkpoints
 
+    def sees(self, folder: str) -> tuple[bool, str]:
+        """Whether a folder the driver has made is here too, and the name of this machine."""
+        return Path(folder).is_dir(), socket.gethostname()
+
     def save(self, folder: str) -> None:
         """Write this rank's DeepSpeed state, and from rank 0 the weights in the Hugging Face format."""
         self.engine.save_checkpoint(
@@ -517,6 +526,8 @@ class LearnerRank:
             path, state = self.engine.load_checkpoint(str(shards.parent), tag=shards.name)
         if path is None:
             raise FileNotFoundError(f"no DeepSpeed state for rank {self.rank} of {self.world} in {shards}")
+        for group in self.engine.optimizer.param_groups:
+            group.update(self._constants())  # the saved ones came with the state; those asked for now hold
         self.anchors.load(Path(folder) / "anchors", self.rank)
         self.optimizer_steps = state["optimizer_steps"]
         return {"optimizer_steps": self.optimizer_steps}

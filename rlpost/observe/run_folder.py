@@ -84,7 +84,8 @@ class RunFolder:
             raise RunFolderError(
                 f"name: {name!r} must be the name of a folder; where runs lie is runs_dir ({str(runs_dir)!r})"
             )
-        folder = cls(Path(runs_dir).expanduser() / (name or run_id))
+        # Absolute, because ranks and verifiers work in folders of their own.
+        folder = cls(Path(runs_dir).expanduser().resolve() / (name or run_id))
         folder.path.mkdir(parents=True, exist_ok=True)
         folder.lock()
         if folder.manifest.exists():
@@ -117,7 +118,7 @@ class RunFolder:
         Raises:
             RunFolderError: if no run is there.
         """
-        folder = cls(Path(path).expanduser())
+        folder = cls(Path(path).expanduser().resolve())
         if not folder.path.is_dir():
             raise RunFolderError(f"{folder.path} is not a folder{_runs_near(folder.path.parent)}")
         if not folder.manifest.is_file() or not folder.config.is_file():

@@ -34,6 +34,14 @@ def test_a_new_run_has_its_configuration_and_a_manifest_of_what_made_it(tmp_path
         assert re.match(r"\d+\.\d+", manifest["versions"][package]), package
 
 
+def test_its_path_does_not_depend_on_the_working_directory(tmp_path: Path, monkeypatch) -> None:
+    """Learner ranks write where they are told, from folders of their own."""
+    monkeypatch.chdir(tmp_path)
+    with create(Path("runs")) as folder:
+        assert folder.path == tmp_path / "runs" / "a"
+    assert RunFolder.open("runs/a").checkpoints == tmp_path / "runs" / "a" / "checkpoints"
+
+
 def test_the_manifest_holds_the_commit_of_the_current_directory(tmp_path: Path, monkeypatch) -> None:
     git = ["git", "-c", "user.name=t", "-c", "user.email=t@t"]
     work = tmp_path / "work"
