@@ -20,7 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="RL post-training for reasoning models with verifiable rewards, on Ray, vLLM and DeepSpeed.",
     epilog="Exit codes: 0 done, 2 bad configuration or usage, 3 nothing to do, 4 stopped by an alarm, 5 fault, "
-    "6 stopped on request after a checkpoint.",
+    "6 stopped on request.",
 )
 
 Arguments = Annotated[
@@ -48,7 +48,7 @@ def resume(
     run: RunDir,
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]", show_default=False)] = None,
 ) -> None:
-    """Continue a run from its newest checkpoint that can be believed."""
+    """Continue a run from its newest checkpoint that can be believed; from the start where there is none yet."""
     from rlpost.commands.train import proceed
 
     raise typer.Exit(proceed(run, overrides or []))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
-from rlpost import checkpoint, cluster
+from rlpost import atomic, checkpoint, cluster
 from rlpost.cli import DONE, NOTHING_TO_DO, PREEMPTED
 from rlpost.config import Config, ConfigError, dump, load
 from rlpost.observe import Recorder, RunFolder
@@ -14,28 +15,26 @@ from rlpost.routing import check_experts
 def start(config: Config, command: list[str]) -> int:
     """A new run."""
     check_objective(config)
-    with _new_run(config, command) as recorder, cluster.connected(config):
-        from rlpost.prepare import base_model
-
-        return _train(config, recorder, base_model(config, recorder), resume=None)
+    return _from_the_start(config, _new_run(config, command))
 
 
 def proceed(path: Path, overrides: list[str]) -> int:
-    """An old run, from its newest checkpoint."""
+    """An old run, from its newest checkpoint; from the start where it had none yet."""
     folder = RunFolder.open(path)
     config = load([folder.config], overrides)
     check_objective(config)
     saved, rejected = checkpoint.newest(folder.checkpoints)
     if saved is None:
-        raise ConfigError(
-            f"{folder.path} has no checkpoint to continue from"
-            + (": " + "; ".join(rejected) if rejected else f": start again with rlpost train {folder.config}")
-        )
+        check_nothing_is_lost(folder, rejected)
+        recorder = Recorder(folder, config, resumed_at=-1)  # the evaluation at step 0 is made again too
+        recorder.console.info(f"{folder.path} has no checkpoint yet: it starts anew")
+        return _from_the_start(config, recorder)
+    check_same_start(load([folder.config], []), config, saved)
     state = saved.state()
     with Recorder(folder, config, resumed_at=state["step"]) as recorder:
         for line in rejected:
             recorder.console.warn(f"checkpoint passed over: {line}")
-        if state["step"] >= config.steps:
+        if state["step"] >= config.steps and _summarized(folder, state["step"]):
             recorder.console.info(
                 f"nothing to do: step {state['step']} of {config.steps} is done; to go on: "
                 f"rlpost resume {path} steps={config.steps + 100}"
@@ -68,8 +67,52 @@ def check_objective(config: Config) -> None:
     check_experts(config)
 
 
+def check_nothing_is_lost(folder: RunFolder, rejected: list[str]) -> None:
+    """Refuse to start a run anew where that would throw away more than the steps before its first checkpoint."""
+    if rejected:
+        raise ConfigError(
+            f"{folder.path} has no checkpoint to continue from: {'; '.join(rejected)}. To start it anew, remove "
+            f"{folder.checkpoints}"
+        )
+    if folder.summary.is_file():
+        raise ConfigError(
+            f"{folder.path} is finished and its checkpoints are gone: nothing is left to continue from. Start another "
+            f"run: rlpost train {folder.config} name=..."
+        )
+    if folder.read_manifest()["command"][1:2] == ["sft"]:
+        raise ConfigError(
+            f"{folder.path} is of rlpost sft, which cannot be resumed: rlpost sft {folder.config} name=..."
+        )
+
+
+def check_same_start(before: Config, now: Config, saved: checkpoint.Checkpoint) -> None:
+    """Refuse other weights to start from: those of the checkpoint are taken."""
+    for key, was, asked in (
+        ("model.path", before.model.path, now.model.path),
+        ("model.create", before.model.create, now.model.create),
+        ("warmup", before.warmup, now.warmup),
+    ):
+        if asked != was:
+            raise ConfigError(
+                f"{key}: {asked} cannot be had on resume, the run started with {was} and goes on with the weights of "
+                f"{saved.path}: leave {key} out, or start a new run with rlpost train"
+            )
+
+
+def _summarized(folder: RunFolder, step: int) -> bool:
+    """Whether the run came to its end at this step; a summary may also be of fewer steps, before more were asked for."""
+    return folder.summary.is_file() and json.loads(folder.summary.read_text(encoding="utf-8"))["steps"] >= step
+
+
 def _new_run(config: Config, command: list[str]) -> Recorder:
     return Recorder(RunFolder.create(config.runs_dir, config.name, dump(config), command, config.seed), config)
+
+
+def _from_the_start(config: Config, recorder: Recorder) -> int:
+    with recorder, cluster.connected(config):
+        from rlpost.prepare import base_model
+
+        return _train(config, recorder, base_model(config, recorder), resume=None)
 
 
 def _train(config: Config, recorder: Recorder, base: str, resume: checkpoint.Checkpoint | None) -> int:
@@ -77,6 +120,8 @@ def _train(config: Config, recorder: Recorder, base: str, resume: checkpoint.Che
     from rlpost.run import running
 
     with running(config, recorder, base, resume) as run:
+        # What was overridden on resume holds for good, but not before the checkpoint was found to fit it.
+        atomic.write_text(recorder.folder.config, dump(config))
         if config.evaluation.before and resume is None:
             run.evaluate("before")
         train(run)
@@ -84,7 +129,8 @@ def _train(config: Config, recorder: Recorder, base: str, resume: checkpoint.Che
         if run.step and (saved is None or saved.step < run.step):
             run.save()
         if run.stop_requested and run.step < config.steps:
-            recorder.console.info(f"stopped after step {run.step}; continue with: rlpost resume {recorder.folder.path}")
+            where = f"after step {run.step}; continue" if run.step else "before the first step; start anew"
+            recorder.console.info(f"stopped {where} with: rlpost resume {recorder.folder.path}")
             return PREEMPTED
         if config.evaluation.after:
             run.evaluate("after")

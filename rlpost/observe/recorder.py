@@ -33,7 +33,8 @@ class Recorder:
         Args:
             console: one that may speak already; made from `observe.console` by default.
             resumed_at: the step of the checkpoint a resumed run continues from. Lines and rollouts of later steps
-                are removed, and the line of an evaluation between it and the next: they will be made again.
+                are removed, and the line of an evaluation between it and the next: they will be made again. With -1
+                nothing is left: there is no checkpoint, and all is made again.
 
         Raises:
             RunFolderError: if another process writes the folder.

@@ -1,0 +1,228 @@
+"""Where `rlpost resume` takes up a run, and what it leaves in the folder, with a stand-in for the run itself."""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+import rlpost.prepare
+import rlpost.run
+from rlpost import checkpoint, cluster
+from rlpost.cli import BAD_USAGE, DONE, FAULT, NOTHING_TO_DO, PREEMPTED, run
+from rlpost.config import load
+from rlpost.learner.group import LearnerGroup
+from rlpost.learner.rank import LearnerRank
+from tests.conftest import tiny
+
+
+class StandInRun:
+    """Counts steps. `script` is what goes otherwise: {"stop", "die"}: the name of an evaluation, or a step's number."""
+
+    def __init__(self, config, recorder, saved, script: dict[str, object]) -> None:
+        self.config, self.recorder, self.script = config, recorder, script
+        self.step = saved.step if saved else 0
+        self.stop_requested = False
+
+    def evaluate(self, when: str) -> None:
+        self.recorder.evaluation(when, self.step, {"pass@1": (0.5, 0.4, 0.6)})
+        self.happens(when)
+
+    def advance(self) -> None:
+        self.step += 1
+        self.recorder.step(self.step, {"lr": self.config.learner.lr})
+        self.happens(self.step)
+        if self.config.checkpoint.every and self.step % self.config.checkpoint.every == 0:
+            self.save()
+
+    def happens(self, what: object) -> None:
+        self.stop_requested |= self.script.get("stop") == what
+        if self.script.get("die") == what:
+            raise RuntimeError("killed")
+
+    def save(self) -> None:
+        def fill(folder: Path) -> None:
+            for name in ("model/model.safetensors", "deepspeed/state/mp_rank_00_model_states.pt"):
+                (folder / name).parent.mkdir(parents=True)
+                (folder / name).write_bytes(b"w")
+
+        state = {"step": self.step, "base": "base", "ranks": 1, "zero_stage": 0}
+        checkpoint.write(self.recorder.folder.checkpoints, self.step, state, fill)
+
+
+@pytest.fixture
+def script(monkeypatch) -> dict[str, object]:
+    """What goes otherwise in the next runs; without it they go through."""
+    told: dict[str, object] = {}
+
+    @contextmanager
+    def running(config, recorder, base, resume):
+        if told.get("die") == "restore":
+            raise RuntimeError("does not fit")
+        yield StandInRun(config, recorder, resume, told)
+
+    def train(made: StandInRun) -> None:
+        while made.step < made.config.steps and not made.stop_requested:
+            made.advance()
+
+    monkeypatch.setattr(cluster, "connected", lambda config: nullcontext())
+    monkeypatch.setattr(rlpost.prepare, "base_model", lambda config, recorder: "base")
+    monkeypatch.setattr(rlpost.run, "running", running)
+    monkeypatch.setattr("rlpost.loop.train", train)
+    return told
+
+
+@pytest.fixture
+def start(tmp_path, script):
+    """Train `tiny(steps=4)` in tmp_path/run as it is told, then forget what was told; returns the folder."""
+
+    def started(expect: int, **told: object) -> Path:
+        path = tmp_path / "c.yaml"
+        path.write_text(yaml.safe_dump(tiny(steps=4, name="run", runs_dir=str(tmp_path))))
+        script.update(told)
+        assert run(["train", str(path)]) == expect
+        script.clear()
+        return tmp_path / "run"
+
+    return started
+
+
+def rows(folder: Path) -> list[tuple[int, str | None]]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [(row["step"], row.get("when")) for row in map(json.loads, lines)]
+
+
+WHOLE = [(0, "before"), (1, None), (2, None), (3, None), (4, None), (4, "after")]
+
+
+def test_a_run_stopped_before_its_first_step_says_so_and_starts_anew_in_its_own_folder(start, capsys):
+    folder = start(PREEMPTED, stop="before")
+    assert f"stopped before the first step; start anew with: rlpost resume {folder}" in _said(capsys)
+    assert run(["resume", str(folder)]) == DONE
+    assert rows(folder) == WHOLE
+    assert json.loads((folder / "summary.json").read_text())["steps"] == 4
+
+
+def test_a_run_that_died_before_its_first_checkpoint_starts_anew_without_its_old_rows(start):
+    folder = start(FAULT, die=1)
+    assert rows(folder) == [(0, "before"), (1, None)]
+    assert run(["resume", str(folder)]) == DONE
+    assert rows(folder) == WHOLE
+
+
+def test_a_stop_after_a_step_names_it_and_goes_on_from_there(start, capsys):
+    folder = start(PREEMPTED, stop=3)
+    assert f"stopped after step 3; continue with: rlpost resume {folder}" in _said(capsys)
+    assert run(["resume", str(folder)]) == DONE
+    assert rows(folder) == WHOLE
+
+
+def test_a_run_killed_after_its_last_save_is_evaluated_and_summed_up(start):
+    folder = start(FAULT, die="after")
+    assert run(["resume", str(folder)]) == DONE
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["steps"], set(summary["eval"])) == (4, {"before", "after"})
+    assert run(["resume", str(folder)]) == NOTHING_TO_DO
+
+
+def test_a_summary_of_fewer_steps_is_not_the_end_of_a_run_that_went_on(start, script):
+    folder = start(DONE)
+    script["die"] = "after"
+    assert run(["resume", str(folder), "steps=6"]) == FAULT
+    script.clear()
+    assert run(["resume", str(folder)]) == DONE
+    assert json.loads((folder / "summary.json").read_text())["steps"] == 6
+
+
+def test_what_is_overridden_on_resume_holds_for_good(start, script):
+    folder = start(FAULT, die=3)
+    script["die"] = 4
+    assert run(["resume", str(folder), "learner.lr=0.5", "steps=6"]) == FAULT
+    config = load([folder / "config.yaml"], [])
+    assert (config.learner.lr, config.steps) == (0.5, 6)
+    script.clear()
+    assert run(["resume", str(folder)]) == DONE
+    last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-2])
+    assert (last["step"], last["lr"]) == (6, 0.5)
+
+
+def test_what_the_checkpoint_does_not_fit_is_not_kept(start, script):
+    folder = start(FAULT, die=3)
+    before = (folder / "config.yaml").read_text()
+    script["die"] = "restore"
+    assert run(["resume", str(folder), "learner.ranks=2"]) == FAULT
+    assert (folder / "config.yaml").read_text() == before
+
+
+def test_other_weights_to_start_from_are_refused_once_there_is_a_checkpoint(start, capsys):
+    folder = start(FAULT, die=3)
+    assert run(["resume", str(folder), "model.create.seed=7"]) == BAD_USAGE
+    assert "model.create" in _said(capsys)
+    assert run(["resume", str(folder), "model.path=other", "model.create=null"]) == BAD_USAGE
+    assert "model.path: other cannot be had on resume" in _said(capsys)
+
+
+@pytest.mark.parametrize("lost", ["damaged", "removed", "sft"])
+def test_a_run_does_not_start_anew_over_what_it_had(start, capsys, lost):
+    folder = start(DONE)
+    for path in (folder / "checkpoints").iterdir():
+        (path / "manifest.json").unlink()
+        if lost != "damaged":
+            path.rename(folder / path.name)
+    if lost == "sft":
+        (folder / "summary.json").unlink()
+        made = json.loads((folder / "manifest.json").read_text())
+        (folder / "manifest.json").write_text(json.dumps({**made, "command": ["rlpost", "sft", "c.yaml"]}))
+    assert run(["resume", str(folder)]) == BAD_USAGE
+    says = {"damaged": "no manifest.json", "removed": "its checkpoints are gone", "sft": "cannot be resumed"}
+    assert says[lost] in _said(capsys)
+    assert rows(folder) == WHOLE
+
+
+def test_ranks_that_do_not_see_the_folder_are_named_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr("socket.gethostname", lambda: "node-7")
+    (tmp_path / "here").mkdir()
+    ranks = [SimpleNamespace(sees=lambda folder: LearnerRank.sees(None, folder)) for _ in range(2)]
+    group = LearnerGroup.__new__(LearnerGroup)
+    group._all = lambda method, *args, what: [getattr(rank, method)(*args) for rank in ranks]
+    assert group.blind(tmp_path / "here") == []
+    assert group.blind(tmp_path / "elsewhere") == ["rank 0 on node-7", "rank 1 on node-7"]
+    learner = SimpleNamespace(blind=lambda folder: ["rank 1 on node-7"], log_probs=lambda batch: [])
+    made = SimpleNamespace(
+        say=lambda text: None,
+        recorder=SimpleNamespace(folder=SimpleNamespace(checkpoints=tmp_path / "checkpoints")),
+        learner=learner,
+        step=1,
+        state_dict=dict,
+        prompts=None,
+        config=SimpleNamespace(rollout=SimpleNamespace(max_tokens=4)),
+    )
+    monkeypatch.setattr(rlpost.run, "probe_batch", lambda *_: None)
+    with pytest.raises(checkpoint.CheckpointError, match=r"rank 1 on node-7.*all nodes share"):
+        rlpost.run.Run.save(made)
+
+
+def test_what_the_optimizer_is_told_once_is_told_again_after_its_old_state_was_loaded(tmp_path):
+    (tmp_path / "deepspeed" / "state").mkdir(parents=True)
+    rank = LearnerRank.__new__(LearnerRank)
+    rank.rank, rank.world = 0, 1
+    rank.spec = SimpleNamespace(learner=SimpleNamespace(betas=(0.8, 0.9), eps=1e-6, weight_decay=0.2))
+    rank.anchors = SimpleNamespace(load=lambda *_: None)
+    rank.engine = SimpleNamespace(optimizer=SimpleNamespace(param_groups=[{}]))
+
+    def load_checkpoint(folder: str, tag: str) -> tuple[str, dict[str, int]]:
+        rank.engine.optimizer.param_groups = [{"lr": 1.0, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}]
+        return folder, {"optimizer_steps": 5}
+
+    rank.engine.load_checkpoint = load_checkpoint
+    assert rank.load(str(tmp_path)) == {"optimizer_steps": 5}
+    assert rank.engine.optimizer.param_groups == [{"lr": 1.0, "betas": (0.8, 0.9), "eps": 1e-6, "weight_decay": 0.2}]
+
+
+def _said(capsys) -> str:
+    captured = capsys.readouterr()
+    return " ".join((captured.out + captured.err).split())
