@@ -129,6 +129,9 @@ class LikelihoodReward:
     def restricted(self, samples: Sequence[Sample], groups: Sequence[Group]) -> list[Sample]:
         """These samples, the on-policy ones held to the tokens that the reward credits.
 
+        An empty reasoning stays in the mean over samples, or the halves of the gradient would be out of proportion: its
+        answer is in that over the answers.
+
         Args:
             groups: where the on-policy samples come from.
         """
@@ -137,7 +140,8 @@ class LikelihoodReward:
         for sample in samples:
             if sample.source == "on_policy":
                 mask = self.mask(rollouts[sample.group, sample.number])
-                sample = replace(sample, mask=mask if sample.mask is None else sample.mask & mask)
+                before = np.ones_like(mask) if sample.mask is None else sample.mask
+                sample = replace(sample, mask=before & mask, empty=bool(before.any() and not mask.any()))
             found.append(sample)
         return found
 

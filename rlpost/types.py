@@ -194,6 +194,8 @@ class Sample:
         truncated: whether the token limit ended it.
         weight: what stands for its advantage when no estimator credits it: 1; -1 for the loser of a pair.
         mask: bool (R,), False on tokens that are not to be learned from; None learns from all.
+        empty: whether what is to be learned of it has no token, as a reasoning of none. Means over samples count it, as
+            they count no other sample that is masked as a whole.
         anchors: float32 (R,) log-probs that were stored with it, by anchor ("cached").
         routes: the experts that were chosen while it was sampled; None where they are not known.
     """
@@ -210,6 +212,7 @@ class Sample:
     truncated: bool = False
     weight: float = 1.0
     mask: np.ndarray | None = None
+    empty: bool = False
     anchors: Mapping[str, np.ndarray] = field(default_factory=dict)
     routes: Routes | None = None
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Layout = Literal["packed", "padded"]
 
-SEQUENCE_FIELDS = ("source", "group")
+SEQUENCE_FIELDS = ("source", "group", "empty")
 TOKEN_FIELDS = ("mask", "behavior_logp", "versions", "advantages")
 
 
@@ -36,6 +36,7 @@ class Batch:
         prompt_lengths, response_lengths: int32 (N,).
         source: int8 (N,), index into `rlpost.config.SOURCES`.
         group: int64 (N,), samples of one prompt, or the two of a pair, share a value.
+        empty: bool (N,), sequences that count though no token of theirs is learned from.
         mask: bool (sum of response lengths), True on tokens that are learned from. The others are in the forward pass.
         behavior_logp: float32 (sum of response lengths).
         versions: int32 (sum of response lengths), weight version that sampled each token; -1 where none did.
@@ -52,6 +53,7 @@ class Batch:
     response_lengths: np.ndarray
     source: np.ndarray
     group: np.ndarray
+    empty: np.ndarray
     mask: np.ndarray
     behavior_logp: np.ndarray
     versions: np.ndarray
@@ -101,16 +103,19 @@ class Batch:
         return np.where(self.source == SOURCES.index("pair"), self.group, alone)
 
     def counts(self) -> dict[str, tuple[int, int]]:
-        """(sequences with a token, tokens) to learn from: by source, and `policy_loss`."""
+        """(sequences with a token or `empty`, tokens) to learn from: by source, and `policy_loss`; both 0 of no token."""
         segment: np.ndarray = np.repeat(np.arange(len(self)), self.response_lengths)
 
-        def count(mask: np.ndarray) -> tuple[int, int]:
-            return len(np.unique(segment[mask])), int(mask.sum())
+        def count(source: int, kept: np.ndarray) -> tuple[int, int]:
+            kept = kept & (self.source == source)[segment]
+            if not kept.any():
+                return 0, 0
+            found = np.union1d(segment[kept], np.flatnonzero(self.empty & (self.source == source)))
+            return len(found), int(kept.sum())
 
-        source = self.source[segment]
-        counts = {name: count(self.mask & (source == i)) for i, name in enumerate(SOURCES) if i in self.source}
-        kept = self.mask & (source == SOURCES.index("on_policy")) & self.per_token.get("keep", self.mask).astype(bool)
-        return {**counts, "policy_loss": count(kept)}
+        counts = {name: count(i, self.mask) for i, name in enumerate(SOURCES) if i in self.source}
+        kept = self.mask & self.per_token.get("keep", self.mask).astype(bool)
+        return {**counts, "policy_loss": count(SOURCES.index("on_policy"), kept)}
 
     @classmethod
     def from_samples(cls, samples: Sequence[Sample]) -> Batch:
@@ -124,6 +129,7 @@ class Batch:
             response_lengths=response_lengths,
             source=np.array([SOURCES.index(s.source) for s in samples], np.int8),
             group=np.array([s.group for s in samples], np.int64),
+            empty=np.array([s.empty for s in samples], bool),
             mask=_concat([np.ones(len(s.response_ids), bool) if s.mask is None else s.mask for s in samples], bool),
             behavior_logp=_concat([s.logprobs for s in samples], np.float32),
             versions=_concat([s.versions for s in samples], np.int32),

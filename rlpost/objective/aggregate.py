@@ -19,7 +19,7 @@ class Denominators:
     """Counts over one whole optimizer step: every micro-batch of every rank.
 
     Attributes:
-        sequences: those with at least one unmasked token.
+        sequences: those with at least one unmasked token, and those that count without one (`Sample.empty`).
         tokens: unmasked tokens.
         max_tokens: longest response that could have been sampled; a constant of the run (Dr.GRPO's L).
     """

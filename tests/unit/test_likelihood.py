@@ -1,6 +1,7 @@
 """Responses cut before their answer, the sequences that are scored, and what the scores become."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from rlpost.config import ConfigError, Likelihood
 from rlpost.data import DataError, make_tokenizer
+from rlpost.learner.batch import Batch
 from rlpost.likelihood import LikelihoodReward
 from rlpost.types import Group, Prompt, Rollout, Sample
 
@@ -367,6 +369,19 @@ def test_the_policy_loss_is_held_to_the_reasoning_of_on_policy_samples():
     assert found[0].mask.tolist() == [False, True] + [False] * 9
     assert found[1].mask.tolist() == [True] * 4
     assert found[2] is stored
+
+
+def test_a_reasoning_without_a_token_counts_as_one_and_a_sample_that_was_masked_before_does_not():
+    made = reward()
+    group = make_group(BYTES, ["<answer>3", "12<answer>3", "<answer>3"])
+    samples = [Sample.on_policy(r) for r in group.rollouts]
+    samples[2] = replace(samples[2], mask=np.zeros(len(samples[2].response_ids), bool))  # its routes are damaged
+    made.apply([group], Scorer())
+    found = made.restricted(samples, [group])
+    assert [s.mask.sum() for s in found] == [0, 2, 0]
+    assert [s.empty for s in found] == [True, False, False]
+    counts = Batch.from_samples([*found[:2], *made.samples([group])[:2]]).counts()
+    assert (counts["policy_loss"][0], counts["reference"][0]) == (2, 2)
 
 
 @pytest.mark.parametrize("name", ["avg_prob", "nover"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -111,6 +113,7 @@ def test_misaligned_arrays_are_refused():
             response_lengths=np.array([2]),
             source=np.zeros(1, np.int8),
             group=np.zeros(1, np.int64),
+            empty=np.zeros(1, bool),
             mask=np.ones(2, bool),
             behavior_logp=np.zeros(1, np.float32),
             versions=np.zeros(2, np.int32),
@@ -183,3 +186,16 @@ def test_counts_are_by_source_and_the_policy_loss_counts_what_it_keeps():
     assert batch.counts() == {"on_policy": (2, 5), "sft": (1, 4), "policy_loss": (2, 5)}
     keep = np.array([False, False, True, True, False, True, True, True, True])
     assert batch.carrying({"keep": keep}).counts()["policy_loss"] == (1, 2)
+
+
+def test_a_sequence_that_is_empty_counts_and_one_that_is_masked_does_not():
+    ones, nothing = np.ones(3, np.int32), np.zeros(3, bool)
+    whole = Sample.given(ones, ones, "on_policy", 0)
+    masked, empty = replace(whole, mask=nothing), replace(whole, mask=nothing, empty=True)
+    answer = Sample.given(ones, ones, "reference", 0)
+    batch = Batch.from_samples([whole, masked, empty, answer, answer])
+    assert batch.counts() == {"on_policy": (2, 3), "reference": (2, 6), "policy_loss": (2, 3)}
+    assert batch.select([2, 0]).counts()["policy_loss"] == (2, 3)
+    kept = np.repeat([True, False], [3, 12])
+    assert batch.carrying({"keep": kept}).counts()["policy_loss"] == (2, 3)
+    assert batch.select([1, 2, 3]).counts()["policy_loss"] == (0, 0)  # nothing to take a mean of
