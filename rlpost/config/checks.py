@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from rlpost.config.names import ADVANTAGES, REFERENCES, STRATEGIES, VERIFIERS, known_name
+from rlpost.config.names import ADVANTAGES, DIVERGENCES, F_DIVERGENCES, REFERENCES, STRATEGIES, VERIFIERS, known_name
 from rlpost.user_code import nearest
 
 if TYPE_CHECKING:
@@ -94,6 +94,7 @@ def check_placement(c: Config) -> None:
 def check_method(c: Config) -> None:
     _check_advantage(c)
     _check_sources(c)
+    _check_weights(c)
     if c.learner.zero_stage == 3:
         for i, r in enumerate(c.objective.regularizers):
             if r.form == "full":
@@ -142,11 +143,21 @@ def _check_advantage(c: Config) -> None:
             raise ValueError(
                 f"objective.advantage: pass_at_k with k {k} needs rollout.samples_per_prompt >= {least}, not {samples}"
             )
-    if advantage.name == "f_dpg" and c.objective.corrections:
-        raise ValueError(
-            "objective.corrections: the advantage f_dpg carries the ratio to the engine's policy itself, which would "
-            "be counted twice: remove them"
-        )
+
+
+def _check_weights(c: Config) -> None:
+    """Where pi_old is pi, weights pi / pi_old are 1; only their derivative, where it adds something, is not nothing."""
+    if c.learner.optimizer_steps_per_batch > 1 or c.objective.proximal == "behavior":
+        return
+    for i, r in enumerate(c.objective.regularizers):
+        weight = r.params.get("is_weight", "none")
+        idle = ("detached", "differentiable") if r.divergence in F_DIVERGENCES else ("detached",)
+        if r.divergence in DIVERGENCES and weight in idle:
+            raise ValueError(
+                f"objective.regularizers.{i}.is_weight: {weight} would do nothing: with "
+                "learner.optimizer_steps_per_batch: 1 the policy is still pi_old, and pi / pi_old is 1 however stale "
+                "samples are. Leave it out, or set objective.proximal: behavior, which makes it pi / mu"
+            )
 
 
 def _check_likelihood(c: Config) -> None:

@@ -162,11 +162,13 @@ class Objective(Section):
             known_name(f"objective.references.{name}", reference.name, REFERENCES)
         for i, r in enumerate(self.regularizers):
             known_name(f"objective.regularizers.{i}.divergence", r.divergence, DIVERGENCES, r.params)
-            _check_form(f"objective.regularizers.{i}", r)
         for i, t in enumerate(self.terms):
             known_name(f"objective.terms.{i}.loss", t.loss, TERMS, t.params)
         for key, summand in self.summands():
             _check_summand(f"objective.{key}", summand, [*self.references, *REFERENCES])
+            if isinstance(summand, Regularizer):
+                _check_form(f"objective.{key}", summand, self.reference(summand.anchor))
+                _check_placement(f"objective.{key}", summand)
         if self.policy_loss is None and not self.terms and not self.regularizers:
             raise ValueError("objective has no policy_loss, no terms and no regularizers: there is nothing to learn")
         return self
@@ -210,7 +212,7 @@ def _check_summand(key: str, summand: Term | Regularizer, anchors: Sequence[str]
         raise ValueError(f"{key}.anchor: cached log-probs come with source: rehearsal, not with {summand.source}")
 
 
-def _check_form(key: str, r: Regularizer) -> None:
+def _check_form(key: str, r: Regularizer, anchor: Component) -> None:
     if r.form in ("generator", "full") and r.divergence not in F_DIVERGENCES:
         raise ValueError(f"{key}.form: {r.form} is of an f-divergence ({', '.join(F_DIVERGENCES)})")
     on_anchor_samples = r.form == "generator" or (r.form is None and r.source == "rehearsal")
@@ -218,19 +220,34 @@ def _check_form(key: str, r: Regularizer) -> None:
         raise ValueError(f"{key}.form: generator is an expectation over samples of the anchor: set source: rehearsal")
     if r.source == "rehearsal" and not on_anchor_samples and r.form != "full":
         raise ValueError(f"{key}.form: sampled is an expectation over samples of the policy; source: rehearsal is not")
-    if r.source == "rehearsal" and r.divergence in ("k1", "k2", "k3", "k1_st", "k3_st", "split_kl"):
+    stored = anchor.name == "cached" or (anchor.name == "frozen" and anchor.params.get("path") is None)
+    if r.divergence in F_DIVERGENCES and on_anchor_samples and not stored:
         raise ValueError(
-            f"{key}.divergence: {r.divergence} estimates on samples of the policy; on source: rehearsal take "
-            "forward_kl or reverse_kl"
+            f"{key}.anchor: {r.anchor} did not sample what is rehearsed, the policy at the start of the run did, and "
+            "form: generator is an expectation over samples of the anchor: set anchor: cached"
         )
     if on_anchor_samples and r.params.get("is_weight", "none") != "none":
         raise ValueError(
             f"{key}.is_weight: it is about samples of an older policy, and form: generator takes those of the anchor: "
             "leave it out"
         )
-    if r.placement == "reward" and r.divergence in ("k2", "k3", "k3_st"):
-        raise ValueError(f"{key}.divergence: {r.divergence} has the gradient of no KL in the reward: take k1")
-    if r.form == "full" and r.anchor in ("cached", "old_policy"):
+    if r.form == "full" and anchor.name in ("cached", "old_policy"):
         raise ValueError(f"{key}.form: full needs the anchor's whole distribution, and {r.anchor} is log-probs alone")
-    if r.placement == "reward" and (r.source != "on_policy" or r.form == "full"):
+
+
+def _check_placement(key: str, r: Regularizer) -> None:
+    if r.placement == "loss":
+        return
+    if r.divergence in ("k2", "k3", "k3_st"):
+        raise ValueError(f"{key}.divergence: {r.divergence} has the gradient of no KL in the reward: take k1")
+    if r.source != "on_policy" or r.form == "full":
         raise ValueError(f"{key}.placement: reward is for on-policy samples, in form: sampled")
+    ignored: dict[str, Any] = {"where": [s.name for s in r.where] or None, "aggregation": r.aggregation}
+    if r.divergence in DIVERGENCES and r.params.get("is_weight") != "none":
+        ignored["is_weight"] = r.params.get("is_weight")
+    for name, value in ignored.items():
+        if value is not None:
+            raise ValueError(
+                f"{key}.{name}: {value} would do nothing with placement: reward, where each token's divergence is taken "
+                f"from its reward: leave {name} out, or set placement: loss"
+            )

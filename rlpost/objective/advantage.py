@@ -2,7 +2,8 @@
 
 An entry is a function `(batch: CreditInputs, **params) -> Tensor`: (B,) float64, one credit for all tokens of a
 sample, or (B, T) float64, one for each token, zeros outside the mask. It sees the whole batch of the step, so that what
-it says of a batch is said of all ranks. Trait `needs`: the optional inputs it reads, or a function of its parameters.
+it says of a batch is said of all ranks. Traits: `needs`, the optional inputs it reads, or a function of its parameters;
+`owns_correction`, its credit has the ratio pi_old / mu in it, which must not be counted a second time.
 
 What is compared is `batch.returns`, the reward with its token rewards. Credit is scaled so that the mean over the
 samples of A_i grad log pi(y_i), the gradient with `aggregation: seq_mean_token_sum`, is what an entry's docstring says.
@@ -347,7 +348,7 @@ def _f_dpg_needs(params: Mapping[str, Any]) -> tuple[str, ...]:
     return ("old_logp", "behavior_logp", f"anchors.{params.get('anchor', 'frozen')}")
 
 
-@ADVANTAGES.register("f_dpg", needs=_f_dpg_needs)
+@ADVANTAGES.register("f_dpg", needs=_f_dpg_needs, owns_correction=True)
 def f_dpg(
     batch: CreditInputs,
     *,
@@ -368,7 +369,7 @@ def f_dpg(
     all log-probs summed over the tokens of the response. With reverse_kl it is reward maximisation with a KL penalty,
     times 1 / beta. log t and log pi_old / mu are held within 20 nats of 0: f' of a sequence's ratio, e^{-log t} with
     forward_kl, has no bounds otherwise; js and tv have some by themselves, and past the bounds credit no longer tells
-    samples apart. The ratio to mu is in the credit, so an importance correction beside it would count it twice.
+    samples apart. The ratio to mu is in the credit, so a correction, `minirl`, or a ratio to mu beside it is refused.
 
     Z is of the same samples, so the gradient is exact for reverse_kl with `group_loo`, where log Z cancels, and else
     has a bias that falls as 1 / G. The published code has a running mean of Z for each prompt, and as baseline a
@@ -400,14 +401,19 @@ def f_dpg(
 
 @ADVANTAGES.register("trice")
 def trice(batch: CreditInputs) -> Tensor:
-    """A_i = -(share of the other samples of the batch that are right): TRICE's control variate (arXiv 2312.02179).
+    """A_i = -G (share of the other samples of the batch that are right) for the last of the G samples of each prompt.
 
-    The gradient of log sum_z pi(z | x) 1[z is right] is E grad log pi(z | x) over the right z alone. TRICE remembers
-    one for each prompt, replaces it by a proposal from pi that is right, and learns its likelihood: the term `sft` with
-    `source: success_memory`, `coef: 1`, aggregated as seq_mean_token_sum. This credit is for the proposals: their mean
-    gradient is 0, so taking a share of it away changes nothing in expectation; where all are right, what was just
-    remembered is the proposal, and the two cancel. That the share is of the others keeps it without bias. From the
-    description of the paper's estimator, its code was not at hand. A batch of one sample gets 0.
+    TRICE's control variate (arXiv 2312.02179); the other samples get 0. The gradient of log sum_z pi(z | x) 1[z is
+    right] is E grad log pi(z | x) over the right z alone. TRICE remembers one for each prompt, replaces it by a proposal
+    from pi that is right, and learns its likelihood: the term `sft` with `source: success_memory`, `coef: 1`, aggregated
+    as seq_mean_token_sum. This credit is for the proposal: its mean gradient is 0, so taking a share of it away changes
+    nothing in expectation. Where all are right, what was just remembered is the last proposal, and the two cancel,
+    which a mean over several proposals would not; hence the factor G for the mean over samples. That the share is of
+    the others keeps it without bias. From the description of the paper's estimator, its code was not at hand. A batch
+    of one sample gets 0.
     """
     right = batch.correct.double()
-    return -(right.sum() - right) / max(len(right) - 1, 1)
+    share = (right.sum() - right) / max(len(right) - 1, 1)
+    count = _group_sum(torch.ones_like(right), batch.group)
+    last = (batch.group[:, None] == batch.group).triu(1).sum(1) == 0
+    return torch.where(last, -count * share, 0.0)

@@ -61,7 +61,7 @@ class Credit:
         steps: of the whole run, for schedules that end with it.
 
     Raises:
-        ConfigError: an entry, its file or a parameter is wrong, or two corrections count the same ratio.
+        ConfigError: an entry, its file or a parameter is wrong, or the ratio to the engine's policy is counted twice.
     """
 
     def __init__(self, settings: config.Objective, steps: int) -> None:
@@ -70,12 +70,7 @@ class Credit:
         self.transforms: list[Transform] = [TRANSFORMS.create(c) for c in settings.transforms]
         self.corrections: list[Correction] = [CORRECTIONS.create(c) for c in settings.corrections]
         check_chain(settings.corrections, settings.proximal)
-        surrogate = settings.policy_loss
-        if surrogate and settings.corrections and POLICY_LOSSES.trait(surrogate.name, "owns_correction", False):
-            raise config.ConfigError(
-                f"objective.corrections: policy loss {surrogate.name} carries the ratio to the engine's policy itself, "
-                "which would be counted twice: remove one of them"
-            )
+        _check_owners(settings)
         self.where: dict[str, list[Selector]] = {}
         self.coefs: dict[str, Schedule] = {}
         self.penalties: list[Penalty] = []
@@ -156,11 +151,12 @@ class Credit:
     ) -> dict[str, float | Tensor]:
         """By label, the coefficient of each term at this step: a number, or (B,) for the on-policy samples.
 
-        `policy_loss` is among them when terms are reweighted.
+        `policy_loss` is among them when terms are reweighted. Without `inputs` those of single samples are left out.
         """
         coefs: dict[str, float | Tensor] = {
             label: schedule(Moment(step, self.steps, label, inputs, advantages))
             for label, schedule in self.coefs.items()
+            if inputs is not None or not schedule.per_sample
         }
         if self.reweight is not None:
             for label, weight in self.reweight.weights(self._reweighted).items():
@@ -226,9 +222,38 @@ class Credit:
             coef = self.coefs[penalty.label](Moment(inputs.step, self.steps, penalty.label, inputs))
             scale = coef[:, None] if isinstance(coef, Tensor) else coef
             token_rewards = token_rewards - scale * outputs.penalty.masked_fill(~inputs.mask, 0.0)
-            for family, value in outputs.means.items():
-                metrics[f"{family}/{penalty.label}"] = float(value.double()[inputs.mask].mean())
+            if inputs.mask.any():
+                for family, value in outputs.means.items():
+                    metrics[f"{family}/{penalty.label}"] = float(value.double()[inputs.mask].mean())
         return replace(inputs, token_rewards=token_rewards)
+
+
+def _check_owners(settings: config.Objective) -> None:
+    """Refuse to count pi_old / mu again where the advantage or the policy loss has it in itself.
+
+    Raises:
+        ConfigError: they both do, one does beside corrections, or the advantage does beside a ratio to mu.
+    """
+    advantage, surrogate = settings.advantage, settings.policy_loss
+    if surrogate is None:  # nothing asks for advantages or corrections
+        return
+    credited = ADVANTAGES.trait(advantage.name, "owns_correction", False)
+    owners = [f"advantage {advantage.name}"] if credited else []
+    if POLICY_LOSSES.trait(surrogate.name, "owns_correction", False):
+        owners.append(f"policy loss {surrogate.name}")
+    beside: list[tuple[str, str]] = []
+    if settings.corrections:
+        beside.append(("corrections", "remove them"))
+    if len(owners) > 1:
+        beside.append((f"policy_loss: {surrogate.name}", "take another, such as reinforce"))
+    if credited and settings.proximal == "behavior" and POLICY_LOSSES.trait(surrogate.name, "ratio", True):
+        beside.append((f"proximal: behavior with policy_loss: {surrogate.name}", "set proximal: learner"))
+    if owners and beside:
+        key, fix = beside[0]
+        raise config.ConfigError(
+            f"objective.{key}: {owners[0]} carries the ratio to the engine's policy itself, which would be counted "
+            f"twice: {fix}"
+        )
 
 
 def needs_of(registry: Registry[Any], component: Component) -> set[str]:

@@ -4,7 +4,9 @@ An entry is a function `(batch: TermInputs, anchor: Tensor, **params) -> TermOut
 log-probs of the sampled tokens under the anchor policy. It sees no advantages. Its metrics are named by family; the
 objective appends which regularizer it was: `kl/k3`, `divergence/js`, `clamp/k3`.
 
-Trait: `anchored`, true when it is not said; an entry for which it is false is called with None for the anchor.
+Traits: `anchored`, true when it is not said; an entry for which it is false is called with None for the anchor.
+`sources`, those of `rlpost.config.SOURCES` whose samples it is an expectation over, all when it is not said; over the
+whole vocabulary (`form: full`) it is none over samples, and any source will do.
 
 An estimator's value and its gradient are different questions (methods.md, 1.1). With d = log pi - log ref on a token
 sampled from pi, k1, k2 and k3 (Schulman, "Approximating KL divergence", 2020) all have a value near KL(pi || ref), k1
@@ -16,7 +18,9 @@ it is the gradient of sum_t E_prefix[KL_t], not of the KL of whole sequences, wh
 of pi, and all the above is biased. With w = pi / pi_old of the token the expectation is one over pi again: `detached`,
 w is a constant, and gradients are those that the same estimator has on samples of pi; `differentiable`, w is
 differentiated as well, and the gradient is that of what the *value* estimates. On sequences prefixes remain those of
-pi_old. Values that are reported have w in them.
+pi_old. Values that are reported have w in them. pi_old is the learner's policy at the start of the step, so w says
+nothing of samples that were stale by then, and is 1 in a batch's first step; with `proximal: behavior` the batch has mu
+in its place, w is pi / mu, and stale samples are corrected too.
 
 **In the reward** (`TermOutputs.penalty`): with minus the penalty as its reward, a token's REINFORCE gradient is that
 of the divergence for k1, k1_st, the f-divergences, entropy and split_kl. Where a response is credited with the sum of
@@ -47,8 +51,11 @@ Level = Literal["token", "sequence"]
 Weight = Literal["none", "detached", "differentiable"]
 Constant = Literal["none", "detached"]
 
+OF_POLICY = ("on_policy",)
+OF_POLICY_OR_ANCHOR = ("on_policy", "rehearsal")
 
-@DIVERGENCES.register("k1")
+
+@DIVERGENCES.register("k1", sources=OF_POLICY)
 def k1(batch: TermInputs, anchor: Tensor, *, is_weight: Weight = "none") -> TermOutputs:
     """d. Value: KL(pi || ref), unbiased, of either sign.
 
@@ -60,7 +67,7 @@ def k1(batch: TermInputs, anchor: Tensor, *, is_weight: Weight = "none") -> Term
     return _kl(batch, d, clamped, is_weight)
 
 
-@DIVERGENCES.register("k2")
+@DIVERGENCES.register("k2", sources=OF_POLICY)
 def k2(batch: TermInputs, anchor: Tensor, *, is_weight: Weight = "none") -> TermOutputs:
     """d^2 / 2. Value: biased, near KL(pi || ref) when the two are close.
 
@@ -71,7 +78,7 @@ def k2(batch: TermInputs, anchor: Tensor, *, is_weight: Weight = "none") -> Term
     return _kl(batch, d.square() / 2, clamped, is_weight)
 
 
-@DIVERGENCES.register("k3")
+@DIVERGENCES.register("k3", sources=OF_POLICY)
 def k3(
     batch: TermInputs,
     anchor: Tensor,
@@ -98,7 +105,7 @@ def k3(
     return _kl(batch, value, clamped, is_weight)
 
 
-@DIVERGENCES.register("k1_st")
+@DIVERGENCES.register("k1_st", sources=OF_POLICY)
 def k1_st(batch: TermInputs, anchor: Tensor, *, is_weight: Constant = "none") -> TermOutputs:
     """The value of k1 with the gradient of k2: unbiased and exact for the reverse KL(pi || ref). In verl: `k1+`.
 
@@ -109,7 +116,7 @@ def k1_st(batch: TermInputs, anchor: Tensor, *, is_weight: Constant = "none") ->
     return _kl(batch, _straight_through(d, d), clamped, is_weight)
 
 
-@DIVERGENCES.register("k3_st")
+@DIVERGENCES.register("k3_st", sources=OF_POLICY)
 def k3_st(batch: TermInputs, anchor: Tensor, *, is_weight: Constant = "none") -> TermOutputs:
     """The value of k3 with the gradient of k2: unbiased and exact for the reverse KL(pi || ref). In verl: `k3+`.
 
@@ -119,7 +126,7 @@ def k3_st(batch: TermInputs, anchor: Tensor, *, is_weight: Constant = "none") ->
     return _kl(batch, _straight_through(torch.expm1(-d) + d, d), clamped, is_weight)
 
 
-@DIVERGENCES.register("reverse_kl")
+@DIVERGENCES.register("reverse_kl", sources=OF_POLICY_OR_ANCHOR)
 def reverse_kl(
     batch: TermInputs, anchor: Tensor, *, form: Form = "sampled", level: Level = "token", is_weight: Weight = "none"
 ) -> TermOutputs:
@@ -127,7 +134,7 @@ def reverse_kl(
     return f_estimate(f_divergence("reverse_kl"), batch, anchor, form, level, is_weight)
 
 
-@DIVERGENCES.register("forward_kl")
+@DIVERGENCES.register("forward_kl", sources=OF_POLICY_OR_ANCHOR)
 def forward_kl(
     batch: TermInputs, anchor: Tensor, *, form: Form = "sampled", level: Level = "token", is_weight: Weight = "none"
 ) -> TermOutputs:
@@ -138,7 +145,7 @@ def forward_kl(
     return f_estimate(f_divergence("forward_kl"), batch, anchor, form, level, is_weight)
 
 
-@DIVERGENCES.register("js")
+@DIVERGENCES.register("js", sources=OF_POLICY_OR_ANCHOR)
 def js(
     batch: TermInputs,
     anchor: Tensor,
@@ -159,7 +166,7 @@ def js(
     return f_estimate(f_divergence("js", standard=standard), batch, anchor, form, level, is_weight)
 
 
-@DIVERGENCES.register("alpha")
+@DIVERGENCES.register("alpha", sources=OF_POLICY_OR_ANCHOR)
 def alpha_divergence(
     batch: TermInputs,
     anchor: Tensor,
@@ -177,7 +184,7 @@ def alpha_divergence(
     return f_estimate(f_divergence("alpha", alpha), batch, anchor, form, level, is_weight)
 
 
-@DIVERGENCES.register("tv")
+@DIVERGENCES.register("tv", sources=OF_POLICY_OR_ANCHOR)
 def tv(
     batch: TermInputs, anchor: Tensor, *, form: Form = "sampled", level: Level = "token", is_weight: Weight = "none"
 ) -> TermOutputs:
@@ -185,7 +192,7 @@ def tv(
     return f_estimate(f_divergence("tv"), batch, anchor, form, level, is_weight)
 
 
-@DIVERGENCES.register("pearson")
+@DIVERGENCES.register("pearson", sources=OF_POLICY_OR_ANCHOR)
 def pearson(
     batch: TermInputs, anchor: Tensor, *, form: Form = "sampled", level: Level = "token", is_weight: Weight = "none"
 ) -> TermOutputs:
@@ -193,7 +200,7 @@ def pearson(
     return f_estimate(f_divergence("pearson"), batch, anchor, form, level, is_weight)
 
 
-@DIVERGENCES.register("neyman")
+@DIVERGENCES.register("neyman", sources=OF_POLICY_OR_ANCHOR)
 def neyman(
     batch: TermInputs, anchor: Tensor, *, form: Form = "sampled", level: Level = "token", is_weight: Weight = "none"
 ) -> TermOutputs:
@@ -201,7 +208,7 @@ def neyman(
     return f_estimate(f_divergence("neyman"), batch, anchor, form, level, is_weight)
 
 
-@DIVERGENCES.register("hellinger")
+@DIVERGENCES.register("hellinger", sources=OF_POLICY_OR_ANCHOR)
 def hellinger(
     batch: TermInputs, anchor: Tensor, *, form: Form = "sampled", level: Level = "token", is_weight: Weight = "none"
 ) -> TermOutputs:
@@ -220,7 +227,7 @@ def entropy(batch: TermInputs, anchor: Tensor | None = None) -> TermOutputs:
     return TermOutputs(-batch.entropy, penalty=batch.logp.detach())
 
 
-@DIVERGENCES.register("split_kl")
+@DIVERGENCES.register("split_kl", sources=OF_POLICY)
 def split_kl(
     batch: TermInputs,
     anchor: Tensor,

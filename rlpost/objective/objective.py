@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -199,20 +199,25 @@ def _summand(label: str, given: config.Term | config.Regularizer, aggregation: c
     """A term or regularizer of the loss, looked up and bound to its parameters."""
     exact: Exact | None = None
     if isinstance(given, config.Term):
-        sources = TERMS.trait(given.loss, "sources", config.SOURCES)
-        if given.source not in sources:
-            raise config.ConfigError(
-                f"objective.terms: {given.loss} is for samples of source {' or '.join(sources)}, not {given.source}"
-            )
+        _check_source("terms", given, TERMS.trait(given.loss, "sources", config.SOURCES))
         entry: Any = TERMS.create(Component(name=given.loss, **given.params))
     elif given.form == "full":
         exact, entry = exact_divergence(given.divergence, given.params), None
     else:
+        _check_source("regularizers", given, DIVERGENCES.trait(given.divergence, "sources", config.SOURCES))
         params = dict(given.params)
         if given.divergence in config.F_DIVERGENCES:
             params["form"] = given.form or ("generator" if given.source == "rehearsal" else "sampled")
         entry = DIVERGENCES.create(Component(name=given.divergence, **params))
     return Summand(label, entry, given.source, given.source, given.aggregation or aggregation, anchor_of(given), exact)
+
+
+def _check_source(key: str, given: config.Term | config.Regularizer, sources: Sequence[str]) -> None:
+    if given.source not in sources:
+        raise config.ConfigError(
+            f"objective.{key}: {given.entry} is for samples of source {' or '.join(sources)}, not {given.source}: set "
+            "source to one it is for, or take another entry"
+        )
 
 
 class Readings:

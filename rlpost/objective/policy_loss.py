@@ -6,7 +6,8 @@ and never divides by a count of samples; it sees neither rewards nor anchors; it
 because only the surrogate knows whether they belong in it.
 
 Traits: `owns_correction`, it corrects for pi_old not being what sampled by itself and ignores `batch.weights`;
-`owns_divergence`, it has a divergence inside, so that a regularizer beside it would be a second one.
+`owns_divergence`, it has a divergence inside, so that a regularizer beside it would be a second one; `ratio`, false
+where its gradient has no ratio pi / pi_old, which is pi / mu with `proximal: behavior`.
 
 Metrics of every entry: `ratio/mean` and `ratio/max` of r = pi / pi_old; `clamp/ratio`, share of tokens with
 |log r| > 20, where r is held at that bound; `clip/...`, share of tokens on which each clip acts. What an entry says
@@ -159,7 +160,7 @@ def cispo(batch: TermInputs, *, low: Low | None = None, high: High = 4.0) -> Ter
     return with_ratios(loss, ratio, clamped, acts)
 
 
-@POLICY_LOSSES.register("reinforce")
+@POLICY_LOSSES.register("reinforce", ratio=False)
 def reinforce(batch: TermInputs) -> TermOutputs:
     """l = -W A log pi (Williams 1992). The gradient with respect to `logp` is -W A, everywhere.
 

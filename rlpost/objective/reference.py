@@ -203,8 +203,8 @@ class HardReset(Reference):
         if self.kl_spike is None:
             return None
         if self.kl_metric not in metrics:
-            if self._known:
-                return None  # a step without a token of that term
+            if self._known or "entropy" not in metrics:
+                return None  # a step without a token of that term, or without any on-policy one
             found = [name for name in metrics if name.startswith("kl/")]
             raise ValueError(
                 f"reference policy 'hard_reset': steps have no metric kl_metric {self.kl_metric!r} (those like it: "

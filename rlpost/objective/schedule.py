@@ -46,9 +46,14 @@ class Moment:
 
 
 class Schedule:
-    """A coefficient. The base is the constant one's interface, for those without state."""
+    """A coefficient. The base is the constant one's interface, for those without state.
+
+    Attributes:
+        per_sample: it is one of each on-policy sample, and not asked for in a step without any.
+    """
 
     needs: tuple[str, ...] = ()
+    per_sample = False
 
     def __call__(self, moment: Moment) -> float | Tensor:
         raise NotImplementedError
@@ -277,6 +282,8 @@ class Dads(Schedule):
     Raises:
         ValueError: there are no on-policy samples with advantages.
     """
+
+    per_sample = True
 
     def __init__(self, base: NotNegative) -> None:
         self.base = base

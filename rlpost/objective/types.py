@@ -22,7 +22,8 @@ class CreditInputs:
 
     Attributes:
         rewards: (B,) float64.
-        group: (B,) int64, the samples of one prompt share a value; values and order are arbitrary.
+        group: (B,) int64, the samples of one prompt share a value and come in the order of their numbers; values, and
+            the order of groups, are arbitrary.
         correct: (B,) bool, what the first verifier says.
         truncated: (B,) bool, stopped by the token limit.
         tokens: (B, T) int64, zeros outside the mask.
@@ -114,13 +115,13 @@ class Corrected:
 class TermInputs:
     """A micro-batch of B responses padded to T tokens, as every term sees it.
 
-    The four policies are never conflated: pi is being trained, pi_old is the learner's own forward of the weights that
-    sampled, mu is what the engine says it sampled from, the anchors are what regularizers compare with. Positions
-    outside `mask` may hold anything, NaN included; `masked` clears them.
+    The four policies are never conflated: pi is being trained, pi_old is the learner's own forward of its weights at the
+    start of the step, mu is what the engine says it sampled from, with weights that may be older, the anchors are what
+    regularizers compare with. Positions outside `mask` may hold anything, NaN included; `masked` clears them.
 
     Attributes:
         logp: (B, T) float32 or float64, log pi of the sampled tokens. Differentiable.
-        old_logp: (B, T), log pi_old.
+        old_logp: (B, T), log pi_old; with `objective.proximal: behavior` log mu.
         behavior_logp: (B, T), log mu, after the sampling temperature.
         anchors: by name ("frozen"), (B, T) log-probs of the sampled tokens under that policy.
         advantages: (B, T), credit of each token. For samples that no estimator credits, their weight: 1 by default,

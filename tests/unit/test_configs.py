@@ -234,12 +234,39 @@ def test_names_that_do_not_exist_are_refused_with_those_that_do(change: dict, pa
         ({"objective": {"policy_loss": None}}, "there is nothing to learn"),
         (regularized(divergence="js", source="rehearsal", anchor="cached"), "comes with data.strategy: mastery_part"),
         (regularized(divergence="js", form="generator"), "set source: rehearsal"),
-        (regularized(divergence="k3", source="rehearsal"), "k3 estimates on samples of the policy"),
+        (
+            regularized(divergence="js", source="rehearsal", anchor="hard_reset"),
+            "objective.regularizers.0.anchor: hard_reset did not sample what is rehearsed",
+        ),
+        (
+            merge(
+                regularized(divergence="js", source="rehearsal", anchor="other"),
+                {"objective": {"references": {"other": {"name": "frozen", "path": "elsewhere"}}}},
+            ),
+            "objective.regularizers.0.anchor: other did not sample what is rehearsed",
+        ),
         (regularized(divergence="k3", form="full"), "full is of an f-divergence"),
         (regularized(divergence="js", form="full", anchor="old_policy"), "old_policy is log-probs alone"),
         (regularized(divergence="js", form="full", placement="reward"), "placement: reward is for on-policy samples"),
         (regularized(divergence="js", form="full") | {"learner": {"zero_stage": 3}}, "set form: sampled"),
         (regularized(placement="reward"), "k2 has the gradient of no KL in the reward: take k1"),
+        (
+            regularized(divergence="k1", placement="reward", where="positive"),
+            "objective.regularizers.0.where: ['positive'] would do nothing with placement: reward",
+        ),
+        (
+            regularized(divergence="k1", placement="reward", aggregation="token_mean"),
+            "objective.regularizers.0.aggregation: token_mean would do nothing with placement: reward",
+        ),
+        (
+            regularized(divergence="k1", placement="reward", is_weight="differentiable"),
+            "objective.regularizers.0.is_weight: differentiable would do nothing with placement: reward",
+        ),
+        (
+            regularized(divergence="k3", is_weight="detached"),
+            "objective.regularizers.0.is_weight: detached would do nothing: with learner.optimizer_steps_per_batch: 1",
+        ),
+        (regularized(divergence="js", is_weight="differentiable"), "is_weight: differentiable would do nothing"),
         (
             regularized(divergence="js", source="rehearsal", anchor="cached", is_weight="detached")
             | {"data": {"strategy": "mastery_partition"}},
@@ -286,6 +313,20 @@ def test_names_that_do_not_exist_are_refused_with_those_that_do(change: dict, pa
 )
 def test_parts_that_do_not_agree_are_refused(change: dict, why: str):
     assert why in refused(tiny(**change))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        regularized(divergence="k1", placement="reward", is_weight="none"),
+        regularized(divergence="k3", is_weight="differentiable"),  # the derivative of a weight of 1 is not nothing
+        merge(regularized(divergence="k3", is_weight="detached"), {"objective": {"proximal": "behavior"}}),
+        regularized(divergence="k3", is_weight="detached") | {"learner": {"optimizer_steps_per_batch": 2}},
+        regularized(divergence="js", source="rehearsal") | {"data": {"strategy": "mastery_partition"}},
+    ],
+)
+def test_a_setting_that_acts_is_accepted(change: dict):
+    parse(merge(tiny(), change), "good.yaml")
 
 
 # ------------------------------------------------------------------------------------- files, overrides, merging

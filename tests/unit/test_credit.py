@@ -126,3 +126,36 @@ def test_reweighted_objectives_get_coefficients_that_sum_to_their_number():
 def test_a_correction_beside_a_loss_that_carries_the_ratio_is_refused():
     with pytest.raises(ConfigError, match="minirl carries the ratio"):
         Credit(Objective.model_validate({"policy_loss": "minirl", "corrections": ["importance"]}), 10)
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"corrections": ["importance"]}, "objective.corrections: advantage f_dpg carries the ratio"),
+        ({"policy_loss": "minirl"}, "objective.policy_loss: minirl: advantage f_dpg carries the ratio"),
+        ({"proximal": "behavior"}, "objective.proximal: behavior with policy_loss: ppo_clip: advantage f_dpg carries"),
+    ],
+)
+def test_what_counts_the_ratio_to_the_engine_again_is_refused_beside_an_advantage_that_carries_it(settings, why):
+    with pytest.raises(ConfigError, match=why):
+        Credit(Objective.model_validate({"advantage": "f_dpg", **settings}), 10)
+
+
+def test_an_advantage_that_carries_the_ratio_goes_with_a_loss_that_has_none_to_the_engine():
+    for settings in ({}, {"policy_loss": "reinforce"}, {"policy_loss": "reinforce", "proximal": "behavior"}):
+        Credit(Objective.model_validate({"advantage": "f_dpg", **settings}), 10)
+
+
+def test_a_step_without_on_policy_samples_has_no_coefficient_of_single_samples():
+    k3 = {"divergence": "k3", "coef": {"name": "dads", "base": 0.1}}
+    found, _ = lesson([sample(9, 0, 0.0, 2, "sft")], regularizers=[k3, {"divergence": "k2", "coef": 0.5}])
+    assert found.coefs == {"k2": 0.5}
+    assert found.metrics == {"coef/k2": 0.5}
+
+
+def test_a_divergence_in_the_reward_has_no_value_in_a_step_whose_samples_are_all_masked():
+    masked = [sample(0, n, 1.0, 2, mask=np.zeros(2, bool)) for n in range(2)]
+    scores = {"old_logp": np.full(4, -1, np.float32), "anchors.frozen": np.full(4, -2, np.float32)}
+    k1 = {"divergence": "k1", "coef": 0.5, "placement": "reward"}
+    found, _ = lesson(masked, scores, advantage="dr_grpo", regularizers=[k1])
+    assert "kl/k1" not in found.metrics

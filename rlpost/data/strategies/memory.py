@@ -21,7 +21,8 @@ class SuccessMemory(Strategy):
     TRICE's independence sampler: every sample of a group proposes in turn, a correct one takes the place of the oldest
     that is remembered, a wrong one changes nothing. All groups of a step are observed before its samples are made, so
     a success of this very step is among them already. In the paper that makes a correct proposal weigh 1 - beta: 1 as
-    the memory, -beta by the control variate of the proposals, which is the advantage's part.
+    the memory, whose weight is the `coef` of its term, -beta by the control variate of the last proposal, which is the
+    advantage's part (`trice`).
 
     Prompts without a success yet add nothing, nor do prompts whose group is dropped: keep groups without signal
     (`data.groups.no_signal: keep`), for those that failed throughout are where the memory helps.
@@ -31,7 +32,6 @@ class SuccessMemory(Strategy):
 
     Args:
         per_prompt: responses that are remembered of a prompt, all different; 1 in TRICE.
-        weight: `Sample.weight` of what is remembered.
     """
 
     provides = ("on_policy", "success_memory")
@@ -40,10 +40,8 @@ class SuccessMemory(Strategy):
         self,
         *,
         per_prompt: Annotated[int, Field(ge=1)] = 1,
-        weight: float = 1.0,
     ) -> None:
         self.per_prompt = per_prompt
-        self.weight = weight
         # By prompt id, the oldest first; a dict for its order and its keys, the bytes of the tokens.
         self._memory: dict[str, dict[bytes, np.ndarray]] = {}
         self._accepted = self._recalled = 0
@@ -95,5 +93,5 @@ class SuccessMemory(Strategy):
             del kept[next(iter(kept))]
 
     def _recall(self, prompt: Prompt, tokens: np.ndarray, group: int) -> Sample:
-        sample = Sample.given(prompt.token_ids, tokens, "success_memory", group, weight=self.weight)
+        sample = Sample.given(prompt.token_ids, tokens, "success_memory", group)
         return replace(sample, correct=True)

@@ -486,12 +486,14 @@ def test_a_correct_proposal_takes_the_place_of_the_memory_and_a_wrong_one_does_n
     assert strategy.metrics() == {"strategy/remembered": 1, "strategy/accepted": 0, "strategy/recalled": 0}
 
 
-def test_what_is_remembered_has_the_weight_it_was_given():
-    strategy = begun("success_memory", weight=-0.5)
+def test_what_is_remembered_is_correct_and_its_weight_is_the_coefficient_of_its_term():
+    strategy = begun("success_memory")
     groups = [group(prompts(1)[0], 0, "cw")]
     strategy.observe(groups, JUDGE)
     sample = strategy.samples(groups, JUDGE, 1)[-1]
-    assert (sample.source, sample.weight, sample.correct) == ("success_memory", -0.5, True)
+    assert (sample.source, sample.weight, sample.correct) == ("success_memory", 1.0, True)
+    with pytest.raises(ConfigError, match="unknown parameter 'weight'"):
+        begun("success_memory", weight=-0.5)
 
 
 def test_several_are_remembered_all_different_the_newest_last():

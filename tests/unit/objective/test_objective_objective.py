@@ -289,6 +289,22 @@ def test_a_term_on_samples_of_a_source_it_is_not_for_is_refused():
         make(terms=[{"loss": "dpo", "source": "on_policy"}])
 
 
+@pytest.mark.parametrize("source", ["sft", "reference", "success_memory", "pair", "rehearsal"])
+def test_a_divergence_is_estimated_on_the_samples_it_is_an_expectation_over(source):
+    given = {"coef": 0.1, "source": source}
+    for name in ("k1", "k2", "k3", "k1_st", "k3_st", "split_kl"):
+        with pytest.raises(ConfigError, match=f"{name} is for samples of source on_policy, not {source}: set source"):
+            make(regularizers=[{"divergence": name, **given}])
+    for name in config.F_DIVERGENCES:
+        make(regularizers=[{"divergence": name, "form": "full", **given}])
+        if source == "rehearsal":
+            make(regularizers=[{"divergence": name, "anchor": "cached", **given}])
+            continue
+        with pytest.raises(ConfigError, match=f"{name} is for samples of source on_policy or rehearsal, not {source}"):
+            make(regularizers=[{"divergence": name, **given}])
+    make(regularizers=[{"divergence": "entropy", **given}])
+
+
 def test_a_policy_loss_with_a_divergence_of_its_own_refuses_another():
     with pytest.raises(ConfigError, match="policy loss rpg has a divergence of its own"):
         make(policy_loss="rpg", regularizers=[{"divergence": "k2", "coef": 0.1}])

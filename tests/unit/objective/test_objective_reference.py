@@ -156,12 +156,19 @@ def test_a_reset_copies_the_policy_and_keeps_or_clears_the_optimizer(optimizer, 
 
 def test_a_metric_that_is_not_there_is_an_error_and_not_a_reset_that_never_comes():
     with pytest.raises(ValueError, match=r"kl_metric 'kl/k3' \(those like it: kl/k2\)"):
-        create("hard_reset", kl_spike=1.0).after_step(1, {"kl/k2": 0.0, "loss": 0.0})
+        create("hard_reset", kl_spike=1.0).after_step(1, {"kl/k2": 0.0, "entropy": 0.0})
     with pytest.raises(ValueError, match=r"no metric 'pass@1' \(they have pass@8\)"):
         create("hard_reset", patience=1).after_evaluation(1, {"pass@8": 0.0})
     seen = create("hard_reset", kl_spike=1.0)
     assert seen.after_step(1, {"kl/k3": 0.5}) is None
-    assert seen.after_step(2, {}) is None  # no token of the term in that step
+    assert seen.after_step(2, {"entropy": 0.0}) is None  # no token of the term in that step
+
+
+def test_a_step_without_on_policy_tokens_does_not_say_that_a_metric_is_never_there():
+    waits = create("hard_reset", kl_spike=1.0)
+    assert waits.after_step(1, {}) is None
+    assert waits.after_step(2, {"loss": 0.1, "loss/sft": 0.1}) is None
+    assert waits.after_step(3, {"entropy": 0.5, "kl/k3": 2.0}) is not None
 
 
 @pytest.mark.parametrize("cut", range(8))
