@@ -87,7 +87,7 @@ def box(planted):
 def plain(planted):
     """Tier B: the machine's processes and files are there, and only forbidden."""
     if os.geteuid() == 0 and not reachable_by_others(sys.base_prefix):
-        pytest.skip("nobody cannot read this interpreter")
+        pytest.skip("nobody cannot read this interpreter; the ordinary user of the last test can, and runs these")
     box = Sandbox(without=("namespaces", "bwrap"))
     assert box.tier == "B", box.probe
     yield box
