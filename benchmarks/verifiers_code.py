@@ -153,7 +153,8 @@ def load(folder: Path, limit: int | None) -> list[Row]:
     path = folder / "mbpp.jsonl" if folder.is_dir() else folder
     if not path.is_file():
         raise SystemExit(f"{path} is not there; give the folder that holds mbpp.jsonl, or a file of its kind")
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    with path.open(encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines if line.strip()]
     rows = [row for row in rows if row.get("code") and row.get("test_list")]
     if not rows:
         raise SystemExit(f"{path} has no rows with code and test_list")

@@ -199,8 +199,9 @@ def _line(pipe: IO[bytes], seconds: float) -> bytes:
 def load(folder: Path, limit: int | None) -> dict[str, list[dict[str, Any]]]:
     """Rows by the name of their file; suites twice, with extracted answers and raw."""
     sets: dict[str, list[dict[str, Any]]] = {}
-    for file in sorted(folder.glob("*.jsonl")):
-        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    for file in sorted(folder.rglob("*.jsonl")):
+        with file.open(encoding="utf-8") as lines:  # not splitlines(), which also cuts at U+2028 within a text
+            rows = [json.loads(line) for line in lines if line.strip()]
         rows = [row for row in rows if "gold" in row and "label" in row and ("pred" in row or "response" in row)]
         if limit is not None and len(rows) > limit:
             rows = rows[:: math.ceil(len(rows) / limit)]
@@ -210,7 +211,9 @@ def load(folder: Path, limit: int | None) -> dict[str, list[dict[str, Any]]]:
         if "pred_bare" in rows[0]:
             sets[f"{file.stem} (raw)"] = [{**_row(row), "response": row["pred"], "gold": row["gold"]} for row in rows]
     if not sets:
-        raise SystemExit(f"{folder} has no labelled rows: *.jsonl with gold, label, and pred or response")
+        raise SystemExit(
+            f"{folder} has no labelled rows, also in its folders: *.jsonl with gold, label, and pred or response"
+        )
     sets["adversarial"] = [
         {
             "id": f"adversarial/{k}",

@@ -102,7 +102,7 @@ def _pairs(inputs: Any, outputs: Any, function: str | None, apps: bool = False) 
     for given, expected in zip(inputs, outputs, strict=True):
         try:
             # LiveCodeBench: text, with an argument on each line.
-            arguments = [json.loads(line) for line in given.splitlines() if line] if isinstance(given, str) else given
+            arguments = [json.loads(line) for line in given.split("\n") if line] if isinstance(given, str) else given
             value = json.loads(expected) if isinstance(given, str) and isinstance(expected, str) else expected
             if not isinstance(arguments, list):
                 raise BadTask(f"the arguments of {function} must be a list, not {type(arguments).__name__}")
