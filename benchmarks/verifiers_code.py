@@ -441,7 +441,7 @@ for kind, value in ((resource.RLIMIT_AS, settings["memory"]), (resource.RLIMIT_C
 os.closerange(3, 64)
 if settings["isolated"]:
     kernel.drop_capabilities()
-    kernel.seccomp(seccomp.build(os.uname().machine, processes=False, execute=False, only_pid=None))
+    kernel.seccomp(seccomp.build(os.uname().machine, processes=False, execute=False, only_pid=None, own_files=True))
 module = types.ModuleType("__main__")
 sys.modules["__main__"] = module
 size = int(sys.stdin.buffer.readline())

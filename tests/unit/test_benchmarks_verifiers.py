@@ -120,3 +120,8 @@ def test_rows_are_spread_over_the_file_and_others_left_out(tmp_path):
 def test_a_folder_without_problems_is_refused_by_name(tmp_path):
     with pytest.raises(SystemExit, match=r"mbpp\.jsonl"):
         bench.load(tmp_path, None)
+
+
+def test_the_fresh_interpreter_runs_under_the_layers_it_is_compared_by():
+    outcome = bench.Fresh(True).run("print(6 * 7)")
+    assert (outcome.status, outcome.stdout) == ("ok", b"42\n"), outcome
