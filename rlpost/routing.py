@@ -65,9 +65,9 @@ def admitted(
     kept = list(samples)
     if invalid == "mask":
         pairs = {samples[i].group for i in damaged if samples[i].source == "pair"}
-        for i, sample in enumerate(samples):
-            if i in damaged or (sample.source == "pair" and sample.group in pairs):
-                kept[i] = replace(sample, mask=np.zeros(len(sample.response_ids), bool))
+        other_sides = {i for i, s in enumerate(samples) if s.source == "pair" and s.group in pairs}
+        for i in other_sides.union(damaged):
+            kept[i] = replace(kept[i], mask=np.zeros(len(kept[i].response_ids), bool))
     metrics = {"routing/damaged": float(len(damaged))}
     if fed:
         metrics |= {"routing/coverage": sound / fed, "routing/bytes_per_token": size / fed}

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +75,8 @@ def _choose(folder: RunFolder, step: int | None) -> checkpoint.Checkpoint:
 
 def by_transformers(model: Path, probe: dict[str, Any], dtype: str) -> float:
     """Largest difference of a log-prob between the learner that saved and plain transformers, over the probe."""
-    saved = [np.array(s["logp"]) for s in probe["sequences"]]
-    return _largest(saved, transformers_logp(model, probe, dtype, probe["temperature"]))
+    (found,) = transformers_logp(model, probe, dtype, [probe["temperature"]])
+    return _largest(_saved(probe), found)
 
 
 def by_vllm(model: Path, probe: dict[str, Any], dtype: str) -> float:
@@ -85,27 +86,35 @@ def by_vllm(model: Path, probe: dict[str, Any], dtype: str) -> float:
     """
     found = vllm_logp(model, probe, dtype)
     if probe["temperature"] == 1:
-        return _largest([np.array(s["logp"]) for s in probe["sequences"]], found)
-    return max(by_transformers(model, probe, dtype), _largest(transformers_logp(model, probe, dtype, 1.0), found))
+        return _largest(_saved(probe), found)
+    as_saved, plain = transformers_logp(model, probe, dtype, [probe["temperature"], 1.0])
+    return max(_largest(_saved(probe), as_saved), _largest(plain, found))
+
+
+def _saved(probe: dict[str, Any]) -> list[np.ndarray]:
+    return [np.array(s["logp"]) for s in probe["sequences"]]
 
 
 def _largest(one: list[np.ndarray], other: list[np.ndarray]) -> float:
     return max(float(np.abs(a - b).max()) for a, b in zip(one, other, strict=True))
 
 
-def transformers_logp(model: Path, probe: dict[str, Any], dtype: str, temperature: float) -> list[np.ndarray]:
-    """Log-probs of the probe's responses by plain transformers, one sequence at a time."""
+def transformers_logp(
+    model: Path, probe: dict[str, Any], dtype: str, temperatures: Sequence[float]
+) -> list[list[np.ndarray]]:
+    """By temperature, log-probs of the probe's responses by plain transformers, one sequence at a time."""
     import torch
     from transformers import AutoModelForCausalLM
 
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype)).eval()
-    found = []
+    found: list[list[np.ndarray]] = [[] for _ in temperatures]
     with torch.no_grad():
         for s in probe["sequences"]:
             tokens = torch.tensor([s["prompt"] + s["response"]])
-            logits = loaded(tokens).logits[0].float() / temperature
-            logp = torch.log_softmax(logits[:-1], -1).gather(-1, tokens[0, 1:, None])[:, 0]
-            found.append(logp[len(s["prompt"]) - 1 :].numpy())
+            logits = loaded(tokens).logits[0, :-1].float()
+            for rows, temperature in zip(found, temperatures, strict=True):
+                logp = torch.log_softmax(logits / temperature, -1).gather(-1, tokens[0, 1:, None])[:, 0]
+                rows.append(logp[len(s["prompt"]) - 1 :].numpy())
     return found
 
 

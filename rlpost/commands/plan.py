@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
@@ -32,10 +33,7 @@ def show(config: Config) -> int:
     if memory is None:
         out.print("memory: unknown; set model.parameters (a count), or give model.path as a folder with safetensors")
     else:
-        table = Table("memory, GiB at least", "", box=None)
-        for name, size in memory.items():
-            table.add_row(name, f"{size / 2**30:.2f}")
-        out.print(table)
+        out.print(_sizes("memory, GiB at least", memory))
         out.print("activations and the engines' cache come on top")
     out.print(f"weights travel by {config.weight_transfer}")
     if config.routing.replay == "r3":
@@ -43,12 +41,17 @@ def show(config: Config) -> int:
         if routes is None:
             out.print("routes: unknown; set model.experts, or give model.path as a folder")
         else:
-            table = Table("routes, GiB at most", "", box=None)
-            for name, size in routes.items():
-                table.add_row(name, f"{size / 2**30:.2f}")
-            out.print(table)
+            out.print(_sizes("routes, GiB at most", routes))
             out.print("groups that are refilled come on top")
     return DONE
+
+
+def _sizes(title: str, sizes: Mapping[str, float]) -> Table:
+    """Bytes by what they are of, in GiB."""
+    table = Table(title, "", box=None)
+    for name, size in sizes.items():
+        table.add_row(name, f"{size / 2**30:.2f}")
+    return table
 
 
 def batch_arithmetic(config: Config) -> dict[str, int]:

@@ -48,8 +48,8 @@ class Watch:
 
     Metrics it reads, beside those of metrics.jsonl: `mismatch/logp_abs_max_fresh` and `mismatch/kl_fresh`, over
     tokens sampled with the learner's current weights and absent when there are none; `groups/with_signal`, how many
-    groups of the step have rewards that differ; `samples/learned`, how many of
-    the samples the step's engines gave have a token that was learned from.
+    groups of the step have rewards that differ; `samples/learned`, how many of the samples that engines gave count in
+    the loss.
     """
 
     def __init__(self, alarms: Alarms, dtype_is_fp32: bool, replay: str = "off") -> None:

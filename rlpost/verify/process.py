@@ -44,9 +44,8 @@ class WorkerProcess:
 
     def __init__(self, verifiers: Sequence[Mapping[str, Any]], allow_unsafe: bool = False) -> None:
         self._folder = tempfile.mkdtemp(prefix="rlpost-")
-        os.chmod(
-            self._folder, 0o711
-        )  # a sandbox's program, of another user, goes through to a folder it is given in it
+        # A sandbox's program, of another user, goes through it to a folder that it is given there.
+        os.chmod(self._folder, 0o711)
         theirs_in, self._requests = os.pipe()
         self._replies, theirs_out = os.pipe()
         # -P: the current directory must not come before the standard library.

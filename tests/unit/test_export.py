@@ -11,8 +11,8 @@ def scored(monkeypatch):
     """Log-probs of a stand-in model: -1 at temperature 1, -2 at others; vLLM's are off by `wrong`."""
 
     def at(wrong: float = 0.0) -> None:
-        def transformers(model, probe, dtype, temperature):
-            return [np.full(3, -1.0 if temperature == 1 else -2.0) for _ in probe["sequences"]]
+        def transformers(model, probe, dtype, temperatures):
+            return [[np.full(3, -1.0 if t == 1 else -2.0) for _ in probe["sequences"]] for t in temperatures]
 
         def vllm(model, probe, dtype):
             return [np.full(3, -1.0 + wrong) for _ in probe["sequences"]]
