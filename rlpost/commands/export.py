@@ -123,6 +123,7 @@ def vllm_logp(model: Path, probe: dict[str, Any], dtype: str) -> list[np.ndarray
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     from vllm import LLM, SamplingParams
 
     longest = max(len(s["prompt"]) + len(s["response"]) for s in probe["sequences"])

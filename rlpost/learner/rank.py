@@ -115,6 +115,9 @@ class LearnerRank:
         torch.manual_seed(spec.seed)
         if spec.on_gpu:
             torch.cuda.set_device(0)
+        # DeepSpeed would compile a collective that only its inference calls: half a minute of a first start, and behind a
+        # lock that a run killed meanwhile leaves for ever.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed(dist_backend="nccl" if spec.on_gpu else "gloo", verbose=False)
 
         self.spec = spec

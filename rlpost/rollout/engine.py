@@ -202,6 +202,9 @@ class Engine:
         if not s.on_gpu:
             os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(s.kv_cache_gb)))
             os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+            if s.enforce_eager:
+                # Else vLLM still compiles how it ranks log-probs: 6 s of every start and a compiler for one comparison.
+                os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
         import torch
         import vllm
         from transformers import AutoTokenizer

@@ -32,7 +32,8 @@ def command(*arguments: object) -> list[str]:
 
 
 def environment(faults: str = "") -> dict[str, str]:
-    return {**os.environ, "RLPOST_FAULTS": faults}
+    """Without a compiler and without what was compiled before: on a CPU nothing needs one to run."""
+    return {**os.environ, "RLPOST_FAULTS": faults, "CXX": "false", "TORCH_EXTENSIONS_DIR": "/dev/null"}
 
 
 def metrics(run: Path, evaluations: bool = False) -> list[dict]:

@@ -7,7 +7,6 @@ import os
 import pytest
 import ray
 
-from tests.integration.conftest import small_model  # noqa: F401 - a fixture
 from tests.integration.served import ask, build, nudge
 
 pytestmark = pytest.mark.integration
@@ -24,8 +23,7 @@ def ray_whose_engines_drop_updates():
 
 
 def test_an_engine_that_kept_its_old_weights_is_found_out_and_serves_nothing(
-    ray_whose_engines_drop_updates,
-    small_model,  # noqa: F811
+    ray_whose_engines_drop_updates, small_model
 ):
     fleet, learner = build(small_model)
     try:
