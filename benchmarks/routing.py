@@ -82,6 +82,14 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "scoring_func": "sigmoid",
     },
 }
+WIDTHS = (  # what is taken times `--throughput-widths`
+    "hidden_size",
+    "intermediate_size",
+    "moe_intermediate_size",
+    "shared_expert_intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+)
 CORRECTIONS = ("none", "tis", "r2", "r3", "r3_tis")
 LABELS = {"none": "none", "tis": "TIS", "r2": "R2", "r3": "R3", "r3_tis": "R3 + TIS"}
 
@@ -385,10 +393,11 @@ def forward(config: Config, policy: Any, batch: Any) -> tuple[np.ndarray, np.nda
 # --------------------------------------------------------------------------------------------------------- a family
 
 
-def family_config(family: str, seed: int, arguments: argparse.Namespace) -> Config:
-    """The run of `configs/moe_tiny_cpu.yaml` with another model."""
+def family_config(family: str, seed: int, arguments: argparse.Namespace, width: int = 1) -> Config:
+    """The run of `configs/moe_tiny_cpu.yaml` with another model, `width` times as wide as the family's own."""
     values = load_config([CONFIG]).model_dump(mode="json")
-    values["model"]["create"]["config"] = {"model_type": family, **FAMILIES[family]}
+    sizes = {k: v * width if k in WIDTHS else v for k, v in FAMILIES[family].items()}
+    values["model"]["create"]["config"] = {"model_type": family, **sizes}
     values["warmup"]["steps"] = arguments.warmup_steps
     values["data"]["test"]["size"] = arguments.prompts
     values["rollout"] |= {"samples_per_prompt": arguments.samples, "max_tokens": arguments.tokens}
@@ -398,18 +407,20 @@ def family_config(family: str, seed: int, arguments: argparse.Namespace) -> Conf
     return parse(values, origin=f"the configuration for {family}")
 
 
-def make_model(config: Config, family: str, arguments: argparse.Namespace, say: Callable[[str], None]) -> str:
+def make_model(
+    config: Config, family: str, start: str, arguments: argparse.Namespace, say: Callable[[str], None]
+) -> str:
     """Folder of the model: random, or warmed up by `rlpost sft`. One that is there already is taken."""
     shape = {"model": True, "warmup": True, "data": True, "seed": True}
     digest = hashlib.sha256(config.model_dump_json(include=shape).encode()).hexdigest()[:12]
-    name = f"routing-{family}-{config.seed}-{arguments.start}-{digest}"
+    name = f"routing-{family}-{config.seed}-{start}-{digest}"
     folder = RunFolder(Path(config.runs_dir) / name)
     model = folder.path / "model"
     if (model / "config.json").is_file():
         return str(model)
     shutil.rmtree(folder.path, ignore_errors=True)
     say(f"{family}, seed {config.seed}: making the model")
-    if arguments.start == "random":
+    if start == "random":
         folder.path.mkdir(parents=True)
         with child(config) as process:
             process.submit(random_model, config, str(model)).result()
@@ -424,16 +435,20 @@ def make_model(config: Config, family: str, arguments: argparse.Namespace, say: 
 def measured(family: str, seed: int, arguments: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
     """All numbers of a family and a seed; those of the throughput with seed 0 alone."""
     config = family_config(family, seed, arguments)
-    folder = make_model(config, family, arguments, say)
+    folder = make_model(config, family, arguments.start, arguments, say)
     found: dict[str, Any] = {"family": family, "seed": seed}
     with child(config) as engine:
         started = engine.submit(open_engine, config, folder, True).result()
         prompts = engine.submit(prompts_of, config, folder, arguments.prompts).result()
         say(f"{family}, seed {seed}: sampling")
         rollouts, _ = engine.submit(sample, prompts, arguments.samples, arguments.tokens, seed).result()
-        if seed == 0 and arguments.repeats:
-            say(f"{family}, seed {seed}: throughput")
-            found["throughput"] = throughput(config, folder, engine, prompts, arguments)
+    if seed == 0 and arguments.repeats:
+        found["throughput"] = {}
+        for width in arguments.throughput_widths:
+            wide = family_config(family, seed, arguments, width)
+            path = make_model(wide, family, arguments.start if width == 1 else "random", arguments, say)
+            say(f"{family}, width {wide.model.create.config['hidden_size']}: throughput")
+            found["throughput"][wide.model.create.config["hidden_size"]] = throughput(wide, path, arguments)
     samples = [Sample.on_policy(replace(r, reward=0.0)) for r in rollouts]
     _, metrics = admitted(samples, "live")
     found |= {
@@ -466,25 +481,25 @@ def numbers(view: Mapping[str, Any]) -> dict[str, Any]:
     return made
 
 
-def throughput(
-    config: Config, folder: str, capturing: ProcessPoolExecutor, prompts: Sequence[np.ndarray], arguments: Any
-) -> dict[str, Any]:
+def throughput(config: Config, folder: str, arguments: argparse.Namespace) -> dict[str, list[float]]:
     """Tokens a second of two engines in turns, the first one each time the other than before.
 
     Returns:
-        `on`, `off`: by repeat; the first round is not counted.
+        `on`, `off`: with capture and without, by repeat; the first round is not counted.
     """
     rates: dict[str, list[float]] = {"on": [], "off": []}
-    with child(config) as plain:
-        plain.submit(open_engine, config, folder, False).result()
+    with child(config) as capturing, child(config) as plain:
         engines = {"on": capturing, "off": plain}
+        for name, engine in engines.items():
+            engine.submit(open_engine, config, folder, name == "on").result()
+        prompts = plain.submit(prompts_of, config, folder, arguments.prompts).result()
         for repeat in range(-1, arguments.repeats):
             for name in ("on", "off") if repeat % 2 else ("off", "on"):
                 job = engines[name].submit(sample, prompts, arguments.samples, arguments.tokens, 1000 + repeat)
                 rollouts, seconds = job.result()
                 if repeat >= 0:
                     rates[name].append(sum(len(r.response_ids) for r in rollouts) / seconds)
-    return dict(rates)
+    return rates
 
 
 # ------------------------------------------------------------------------------------------------------------ report
@@ -563,14 +578,15 @@ class Report:
         return rows
 
     def _cost(self) -> Rows:
-        rows = [["model", "tokens/s with", "tokens/s without", "with / without", "bytes per token"]]
+        rows = [["model", "width", "tokens/s with", "tokens/s without", "with / without", "bytes per token"]]
         for family in self.families:
             for c in self.of(family):
                 if "throughput" not in c:
                     continue
-                rates = c["throughput"]
-                row = [spread(rates["on"]), spread(rates["off"]), spread(quotients(rates))]
-                rows.append([family, *row, f"{c['bytes_per_token']:.3g} (at most {most_bytes(c['routing'])})"])
+                size = f"{c['bytes_per_token']:.3g} (at most {most_bytes(c['routing'])})"
+                for width, rates in c["throughput"].items():
+                    row = [spread(rates["on"]), spread(rates["off"]), spread(quotients(rates))]
+                    rows.append([family, str(width), *row, size])
         return rows
 
     def reading(self) -> list[str]:
@@ -608,8 +624,8 @@ class Report:
             f"without R3 and {min(v['r3_tis']['ess_sequence'] for v in views):.3f} with it."
         )
         for c in self.cells:
-            if "throughput" in c:
-                said.append(f"{c['family']}: {cost_verdict(quotients(c['throughput']))}")
+            for width, rates in c.get("throughput", {}).items():
+                said.append(f"{c['family']}, width {width}: {cost_verdict(quotients(rates))}")
         if not any("throughput" in c for c in self.cells):
             said.append("What capture costs of the rollout throughput was not measured.")
         if (coverage := min(c["coverage"] for c in self.cells)) < 1:
@@ -656,11 +672,12 @@ class Report:
 
 def command(arguments: argparse.Namespace) -> str:
     """The command line of these measurements, what was left at its default included."""
-    names = ["families", "seeds", "start", "warmup_steps", "prompts", "samples", "tokens", "repeats", "threads"]
+    names = ["families", "seeds", "start", "warmup_steps", "prompts", "samples", "tokens", "repeats"]
+    names += ["throughput_widths", "threads"]
     if arguments.start == "random":
         names.remove("warmup_steps")
     given = {name: getattr(arguments, name) for name in names} | {"write": "docs/routing_replay.md"}
-    words = (f"--{k.replace('_', '-')} {' '.join(v) if isinstance(v, list) else v}" for k, v in given.items())
+    words = (f"--{k.replace('_', '-')} {' '.join(map(str, v)) if isinstance(v, list) else v}" for k, v in given.items())
     return " ".join(["python benchmarks/routing.py", *words])
 
 
@@ -773,6 +790,9 @@ def parse_arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     made.add_argument("--samples", type=positive, default=8, help="responses to each")
     made.add_argument("--tokens", type=positive, default=24, help="of a response, at most")
     made.add_argument("--repeats", type=int, default=10, help="pairs of throughput measurements; 0: none")
+    made.add_argument(
+        "--throughput-widths", nargs="+", type=positive, default=[1, 4], help="models for these, times as wide"
+    )
     made.add_argument("--threads", type=positive, default=os.cpu_count() or 1, help="CPU threads of each process")
     made.add_argument("--runs-dir", type=Path, default=ROOT / "runs" / "routing", help="where models go and stay")
     made.add_argument("--deadline", type=positive, default=1800, help="seconds one warm-up may take")

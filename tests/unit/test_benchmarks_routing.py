@@ -231,7 +231,7 @@ def cell(routing: ModuleType, seed: int) -> dict[str, Any]:
         "tokens": int(LENGTHS.sum()),
         "coverage": 1.0,
         "bytes_per_token": 6.0,
-        **({"throughput": {"on": [99.0, 98.0], "off": [100.0, 100.0]}} if seed == 0 else {}),
+        **({"throughput": {128: {"on": [99.0, 98.0], "off": [100.0, 100.0]}}} if seed == 0 else {}),
         **{dtype: routing.numbers(view(seed)) for dtype in routing.DTYPES},
     }
 
