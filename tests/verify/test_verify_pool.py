@@ -269,8 +269,12 @@ def test_no_worker_outlives_its_parent_even_in_an_endless_verifier(verifiers, en
     pool.start()
     for _ in range(2):
         pool.submit(*make_sample("loop"))
-    print(*[p for p in os.listdir("/proc") if p.isdigit()
-            and open(f"/proc/{{p}}/stat").read().split()[3] == str(os.getpid())], flush=True)
+    def parent(pid):
+        try:
+            return int(open(f"/proc/{{pid}}/stat").read().rpartition(")")[2].split()[1])
+        except OSError:  # somebody else's process, which has ended since it was listed
+            return None
+    print(*[p for p in os.listdir("/proc") if p.isdigit() and parent(p) == os.getpid()], flush=True)
     {ending}
     """
     run = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=WAIT)
