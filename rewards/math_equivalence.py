@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from rewards.maths import symbolic
 from rewards.maths.answers import HEDGE, OR, Answer
-from rewards.maths.compare import Policy, Undecided, equal
+from rewards.maths.compare import equal
 from rewards.maths.evaluate import Undefined, evaluate, exact, symbols
 from rewards.maths.expression import MAX_LENGTH, NotRead, TooLarge
 from rewards.maths.extract import EXTRACT, WAYS, from_prose
@@ -23,6 +23,7 @@ from rewards.maths.extract import extract as find
 from rewards.maths.guards import symbolic_worth, too_large
 from rewards.maths.normalise import normalise, words
 from rewards.maths.reading import read
+from rewards.maths.values import Policy, Undecided
 
 VERSION = "4"
 NEGATED = re.compile(r"\\ne(?:q|g)?(?![a-z])|≠|!=|\\neg(?![a-z])")

@@ -19,40 +19,29 @@ import binascii
 import collections
 import functools
 import inspect
-import itertools
 import json
 import math
 import os
-import random
 import re
 import sqlite3
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from rewards._sql_databases import BadReferenceError, Cell, copies, find, image_of, opened, sort_key
+
 MAX_QUERY = 20_000  # characters
-MAX_DATABASE = 256 * 2**20  # bytes; a copy goes to the sandbox for every query
 MAX_PERTURBED = 16 * 2**20  # bytes; above it no perturbed copy is made
-SEEDS = 12  # perturbed copies without rows drawn at random that are tried until one changes the reference's result
-PARTS = ("upper", "lower", "drawn", "other")  # of a column's values: above its median, not above it, two drawn halves
-MAX_BY_VALUE = 24  # copies without the rows that have such a part of a column's values, which are tried next
 MAX_CHECKS = 2000  # comparisons of partial rows while columns are paired
 HEAP_MB = 256  # what SQLite may allocate in the sandbox beyond the database
 OUTPUT_KB = 64 * 1024  # six bytes of JSON for a character, at worst, on each of two databases
-SUFFIXES = ("", ".sqlite", ".sqlite3", ".db", ".sql")
 CLOCK = re.compile(
     r"'now'|\bcurrent_(?:date|time|timestamp)\b|\b(?:date|time|datetime|julianday)\s*\(\s*\)", re.IGNORECASE
 )
 
-Cell = None | int | float | str | bytes
 Row = Sequence[Cell]
-
-
-class _BadReferenceError(ValueError):
-    """The reference or its database cannot be used; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -133,20 +122,20 @@ def verify(
     try:
         golds = (*_texts(reference), *_texts(variants or ()))
         if not golds:
-            raise _BadReferenceError("there is none")
+            raise BadReferenceError("there is none")
         # What the time of day changes must not be remembered.
         prepare = _task.__wrapped__ if any(map(CLOCK.search, golds)) else _task
-        sources = tuple(other if other == "auto" else _source(other, directory) for other in others)
-        task = prepare(golds, _source(database, directory), sources, order, seconds, max_rows)
+        sources = tuple(other if other == "auto" else find(other, directory) for other in others)
+        task = prepare(golds, find(database, directory), sources, order, seconds, max_rows)
         empty = not any(result.rows for results in task.expected for result in results)
         if empty and not allow_empty:
-            raise _BadReferenceError("it returns no rows; allow_empty: true grades it all the same")
+            raise BadReferenceError("it returns no rows; allow_empty: true grades it all the same")
         if not (empty or allow_constant or task.telling) and len(task.images) > 1:
-            raise _BadReferenceError(
+            raise BadReferenceError(
                 "it returns the same on every perturbed database, so a query that spells this out would pass; "
                 "allow_constant: true grades it all the same"
             )
-    except _BadReferenceError as error:
+    except BadReferenceError as error:
         return {
             "score": None,
             "reason": "bad_reference",
@@ -217,18 +206,10 @@ def extract(response: str) -> str | None:
 # The functions up to `_program` are also the text of the sandbox's program, so they use nothing but their imports.
 
 
-def _connection(image: bytes) -> sqlite3.Connection:
-    """A database in memory that is a copy of the image."""
-    connection = sqlite3.connect(":memory:", isolation_level=None, cached_statements=0)
-    connection.deserialize(image)
-    connection.text_factory = lambda text: text.decode("utf-8", "surrogateescape")
-    return connection
-
-
 def _query(image: bytes, query: str, seconds: float, max_rows: int) -> dict[str, Any]:
     """{"columns", "names", "rows", "reads"}, or {"error": reason, "message"}; `reads`: the tables read, and which columns
     of them, as pairs."""
-    connection = _connection(image)
+    connection = opened(image)
     connection.execute("PRAGMA temp_store = MEMORY")
     connection.execute("PRAGMA query_only = ON")
     for limit, value in (
@@ -307,7 +288,7 @@ def _program() -> None:
     task = json.loads(source.readline())
     images = [binascii.a2b_base64(text) for text in task["images"]] or [source.read(size) for size in task["sizes"]]
     sqlite3.connect(":memory:").execute(f"PRAGMA hard_heap_limit = {task['heap']}")
-    _connection(images[0]).close()
+    opened(images[0]).close()
     os.write(1, b"ready\n")
     for image, max_rows in zip(images, task["max_rows"]):  # noqa: B905
         try:
@@ -325,7 +306,7 @@ PROGRAM = "\n\n".join(
     [
         "from __future__ import annotations",
         "import binascii, json, os, sqlite3, sys, time",
-        *(inspect.getsource(part) for part in (_connection, _query, _program)),
+        *(inspect.getsource(part) for part in (opened, _query, _program)),
         "_program()",
     ]
 )
@@ -410,7 +391,7 @@ def _cell(cell: Any) -> Cell:
 def _texts(queries: str | Sequence[str]) -> tuple[str, ...]:
     found = (queries,) if isinstance(queries, str) else tuple(queries or ())
     if not all(isinstance(query, str) and query.strip() for query in found):
-        raise _BadReferenceError("it must be a query, or a list of queries")
+        raise BadReferenceError("it must be a query, or a list of queries")
     return found
 
 
@@ -426,16 +407,16 @@ def _task(
     def run(image: bytes) -> list[_Expected]:
         return [_expected(image, gold, order, seconds, max_rows) for gold in golds]
 
-    image = _image(source)
+    image = image_of(source)
     images, results = [image], [run(image)]
     reads = [_query(image, gold, seconds, max_rows)["reads"] for gold in golds]
     for other in others:
         if other != "auto":
-            images.append(_image(other))
+            images.append(image_of(other))
             results.append(run(images[-1]))
         elif len(image) <= MAX_PERTURBED:
             best = -1
-            for tried in _copies(image, [pair for pairs in reads for pair in pairs]):
+            for tried in copies(image, [pair for pairs in reads for pair in pairs]):
                 ran = run(tried)
                 if (told := _told(results[0], ran)) > best:
                     best, chosen = told, (tried, ran)
@@ -466,7 +447,7 @@ def _told(first: Sequence[_Expected], second: Sequence[_Expected]) -> int:
 def _expected(image: bytes, gold: str, order: str | bool, seconds: float, max_rows: int) -> _Expected:
     result = _query(image, gold, seconds, max_rows)
     if "error" in result:
-        raise _BadReferenceError(f"{result['error']}: {result['message']} in {gold[:300]!r}")
+        raise BadReferenceError(f"{result['error']}: {result['message']} in {gold[:300]!r}")
     rows = result["rows"]
     clause = _order_by(gold)
     if order is False or (order == "auto" and clause is None):
@@ -546,191 +527,6 @@ def _sort_keys(
     return [tuple(row[place] for place in places) for row in rows]
 
 
-# --------------------------------------------------------------------------------------------------- the databases
-
-
-def _source(database: str, directory: str) -> tuple[str, int]:
-    """A script, or a path, with the file's time of change: what the image is remembered by."""
-    if "\n" in database or ";" in database:
-        return database, -1
-    below = Path(directory, database)
-    candidates = [*(below.with_name(below.name + suffix) for suffix in SUFFIXES), below / f"{below.name}.sqlite"]
-    for path in candidates:
-        if path.is_file():
-            return str(path), path.stat().st_mtime_ns
-    raise _BadReferenceError(f"there is no database {str(below)!r}; verifier sql: set directory to where it is")
-
-
-@functools.lru_cache(32)
-def _image(source: tuple[str, int]) -> bytes:
-    """The database as bytes, as SQLite's file format has them."""
-    text, changed = source
-    memory = sqlite3.connect(":memory:")
-    try:
-        if changed >= 0:
-            path = Path(text)
-            with path.open("rb") as file:
-                is_database = file.read(16) == b"SQLite format 3\0"
-            if path.stat().st_size > MAX_DATABASE:
-                raise _BadReferenceError(f"database {text!r} is larger than {MAX_DATABASE} bytes")
-            if is_database:
-                # Immutable: no lock, no file beside it. A write-ahead log that is there has to be read, though.
-                immutable = 0 if path.with_name(path.name + "-wal").exists() else 1
-                on_disk = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro&immutable={immutable}", uri=True)
-                on_disk.backup(memory)
-                on_disk.close()
-            else:
-                memory.executescript(path.read_text(encoding="utf-8"))
-        else:
-            memory.executescript(text)
-        memory.commit()
-        image = bytearray(memory.serialize())
-    except (sqlite3.Error, UnicodeDecodeError) as error:
-        raise _BadReferenceError(f"database {text[:200]!r}: {error}") from error
-    finally:
-        memory.close()
-    image[18:20] = b"\1\1"  # not in WAL mode, in which a database cannot be in memory
-    return bytes(image)
-
-
-def _copies(image: bytes, reads: Sequence[tuple[str, str]]) -> Iterator[bytes]:
-    """Perturbed copies in the order in which they are tried, for queries that read these columns."""
-    for seed in range(SEEDS):
-        yield _perturbed(image, seed)
-    # Of values that occur often some are left whichever rows are drawn, and so is what is asked of them: how many there
-    # are, which, or the largest.
-    connection = _connection(image)
-    repeated = {
-        (table, values.name): values.distinct
-        for table in _layout(image)[0]
-        if any(table == other for other, _ in reads)
-        for values in _values(connection, table)
-        if len(values.distinct) > 1 and not values.unique
-    }
-    chosen = [pair for pair in dict.fromkeys(reads) if pair in repeated]
-    by_value = ((table, name, part) for part in PARTS for table, name in chosen)
-    for table, name, part in itertools.islice(by_value, MAX_BY_VALUE):
-        gone = _part(repeated[table, name], part)
-        rows = connection.execute(f"SELECT rowid, {_quoted(name)} FROM {_quoted(table)}").fetchall()
-        yield _smaller(image, {table: [row for row, value in rows if value in gone]})
-
-
-def _part(values: frozenset[Cell], part: str) -> frozenset[Cell]:
-    """Half of the values; never all of them."""
-    ordered = sorted(values, key=_key)
-    if part in ("drawn", "other"):
-        random.Random(0).shuffle(ordered)
-    middle = len(ordered) // 2
-    return frozenset(ordered[middle:] if part in ("upper", "other") else ordered[:middle])
-
-
-@functools.lru_cache(8)
-def _layout(image: bytes) -> tuple[list[str], list[tuple[str, str, str, str]]]:
-    """The tables from which rows can be taken, and the references between them."""
-    connection = _connection(image)
-    tables = [
-        name
-        for name, text in connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table'").fetchall()
-        if not name.startswith("sqlite_") and not re.search(r"\bvirtual\b|without\s+rowid", text, re.IGNORECASE)
-    ]
-    return tables, _references(connection, tables)
-
-
-@functools.lru_cache(64)
-def _perturbed(image: bytes, seed: int) -> bytes:
-    """The database without some of the rows, drawn, of some of its tables."""
-    connection = _connection(image)
-    # The last two are the halves of one draw: whatever single row the reference is about, one of them lacks it.
-    halves = seed >= SEEDS - 2
-    draw = random.Random(0 if halves else seed + 1)
-    share = (0.3, 0.15, 0.0)[seed % 3]  # small tables that refer to each other are soon empty
-    gone: dict[str, list[int]] = {}
-    for table in _layout(image)[0]:
-        ids = [row[0] for row in connection.execute(f"SELECT rowid FROM {_quoted(table)}").fetchall()]
-        if halves:
-            draw.shuffle(ids)
-            gone[table] = ids[seed % 2 :: 2]
-        elif len(ids) > 1 and draw.random() < 0.6:
-            gone[table] = draw.sample(ids, max(1, int(len(ids) * share)))
-    return _smaller(image, gone)
-
-
-def _smaller(image: bytes, gone: Mapping[str, Sequence[int]]) -> bytes:
-    """The database without these rows of these tables, and without every row that referred to one of them.
-
-    Taking rows away keeps keys, checks and whatever else holds for every row; following references keeps joins as they
-    were. So a query that is right by the rules of the data is right here too.
-    """
-    connection = _connection(image)
-    connection.execute("BEGIN")
-    for table, ids in gone.items():
-        connection.executemany(f"DELETE FROM {_quoted(table)} WHERE rowid = ?", [(i,) for i in ids])
-    deleted = 1
-    while deleted:
-        deleted = 0
-        for table, column, parent, key in _layout(image)[1]:
-            deleted += connection.execute(
-                f"DELETE FROM {_quoted(table)} WHERE {_quoted(column)} IS NOT NULL AND {_quoted(column)} NOT IN "
-                f"(SELECT {_quoted(key)} FROM {_quoted(parent)} WHERE {_quoted(key)} IS NOT NULL)"
-            ).rowcount
-    connection.execute("COMMIT")
-    smaller = connection.serialize()
-    connection.close()
-    return smaller
-
-
-def _references(connection: sqlite3.Connection, tables: Sequence[str]) -> list[tuple[str, str, str, str]]:
-    """(table, column, table, column) of every foreign key, declared or, for few declare them, seen in the data.
-
-    Seen: all values of the first occur in the second, which has no value twice, and they are text, or the name of one
-    column ends with that of the other.
-    """
-    declared: list[tuple[str, str, str, str]] = []
-    columns: list[tuple[str, _Values]] = []
-    for table in tables:
-        columns += [(table, values) for values in _values(connection, table)]
-        for row in connection.execute(f"PRAGMA foreign_key_list({_quoted(table)})").fetchall():
-            if row[2] in tables and row[4]:
-                declared.append((table, row[3], row[2], row[4]))
-    seen = [
-        (table, values.name, parent, keys.name)
-        for table, values in columns
-        for parent, keys in columns
-        if parent != table and keys.unique and values.distinct and values.distinct <= keys.distinct
-        if values.text
-        or values.name.lower().endswith(keys.name.lower())
-        or keys.name.lower().endswith(values.name.lower())
-    ]
-    return list(dict.fromkeys([*declared, *seen]))
-
-
-@dataclass(frozen=True)
-class _Values:
-    """What a column holds besides NULL: its values, whether none of them occurs twice, and whether all are text."""
-
-    name: str
-    distinct: frozenset[Cell]
-    unique: bool
-    text: bool
-
-
-def _values(connection: sqlite3.Connection, table: str) -> list[_Values]:
-    rows = connection.execute(f"SELECT * FROM {_quoted(table)}")
-    names = [column[0] for column in rows.description]
-    found = []
-    # An empty table has no columns here: nothing refers to it, and it refers to nothing.
-    for name, column in zip(names, zip(*rows.fetchall(), strict=True), strict=False):
-        values = [value for value in column if value is not None]
-        distinct = frozenset(values)
-        text = all(isinstance(value, str) for value in distinct)
-        found.append(_Values(name, distinct, len(distinct) == len(values), text))
-    return found
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
-
-
 # ----------------------------------------------------------------------------------------------------- comparing
 
 
@@ -780,7 +576,7 @@ class _Column:
 
     def __init__(self, values: Any) -> None:
         self.values: list[Cell] = list(values)
-        keys = [_key(value) for value in self.values]
+        keys = [sort_key(value) for value in self.values]
         self.order = sorted(range(len(keys)), key=keys.__getitem__)
         self._classes: list[int] | None = None
 
@@ -804,12 +600,6 @@ class _Column:
                 return None
             found[j] = classes[i]
         return found
-
-
-def _key(value: Cell) -> tuple[int, Any]:
-    if value is None:
-        return 0, 0
-    return (1 if isinstance(value, int | float) else 2 if isinstance(value, str) else 3), value
 
 
 def _close(a: Cell, b: Cell, tolerance: float) -> bool:

@@ -5,49 +5,30 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
-from typing import Any
 
 from rewards.maths.answers import Answer
-from rewards.maths.evaluate import (
-    Undefined,
-    differ_by_constant,
-    evaluate,
-    exact,
-    mentions,
-    proportional,
-    same,
-    symbols,
-    values_equal,
-)
+from rewards.maths.evaluate import exact, mentions, proportional, substituted, symbols, values_equal
 from rewards.maths.expression import NotRead, TooLarge, Tree
 from rewards.maths.families import WHOLE, as_congruence, renamed, same_congruence, same_progression
 from rewards.maths.normalise import words
 from rewards.maths.reading import read
-from rewards.maths.units import conversion
+from rewards.maths.values import (
+    Policy,
+    Undecided,
+    antiderivatives,
+    consistent,
+    converted,
+    decimal_comma,
+    numbers_equal,
+    trees_equal,
+    units_agree,
+)
 from rewards.maths.wordings import CLOCK, same_time, sentence_says
 
 NEVER: Tree = ("sym", "no such end")
 HUNDRED: Tree = ("num", Fraction(100))
-
-
-@dataclass(frozen=True)
-class Policy:
-    """Conventions on which graders may differ; see `rewards.math_equivalence.verify`."""
-
-    units: str = "lenient"
-    percent: bool = False
-    ordered_lists: bool = False
-    decimals: bool = True
-    simplified: bool = False
-    intervals: bool = True
-    rename: bool = False
-    case: bool = False
-
-
-class Undecided(Exception):
-    """Neither equal nor different by what can be computed here."""
 
 
 def equal(gold: Answer, answer: Answer, policy: Policy) -> bool:
@@ -105,7 +86,7 @@ def _scalars(gold: Answer, answer: Answer, policy: Policy) -> bool:
         answer.kind == "list"
         and answer.items
         and not answer.hedge
-        and (pointed := _decimal_comma(gold, answer)) is not None
+        and (pointed := decimal_comma(gold, answer)) is not None
     ):
         return pointed
     if answer.kind == "matrix" and len(answer.rows) == 1 == len(answer.rows[0]):
@@ -120,9 +101,9 @@ def _scalars(gold: Answer, answer: Answer, policy: Policy) -> bool:
         return False
     if "compound" in (gold.brackets, answer.brackets) and not (gold.unit and answer.unit):
         return False  # how many of what it is depends on the unit
-    if not _units_agree(gold, answer, policy):
-        return _converted(gold, answer, policy)
-    if len(answer.sides) > 1 and not _consistent(answer):
+    if not units_agree(gold, answer, policy):
+        return converted(gold, answer, policy)
+    if len(answer.sides) > 1 and not consistent(answer):
         return False
     a, b = gold.tree, answer.tree
     if gold.name and answer.name and gold.name != answer.name and symbols(a) | symbols(b):
@@ -130,7 +111,7 @@ def _scalars(gold: Answer, answer: Answer, policy: Policy) -> bool:
             return _equations(_as_relation(gold), _as_relation(answer))
         f, g = (re.fullmatch(r"(\w)\((\w)\)", one.name.replace(" ", "")) for one in (gold, answer))
         if f and g and f[1] == g[1]:  # f(x) = ... and f(t) = ...
-            b = _renamed(b, g[2], f[2])
+            b = substituted(b, {g[2]: ("sym", f[2])})
     if (gold.unit == "degree") != (answer.unit == "degree") and (mentions(a, "pi") or mentions(b, "pi")):
         a, b = (
             ("mul", tree, ("sym", "degree")) if one.unit == "degree" else tree for one, tree in ((gold, a), (answer, b))
@@ -140,95 +121,13 @@ def _scalars(gold: Answer, answer: Answer, policy: Policy) -> bool:
             return False
         if policy.percent:
             a, b = (("div", a, HUNDRED) if gold.percent else a), (("div", b, HUNDRED) if answer.percent else b)
-            return _numbers(gold, answer, a, b, policy) or (
-                gold.percent and _numbers(gold, answer, gold.tree, b, policy)
+            return numbers_equal(gold, answer, a, b, policy) or (
+                gold.percent and numbers_equal(gold, answer, gold.tree, b, policy)
             )
         value = exact(a)
         if answer.percent and (value is None or abs(value) <= 1 or value.denominator != 1):
             return False  # 0.5 is not 0.5 %; of 10 and 10 % the sign is only a unit left out
-    return _numbers(gold, answer, a, b, policy) or _antiderivatives(a, b)
-
-
-CONSTANT = re.compile(r"[CcKk](?:_\d)?")
-
-
-def _antiderivatives(a: Tree, b: Tree) -> bool:
-    """f + C and g + C with f - g a constant."""
-    one, two = _constant_apart(a), _constant_apart(b)
-    if one is None or two is None:
-        return False
-    (rest, name), (other, _) = one, two
-    names = symbols(rest) | symbols(other)
-    if not symbols(rest) or any(CONSTANT.fullmatch(one) or one[:1].isupper() for one in names):
-        return False  # the C of A + B + C is no constant of integration
-    # A polynomial plus a small c is as often one with a parameter, whose value matters.
-    if name[0].islower() and not all(any(mentions(tree, f) for f in TRANSCENDENTAL) for tree in (rest, other)):
-        return False
-    try:
-        return differ_by_constant(rest, other)
-    except TooLarge:
-        raise
-    except NotRead as error:
-        raise Undecided from error
-
-
-TRANSCENDENTAL = (
-    "sin",
-    "cos",
-    "tan",
-    "cot",
-    "sec",
-    "csc",
-    "ln",
-    "log",
-    "arctan",
-    "arcsin",
-    "arccos",
-    "sinh",
-    "cosh",
-    "tanh",
-    "exp",
-)
-
-
-def _constant_apart(tree: Tree) -> tuple[Tree, str] | None:
-    """A sum without the constant of integration in it, and its name."""
-    terms = list(tree[1:]) if tree[0] == "add" else []
-    found = [term for term in terms if term[0] == "sym" and CONSTANT.fullmatch(term[1])]
-    if len(found) != 1:
-        return None
-    terms.remove(found[0])
-    rest: Tree = ("add", *terms)
-    return None if found[0][1] in symbols(rest) else (rest, found[0][1])
-
-
-def _units_agree(gold: Answer, answer: Answer, policy: Policy) -> bool:
-    if policy.units == "strict":
-        return gold.unit == answer.unit and gold.percent == answer.percent
-    if not gold.unit or not answer.unit or gold.unit == answer.unit:
-        return True
-    if {gold.unit, answer.unit} == {"degree", "rad"}:
-        return (
-            gold.tree is not None
-            and answer.tree is not None
-            and (mentions(gold.tree, "pi") or mentions(answer.tree, "pi"))
-        )
-    a, b = gold.unit.split("^"), answer.unit.split("^")
-    if (a[1:] or ["1"]) != (b[1:] or ["1"]) and a[0] == b[0]:
-        return False
-    if a[0] == b[0]:
-        return True
-    if "unit" in (a[0], b[0]):
-        return a[1:] == b[1:]
-    return bool(set(a[0].split()) & set(b[0].split())) and (a[1:] == b[1:])  # "dollars", "dollars per hour"
-
-
-def _converted(gold: Answer, answer: Answer, policy: Policy) -> bool:
-    """25 km is 25000 m: the same quantity in another unit of its kind, both written out."""
-    if policy.units == "strict" or gold.tree is None or answer.tree is None:
-        return False
-    found = conversion(gold.unit, answer.unit)
-    return found is not None and trees_equal(gold.tree, ("mul", ("num", found), answer.tree), policy)
+    return numbers_equal(gold, answer, a, b, policy) or antiderivatives(a, b)
 
 
 def _quantity(answer: Answer) -> Answer | None:
@@ -257,128 +156,6 @@ def _mixed(answer: Answer) -> Tree | None:
     if whole is None or part is None or whole.denominator != 1 or not 0 < part < 1:
         return None
     return ("num", whole - part if parts[1] else whole + part)
-
-
-def _consistent(answer: Answer) -> bool:
-    """A chain of equal constants holds; 3 = 4 does not."""
-    values: list[Any] = []
-    for side in answer.sides:
-        try:
-            item = read(side)
-        except NotRead:
-            continue
-        if item.kind == "scalar" and item.tree is not None and not symbols(item.tree):
-            values.append(item)
-    try:
-        return all(trees_equal(values[0].tree, v.tree, Policy()) or _rounded(values[0].tree, v) for v in values[1:])
-    except Undecided:
-        return True
-
-
-def _numbers(gold: Answer, answer: Answer, a: Tree, b: Tree, policy: Policy) -> bool:
-    x, y = exact(a), exact(b)
-    if x is not None and y is not None:
-        if x == y:
-            return not policy.simplified or _lowest_terms(b)
-        if not policy.decimals:
-            return False
-        return (gold.decimals is not None and _is_rounding(x, y, gold.decimals)) or (
-            answer.decimals is not None and gold.decimals is None and x.denominator != 1 and _rounded(a, answer, y)
-        )
-    if trees_equal(a, b, policy):
-        return True
-    if not policy.decimals or symbols(a) or symbols(b):
-        return False
-    if gold.decimals is not None:
-        try:
-            value = evaluate(b)
-        except (NotRead, Undefined):
-            return False
-        real = value if isinstance(value, Fraction) else _fraction(value)
-        return real is not None and x is not None and _is_rounding(x, real, gold.decimals)
-    return answer.decimals is not None and _rounded(a, answer, y)
-
-
-def _fraction(value: Any) -> Fraction | None:
-    """A real number of mpmath, to 40 digits."""
-    if getattr(value, "imag", 0) != 0:
-        return None
-    real = value.real
-    sign, man, exp, _ = real._mpf_
-    if not man and exp:
-        return None
-    if abs(exp) > 4000:
-        return None
-    return (-1) ** sign * Fraction(int(man)) * Fraction(2) ** exp
-
-
-def _is_rounding(gold: Fraction, value: Fraction, decimals: int) -> bool:
-    """`gold`, a decimal with so many digits, is `value` rounded: not when value is itself a decimal hardly longer."""
-    if abs(gold - value) * 2 > Fraction(1, 10**decimals):
-        return False
-    return (value * 10 ** (decimals + 2)).denominator != 1
-
-
-def _rounded(exact_tree: Tree, answer: Answer, value: Fraction | None = None) -> bool:
-    """The answer is a decimal of at least 6 significant digits: the exact number rounded or cut off."""
-    if answer.decimals is None or max(answer.digits, answer.decimals) < 6 or answer.digits < 4 or answer.tree is None:
-        return False
-    value = exact(answer.tree) if value is None else value
-    try:
-        target = evaluate(exact_tree)
-    except (NotRead, Undefined):
-        return False
-    number = target if isinstance(target, Fraction) else _fraction(target)
-    if number is None or value is None:
-        return False
-    unit = Fraction(1, 10**answer.decimals)
-    return abs(number - value) * 2 <= unit or 0 <= (number - value) * (1 if number > 0 else -1) < unit
-
-
-def _lowest_terms(tree: Tree) -> bool:
-    import math
-
-    if tree[0] == "neg":
-        return _lowest_terms(tree[1])
-    if tree[0] == "num":
-        return True
-    if tree[0] != "div":
-        return False
-    a, b = exact(tree[1]), exact(tree[2])
-    return a is not None and b is not None and math.gcd(a.numerator, b.numerator) == 1 and b.denominator == 1 and b != 1
-
-
-def trees_equal(a: Tree | None, b: Tree | None, policy: Policy) -> bool:
-    if a is None or b is None:
-        return False
-    try:
-        if same(a, b):
-            return True
-    except Undefined:
-        return False
-    except TooLarge:
-        raise
-    except NotRead as error:
-        raise Undecided from error
-    if policy.rename and len(symbols(a)) == len(symbols(b)) == 1:
-        return same(a, _renamed(b, next(iter(symbols(b))), next(iter(symbols(a)))))
-    return False
-
-
-def _renamed(tree: Any, old: str, new: str) -> Any:
-    if not isinstance(tree, tuple):
-        return tree
-    if tree == ("sym", old):
-        return ("sym", new)
-    return tuple(_renamed(part, old, new) for part in tree)
-
-
-def _decimal_comma(gold: Answer, answer: Answer) -> bool | None:
-    """5,5 for 5.5: only where the reference is a decimal with as many digits."""
-    match = re.fullmatch(r"([-+]?\d+)\s?,(\d+)", answer.text.strip())
-    if gold.decimals is None or match is None or len(match[2]) != gold.decimals:
-        return None
-    return exact(gold.tree) == Fraction(f"{match[1]}.{match[2]}") if gold.tree else None
 
 
 # ------------------------------------------------------------------------------------------------------ collections

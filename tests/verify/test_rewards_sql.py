@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rewards import sql
+from rewards._sql_databases import find, image_of, opened, perturbed
 
 SAMPLE = Path(__file__).parents[1] / "data" / "sql_sample"
 QUESTIONS = [json.loads(line) for line in (SAMPLE / "questions.jsonl").read_text().splitlines()]
@@ -307,14 +308,14 @@ def test_a_file_that_changes_is_read_again(tmp_path):
 
 @pytest.mark.parametrize("seed", range(12))
 def test_a_perturbed_database_is_a_smaller_one_in_which_every_reference_still_stands(seed):
-    image = sql._image(sql._source(SHOP, ""))
-    smaller = sql._perturbed(image, seed)
-    before, after = (sql._connection(i) for i in (image, smaller))
+    image = image_of(find(SHOP, ""))
+    smaller = perturbed(image, seed)
+    before, after = (opened(i) for i in (image, smaller))
     for table in ("customer", "purchase"):
         rows = [set(c.execute(f"SELECT * FROM {table}").fetchall()) for c in (before, after)]
         assert rows[1] <= rows[0]
     assert not after.execute("PRAGMA foreign_key_check").fetchall()
-    assert sql._perturbed(image, seed) == smaller
+    assert perturbed(image, seed) == smaller
     assert after.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
