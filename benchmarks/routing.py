@@ -81,6 +81,22 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "topk_method": "noaux_tc",
         "scoring_func": "sigmoid",
     },
+    "gpt_oss": {
+        **_SIZES,
+        "intermediate_size": 64,
+        "num_local_experts": 16,
+        "head_dim": 32,
+        "sliding_window": 64,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 150000.0,
+            "factor": 2.0,
+            "original_max_position_embeddings": 64,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "truncate": False,
+        },
+    },
 }
 WIDTHS = (  # what is taken times `--throughput-widths`
     "hidden_size",
@@ -398,6 +414,8 @@ def family_config(family: str, seed: int, arguments: argparse.Namespace, width: 
     values = load_config([CONFIG]).model_dump(mode="json")
     sizes = {k: v * width if k in WIDTHS else v for k, v in FAMILIES[family].items()}
     values["model"]["create"]["config"] = {"model_type": family, **sizes}
+    if family == "gpt_oss":  # transformers' own has attention sinks in its eager attention alone
+        values["model"]["attention"], values["learner"]["layout"] = "eager", "padded"
     values["warmup"]["steps"] = arguments.warmup_steps
     values["data"]["test"]["size"] = arguments.prompts
     values["rollout"] |= {"samples_per_prompt": arguments.samples, "max_tokens": arguments.tokens}
