@@ -100,6 +100,9 @@ def _teach(
     try:
         console.phase("warm-up: starting the learner")
         group.ready()
+        into.parent.mkdir(parents=True, exist_ok=True)
+        if unshared := group.unshared(into.parent):
+            raise ConfigError(unshared)
         order = PromptOrder([p for p, _ in examples], config.seed, shuffle=True)
         completions = {p.id: completion for p, completion in examples}
         for step in range(1, sft.steps + 1):

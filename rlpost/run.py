@@ -210,10 +210,8 @@ class Run:
         logp = self.learner.log_probs(probe)
 
         def fill(draft: Path) -> None:
-            if blind := self.learner.blind(draft):
-                raise checkpoint.CheckpointError(
-                    f"{folder} cannot be seen by {', '.join(blind)}: runs_dir must be on a file system that all nodes share"
-                )
+            if unshared := self.learner.unshared(draft):
+                raise checkpoint.CheckpointError(unshared)
             self.learner.save(draft)
             checkpoint.save_roles(draft, self.roles())
             (draft / "probe.json").write_text(json.dumps(probe_to_json(probe, logp, self.config.rollout.temperature)))

@@ -150,10 +150,13 @@ class LearnerGroup:
         """Send all weights to the connected engines. Returns probes to check them by."""
         return self._all("send_weights", dtype, readable, version, what="the weights to be sent")[0]
 
-    def blind(self, folder: Path) -> list[str]:
-        """Which ranks, and on which machine, do not see a folder the driver has made."""
+    def unshared(self, folder: Path) -> str | None:
+        """What is wrong when ranks, on which machines, do not see a folder the driver has made."""
         seen = self._all("sees", str(folder), what=f"the learner to look for {folder}")
-        return [f"rank {rank} on {machine}" for rank, (sees, machine) in enumerate(seen) if not sees]
+        blind = [f"rank {rank} on {machine}" for rank, (sees, machine) in enumerate(seen) if not sees]
+        if not blind:
+            return None
+        return f"{folder} cannot be seen by {', '.join(blind)}: runs_dir must be on a file system that all nodes share"
 
     def save(self, folder: Path) -> None:
         self._all("save", str(folder), what="the learner to save")

@@ -189,9 +189,10 @@ def test_ranks_that_do_not_see_the_folder_are_named_before_anything_is_written(t
     ranks = [SimpleNamespace(sees=lambda folder: LearnerRank.sees(None, folder)) for _ in range(2)]
     group = LearnerGroup.__new__(LearnerGroup)
     group._all = lambda method, *args, what: [getattr(rank, method)(*args) for rank in ranks]
-    assert group.blind(tmp_path / "here") == []
-    assert group.blind(tmp_path / "elsewhere") == ["rank 0 on node-7", "rank 1 on node-7"]
-    learner = SimpleNamespace(blind=lambda folder: ["rank 1 on node-7"], log_probs=lambda batch: [])
+    assert group.unshared(tmp_path / "here") is None
+    assert "by rank 0 on node-7, rank 1 on node-7: " in group.unshared(tmp_path / "elsewhere")
+    ranks[1].sees = lambda folder: (False, "node-7")
+    learner = SimpleNamespace(unshared=group.unshared, log_probs=lambda batch: [])
     made = SimpleNamespace(
         say=lambda text: None,
         recorder=SimpleNamespace(folder=SimpleNamespace(checkpoints=tmp_path / "checkpoints")),
