@@ -465,8 +465,9 @@ def measured(family: str, seed: int, arguments: argparse.Namespace, say: Callabl
         for width in arguments.throughput_widths:
             wide = family_config(family, seed, arguments, width)
             path = make_model(wide, family, arguments.start if width == 1 else "random", arguments, say)
-            say(f"{family}, width {wide.model.create.config['hidden_size']}: throughput")
-            found["throughput"][wide.model.create.config["hidden_size"]] = throughput(wide, path, arguments)
+            size = FAMILIES[family]["hidden_size"] * width
+            say(f"{family}, width {size}: throughput")
+            found["throughput"][size] = throughput(wide, path, arguments)
     samples = [Sample.on_policy(replace(r, reward=0.0)) for r in rollouts]
     _, metrics = admitted(samples, "live")
     found |= {

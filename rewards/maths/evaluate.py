@@ -10,7 +10,7 @@ import functools
 import hashlib
 import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from typing import Any
 
@@ -402,15 +402,38 @@ def ordered(tree: Tree) -> Any:
     return ctx.re(value)
 
 
+def _mp(value: Value, digits: int) -> Any:
+    """A fraction as a number of mpmath, to so many digits; what is one already is left as it is."""
+    ctx = _CONTEXTS[digits]
+    return ctx.mpf(value.numerator) / value.denominator if isinstance(value, Fraction) else value
+
+
 def values_equal(a: Value, b: Value, digits: int = DIGITS) -> bool:
     """Equal exactly, or to two thirds of the digits."""
     if isinstance(a, Fraction) and isinstance(b, Fraction):
         return a == b
     ctx = _CONTEXTS[digits]
-    x, y = (ctx.mpf(v.numerator) / v.denominator if isinstance(v, Fraction) else v for v in (a, b))
+    x, y = _mp(a, digits), _mp(b, digits)
     if ctx.isinf(x) or ctx.isinf(y):
         return bool(x == y)
     return bool(abs(x - y) <= ctx.mpf(10) ** (-(2 * digits) // 3) * max(abs(x), abs(y)))
+
+
+def _at_points(
+    a: Tree, b: Tree, signed: int, positive: int, complex_numbers: bool = False
+) -> Iterator[tuple[Value, Value]]:
+    """The values of two formulas wherever both have one: at so many points, and at so many without a negative
+    coordinate, where powers and logarithms have a value."""
+    names = sorted(symbols(a) | symbols(b))
+    for k in range(signed + positive):
+        point = {name: _coordinate(name, k) for name in names}
+        if k >= signed:
+            point = {name: abs(value) for name, value in point.items()}
+        try:
+            left, right = (evaluate(tree, point, complex_numbers=complex_numbers) for tree in (a, b))
+        except Undefined:
+            continue
+        yield left, right
 
 
 @functools.lru_cache(8192)
@@ -422,20 +445,11 @@ def same(a: Tree, b: Tree) -> bool:
     """
     if a == b:
         return True
-    names = sorted(symbols(a) | symbols(b))
-    if not names:
+    if not symbols(a) | symbols(b):
         return _constants_equal(a, b)
     complex_numbers = mentions(a, "i") or mentions(b, "i")
     agreed = 0
-    for k in range(POINTS * 4):
-        point = {name: _coordinate(name, k) for name in names}
-        if k >= POINTS * 2:  # powers and logarithms have a value there
-            point = {name: abs(value) for name, value in point.items()}
-        try:
-            left = evaluate(a, point, complex_numbers=complex_numbers)
-            right = evaluate(b, point, complex_numbers=complex_numbers)
-        except Undefined:
-            continue
+    for left, right in _at_points(a, b, 2 * POINTS, 2 * POINTS, complex_numbers):
         if not values_equal(left, right):
             return False
         agreed += 1
@@ -461,33 +475,22 @@ def _constants_equal(a: Tree, b: Tree) -> bool:
         if isinstance(x, Fraction) and isinstance(y, Fraction):
             return False
         tiny = _CONTEXTS[DIGITS].mpf(10) ** (-DIGITS // 2)
-        if abs(_mp(x) - _mp(y)) > tiny:
+        if abs(_mp(x, 5 * DIGITS) - _mp(y, 5 * DIGITS)) > tiny:
             return False
         # Nearly equal: zero written with roots, or two numbers that only look alike.
         x, y = evaluate(a, digits=5 * DIGITS), evaluate(b, digits=5 * DIGITS)
         if values_equal(x, y, 5 * DIGITS):
             return True
-        return bool(abs(_mp(x) - _mp(y)) < _CONTEXTS[5 * DIGITS].mpf(10) ** (-4 * DIGITS))
+        return bool(abs(_mp(x, 5 * DIGITS) - _mp(y, 5 * DIGITS)) < _CONTEXTS[5 * DIGITS].mpf(10) ** (-4 * DIGITS))
     except Undefined:
         return False
 
 
-def _mp(value: Value) -> Any:
-    ctx = _CONTEXTS[5 * DIGITS]
-    return ctx.mpf(value.numerator) / value.denominator if isinstance(value, Fraction) else value
-
-
 def proportional(a: Tree, b: Tree) -> Fraction | Any | None:
     """The constant c with a = c b at all points, or None."""
-    names = sorted(symbols(a) | symbols(b))
     ratio: Value | None = None
     agreed = 0
-    for k in range(POINTS * 3):
-        point = {name: _coordinate(name, k) for name in names}
-        try:
-            left, right = evaluate(a, point, complex_numbers=False), evaluate(b, point, complex_numbers=False)
-        except Undefined:
-            continue
+    for left, right in _at_points(a, b, 3 * POINTS, 0):
         if right == 0 or left == 0:
             if left == right:
                 continue
@@ -503,9 +506,7 @@ def proportional(a: Tree, b: Tree) -> Fraction | Any | None:
 
 
 def _ratio(left: Value, right: Value) -> Any:
-    ctx = _CONTEXTS[DIGITS]
-    x, y = (ctx.mpf(v.numerator) / v.denominator if isinstance(v, Fraction) else v for v in (left, right))
-    return x / y
+    return _mp(left, DIGITS) / _mp(right, DIGITS)
 
 
 # --------------------------------------------------------------------------------------------------- formulas in one name
@@ -553,18 +554,10 @@ def multiple(tree: Tree, of: Tree) -> bool:
 
 def differ_by_constant(a: Tree, b: Tree) -> bool:
     """Whether a - b has one value wherever both have one."""
-    names = sorted(symbols(a) | symbols(b))
     difference: Value | None = None
     agreed = 0
-    for k in range(POINTS * 4):
-        point = {name: _coordinate(name, k) for name in names}
-        if k >= POINTS * 2:
-            point = {name: abs(value) for name, value in point.items()}
-        try:
-            left, right = (evaluate(tree, point, complex_numbers=False) for tree in (a, b))
-        except Undefined:
-            continue
-        x, y = _mp(left), _mp(right)
+    for left, right in _at_points(a, b, 2 * POINTS, 2 * POINTS):
+        x, y = _mp(left, 5 * DIGITS), _mp(right, 5 * DIGITS)
         if difference is None:
             difference = x - y
         elif not values_equal(x, y + difference):

@@ -60,6 +60,7 @@ def run(request: Request) -> int:
 
     from rlpost.run import start_fleet
 
+    judge = config.verifiers[0].name
     per_seed: dict[int, dict[str, Any]] = {}
     correct: list[list[bool]] = [[] for _ in prompts]
     unverified = 0
@@ -70,7 +71,6 @@ def run(request: Request) -> int:
         fleet.ready()
         sampler = GroupSampler(fleet, pool, config.seed, config.rollout.deadline)
         for seed in request.seeds:
-            judge = config.verifiers[0].name
             found = evaluate(sampler, prompts, samples, request.k, sampling, seed, judge, config.alarms)
             if found.caveat:
                 console.warn(f"seed {seed}: {found.caveat}")
@@ -93,7 +93,7 @@ def run(request: Request) -> int:
         "samples_per_prompt": samples,
         "unverified": unverified,
         "prompts_left_out": sum(len(known) < max(request.k) for known in correct),
-        "verifier": config.verifiers[0].name,
+        "verifier": judge,
         "decoding": {
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,

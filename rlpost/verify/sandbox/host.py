@@ -24,7 +24,7 @@ from typing import Any
 from rlpost.verify import scratch
 from rlpost.verify.sandbox import cgroup
 from rlpost.verify.sandbox.limits import Limits, Outcome, SandboxError, Status
-from rlpost.verify.sandbox.tiers import bwrap_command
+from rlpost.verify.sandbox.tiers import bwrap_command, inside
 
 UID = 65534
 START_SECONDS = 120.0  # for the zygote, and for the layers around one program: generous, a busy machine is no fault
@@ -551,9 +551,7 @@ def _environment() -> dict[str, str]:
 def _files(namespaces: bool, packages: Sequence[str], scratch: str | None) -> dict[str, Any]:
     """What of the file system a program sees."""
     library = [sysconfig.get_path("stdlib"), sysconfig.get_config_var("DESTSHARED")]
-    prefixes = [
-        p for p in dict.fromkeys((sys.base_prefix, os.path.realpath(sys.base_prefix))) if not _inside(p, "/usr")
-    ]
+    prefixes = [p for p in dict.fromkeys((sys.base_prefix, os.path.realpath(sys.base_prefix))) if not inside(p, "/usr")]
     system = [p for p in SYSTEM if os.path.isdir(p)]
     found = {}
     for name in packages:
@@ -601,25 +599,21 @@ def _private(library: Sequence[str]) -> list[str]:
         folders.append(os.getcwd())
     needed = [os.path.realpath(path) for path in (*library, "/usr/lib", *_environment()["PATH"].split(":"))]
     real = [os.path.realpath(path) for path in folders if os.path.isdir(path)]
-    return [folder for folder in real if not any(_inside(path, folder) for path in needed)]
+    return [folder for folder in real if not any(inside(path, folder) for path in needed)]
 
 
 def _all_but(private: Sequence[str], path: str) -> list[str]:
     """What together is all of a folder but `private`: Landlock grants what is in a folder and takes nothing back."""
     real = os.path.realpath(path)
-    if any(_inside(real, other) for other in private):
+    if any(inside(real, other) for other in private):
         return []
-    if not any(_inside(other, real) for other in private):
+    if not any(inside(other, real) for other in private):
         return [path]
     try:  # a link leads to where there is another rule, or to where there shall be none
         children = [entry.path for entry in os.scandir(real) if not entry.is_symlink()]
     except PermissionError:
         return []
     return [found for child in children for found in _all_but(private, child)]
-
-
-def _inside(path: str, folder: str) -> bool:
-    return os.path.commonpath((path, folder)) == folder
 
 
 def _locations(name: str) -> list[str]:

@@ -82,8 +82,13 @@ def bwrap_command(system: Sequence[str], hidden: Sequence[str], given: Sequence[
     for path in system:
         command += ["--ro-bind-try", path, path]
     for path in hidden:
-        if os.path.isdir(path) and any(os.path.commonpath((path, folder)) == folder for folder in system):
+        if os.path.isdir(path) and any(inside(path, folder) for folder in system):
             command += ["--tmpfs", path]
     for path in given:
         command += ["--ro-bind-try", path, path]
     return [*command, "--bind", scratch, scratch, "--chdir", "/", "--"]
+
+
+def inside(path: str, folder: str) -> bool:
+    """Whether an absolute path is that folder or below it; links are not followed."""
+    return os.path.commonpath((path, folder)) == folder
