@@ -9,10 +9,8 @@ from typing import Annotated
 import typer
 
 from rlpost import __version__
-from rlpost.config import Config, ConfigError, load
-
-# Exit codes, the same for every verb.
-DONE, BAD_USAGE, NOTHING_TO_DO, ALARM, FAULT, PREEMPTED = 0, 2, 3, 4, 5, 6
+from rlpost.config import Config, ConfigError, load, split_arguments
+from rlpost.exit_codes import BAD_USAGE, DONE, FAULT
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -241,14 +239,8 @@ def options(
     """Options before the verb."""
 
 
-def split(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Configuration files and overrides of a command line: an override has an `=` and names no file."""
-    files = [a for a in arguments if "=" not in a or Path(a).is_file()]
-    return files, [a for a in arguments if a not in files]
-
-
 def _load(arguments: list[str]) -> Config:
-    files, overrides = split(arguments)
+    files, overrides = split_arguments(arguments)
     if not files:
         raise ConfigError(
             "no configuration file given, only overrides; for example: rlpost train configs/quickstart.yaml"

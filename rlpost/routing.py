@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from rlpost.config import SAMPLED, Config, ConfigError, Experts, Model
+from rlpost.exit_codes import ALARM
 from rlpost.types import Sample
 
 # What families call the sizes of their experts.
@@ -23,7 +24,7 @@ LAYER_KINDS = ("mlp_layer_types", "layers_block_type")
 class DamagedRoutesError(RuntimeError):
     """Routes are missing or wrong, and `routing.invalid: fail` says that the run ends then."""
 
-    exit_code = 4
+    exit_code = ALARM
 
 
 def admitted(

@@ -10,7 +10,7 @@ from importlib.metadata import distributions
 from rich.console import Console
 from rich.table import Table
 
-from rlpost.cli import BAD_USAGE, DONE
+from rlpost.exit_codes import BAD_USAGE, DONE
 
 TESTED = {
     "torch": "2.13.0",

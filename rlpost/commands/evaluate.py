@@ -12,10 +12,10 @@ import numpy as np
 
 from rlpost import checkpoint, cluster
 from rlpost.atomic import write_json
-from rlpost.cli import DONE
 from rlpost.config import Config, ConfigError, load, parse
 from rlpost.data import load_prompts, load_tokenizer
 from rlpost.evaluation import evaluate, pass_at
+from rlpost.exit_codes import DONE
 from rlpost.observe import RunFolder
 from rlpost.observe.console import Console
 from rlpost.rollout.request import Sampling

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from rlpost import checkpoint
-from rlpost.cli import DONE, FAULT
 from rlpost.config import ConfigError, load
+from rlpost.exit_codes import DONE, FAULT
 from rlpost.observe import RunFolder
 from rlpost.observe.console import Console
 

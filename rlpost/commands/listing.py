@@ -8,8 +8,8 @@ from pathlib import Path
 
 import rlpost
 from rlpost import config
-from rlpost.cli import DONE
 from rlpost.config import ConfigError
+from rlpost.exit_codes import DONE
 
 # Beside the package: an editable installation has them, as in a checkout; a wheel does not.
 METHODS = Path(rlpost.__file__).parents[1] / "configs" / "methods"

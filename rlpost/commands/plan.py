@@ -8,9 +8,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from rlpost.cli import DONE
 from rlpost.cluster import placement_plan
 from rlpost.config import Config
+from rlpost.exit_codes import DONE
 from rlpost.routing import bytes_per_token, experts_of, hf_config
 
 BYTES = {"float32": 4, "bfloat16": 2}

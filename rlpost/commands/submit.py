@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 
 import yaml
 
-from rlpost.cli import DONE, FAULT, split
-from rlpost.config import Config, ConfigError
+from rlpost.config import Config, ConfigError, split_arguments
+from rlpost.exit_codes import DONE, FAULT
 
 # What of the user's environment the job gets. No secrets: Ray shows a job's environment in its dashboard.
 TRAVELS = ("RLPOST_FAULTS", "HF_HUB_OFFLINE", "MLFLOW_TRACKING_URI")
@@ -40,7 +40,7 @@ def run(config: Config, arguments: list[str], address: str, working_dir: Path, d
                 "excludes": ["runs/", ".venv/", ".git/", "**/__pycache__/"],
                 "env_vars": environment,
             },
-            metadata={"rlpost_config": Path(split(arguments)[0][-1]).name},
+            metadata={"rlpost_config": Path(split_arguments(arguments)[0][-1]).name},
         ),
         address,
         deadline,
@@ -59,7 +59,7 @@ def run(config: Config, arguments: list[str], address: str, working_dir: Path, d
 
 def entrypoint(arguments: list[str], working_dir: Path) -> str:
     """The same command on the cluster: files relative to the working directory, overrides as they were typed."""
-    files, overrides = split(arguments)
+    files, overrides = split_arguments(arguments)
     inside = [str(Path(f).resolve().relative_to(working_dir)) for f in files]
     # The job's Ray is the cluster's own: the address comes from the job, not from the file.
     return shlex.join(["python", "-m", "rlpost.cli", "train", *inside, *overrides])

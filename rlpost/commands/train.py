@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 from rlpost import atomic, checkpoint, cluster
-from rlpost.cli import DONE, NOTHING_TO_DO, PREEMPTED
 from rlpost.config import Config, ConfigError, dump, load
+from rlpost.exit_codes import DONE, NOTHING_TO_DO, PREEMPTED
 from rlpost.observe import Recorder, RunFolder
 from rlpost.routing import check_experts
 

@@ -17,9 +17,9 @@ from rich.progress import Progress
 from rich.table import Table
 
 from rlpost.atomic import write_json
-from rlpost.cli import ALARM, DONE, NOTHING_TO_DO
 from rlpost.commands.responses import Loaded, applying, read, run_config
 from rlpost.config import ConfigError, VerifierPool, VerifierSpec
+from rlpost.exit_codes import ALARM, DONE, NOTHING_TO_DO
 from rlpost.types import Verdict
 from rlpost.verify.contract import STOPPED, Check, contract, score, short, why
 from rlpost.verify.references import checker

@@ -1,6 +1,6 @@
 """The schema of a run, and how YAML files become one. Importable, and able to reject, without torch, ray or vllm."""
 
-from rlpost.config.files import dump, load, parse
+from rlpost.config.files import dump, load, parse, split_arguments
 from rlpost.config.names import (
     ADVANTAGES,
     CORRECTIONS,
@@ -110,4 +110,5 @@ __all__ = [
     "dump",
     "load",
     "parse",
+    "split_arguments",
 ]

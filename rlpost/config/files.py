@@ -29,6 +29,12 @@ def load(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> Config:
     return parse(merged, origin=", ".join(str(p) for p in paths))
 
 
+def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Configuration files and overrides of a command line: an override has an `=` and names no file."""
+    files = [a for a in arguments if "=" not in a or Path(a).is_file()]
+    return files, [a for a in arguments if a not in files]
+
+
 def parse(values: Mapping[str, Any], origin: str = "the configuration") -> Config:
     """Check a nested mapping against the schema."""
     try:

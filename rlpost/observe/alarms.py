@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rlpost.config import Alarms
+from rlpost.exit_codes import ALARM
 from rlpost.verify.protocol import STATUSES
 from rlpost.verify.task import ON_ROW
 
@@ -32,7 +33,7 @@ class Alarm(Exception):
         look: where to look first.
     """
 
-    exit_code = 4
+    exit_code = ALARM
 
     def __init__(self, step: int, metric: str, value: float | None, threshold: str, look: str) -> None:
         super().__init__(step, metric, value, threshold, look)

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rlpost import cli
+from rlpost import exit_codes
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.integration
@@ -189,7 +189,9 @@ class Runs:
         command = [sys.executable, "-m", "rlpost.cli", verb, *map(str, self.files(base)), *map(str, more), *own]
         done = subprocess.run(command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=300)
         self.said = done.stdout
-        assert done.returncode == cli.DONE, f"rlpost {verb} of {name}: exit {done.returncode}\n{done.stderr[-3000:]}"
+        assert done.returncode == exit_codes.DONE, (
+            f"rlpost {verb} of {name}: exit {done.returncode}\n{done.stderr[-3000:]}"
+        )
         return self.folder / name
 
 

@@ -12,9 +12,8 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from rlpost import cli
 from rlpost.commands.train import check_objective
-from rlpost.config import ConfigError, dump, load
+from rlpost.config import ConfigError, dump, load, split_arguments
 from rlpost.observe import RunFolder
 from tests.conftest import ROOT
 
@@ -150,7 +149,7 @@ def test_an_experiment_is_a_command_that_loads_as_its_configuration(experiments:
     experiment = experiments.Experiment("bench", "grpo", 3, (file,), overrides)
     verb, *arguments = experiment.arguments(tmp_path)
     assert verb == "train"
-    files, settings = cli.split(arguments)
+    files, settings = split_arguments(arguments)
     assert files == [str(file)]
     config = load(files, settings)
     assert config == experiment.config(tmp_path)
@@ -241,7 +240,7 @@ class Fake:
 
     def __call__(self, arguments: list[str], log: Path, deadline: float) -> None:
         assert arguments[0] == "train"
-        config = load(*cli.split(arguments[1:]))
+        config = load(*split_arguments(arguments[1:]))
         self.names.append(str(config.name))
         folder = RunFolder.create(config.runs_dir, config.name, dump(config), arguments, config.seed)
         rows = [

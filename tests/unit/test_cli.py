@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 import rlpost.commands.train as train
-from rlpost.cli import ALARM, BAD_USAGE, DONE, FAULT, run
+from rlpost.cli import run
+from rlpost.exit_codes import ALARM, BAD_USAGE, DONE, FAULT
 from rlpost.observe import Alarm
 from tests.conftest import tiny
 

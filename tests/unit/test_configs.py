@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rlpost import cli
+from rlpost import cli, exit_codes
 from rlpost.cluster import placement_plan
 from rlpost.config import ConfigError, dump, load, parse
 from tests.conftest import merge, tiny
@@ -60,7 +60,7 @@ def test_a_ready_file_says_what_it_is_for_what_it_needs_and_how_long_it_takes(pa
 @ready
 def test_a_ready_file_plans_its_batch_and_placement(path: Path, capsys: pytest.CaptureFixture[str]):
     config = load([path])
-    assert cli.run(["plan", str(path)]) == cli.DONE
+    assert cli.run(["plan", str(path)]) == exit_codes.DONE
     plan = capsys.readouterr().out
     assert f"{config.learner.prompts_per_step * config.rollout.samples_per_prompt:,}" in plan
     assert f"rank {config.learner.ranks - 1}" in plan
@@ -432,7 +432,7 @@ def test_a_bad_file_is_refused_before_anything_heavy_is_imported(tmp_path: Path)
 
 
 def test_train_without_a_file_says_what_to_type(capsys: pytest.CaptureFixture[str]):
-    assert cli.run(["train", "steps=3"]) == cli.BAD_USAGE
+    assert cli.run(["train", "steps=3"]) == exit_codes.BAD_USAGE
     assert "no configuration file given, only overrides" in capsys.readouterr().err
 
 

@@ -16,7 +16,7 @@ import typer
 import yaml
 
 from rlpost import cli, config
-from rlpost.config import Config, load
+from rlpost.config import Config, load, split_arguments
 from rlpost.faults import FAILPOINTS
 from rlpost.verify import resolve, to_verdict
 
@@ -113,7 +113,7 @@ def check_rlpost(arguments: list[str]) -> None:
     assert verb in verbs.commands, f"rlpost has no verb {verb!r}"
     given = verbs.commands[verb].make_context(verb, list(rest)).params
     if verb in READS_CONFIG:
-        files, overrides = cli.split(given["arguments"])
+        files, overrides = split_arguments(given["arguments"])
         if not any(PLACEHOLDER.fullmatch(file) for file in files):
             load(files, overrides)
 

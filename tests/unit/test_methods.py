@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rlpost import cli, config
+from rlpost import cli, config, exit_codes
 from rlpost.commands import listing
 from rlpost.commands.train import check_objective
 from rlpost.config import Config, load
@@ -299,7 +299,7 @@ def _try_entries(found: Config) -> None:
 
 
 def test_list_shows_every_method_with_its_paper_and_where_it_is(capsys: pytest.CaptureFixture[str]):
-    assert cli.run(["list", "methods"]) == cli.DONE
+    assert cli.run(["list", "methods"]) == exit_codes.DONE
     shown = capsys.readouterr().out
     assert "configs/methods/NAME.yaml" in shown
     for file in FILES:
@@ -313,7 +313,7 @@ def test_list_says_where_the_files_are_when_they_are_not_installed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setattr(listing, "METHODS", tmp_path / "configs" / "methods")
-    assert cli.run(["list", "methods"]) == cli.DONE
+    assert cli.run(["list", "methods"]) == exit_codes.DONE
     shown = capsys.readouterr().out
     assert f"none in {tmp_path}/configs/methods; they are in the repository's configs/methods" in shown
     assert "objective.advantage: grpo" in shown

@@ -15,7 +15,7 @@ from huggingface_hub import constants
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlpost import cli
+from rlpost import cli, exit_codes
 from rlpost.commands import evaluate
 from rlpost.commands.plan import routes_plan
 from rlpost.config import ConfigError, Experts, load, parse
@@ -382,7 +382,7 @@ def test_a_hub_id_is_judged_as_a_folder_is(tmp_path: Path, monkeypatch: pytest.M
 def test_replay_of_a_dense_hub_id_is_refused_before_anything_starts(tmp_path, monkeypatch, write_config, capsys):
     model = hub(monkeypatch, tmp_path, "Qwen/Qwen2-dense", model_type="qwen2", num_hidden_layers=2)
     path = write_config(model=model, routing={"replay": "r3"}, warmup=None)
-    assert cli.run(["train", str(path)]) == cli.BAD_USAGE
+    assert cli.run(["train", str(path)]) == exit_codes.BAD_USAGE
     assert "routing.replay: r3, but the model (qwen2) is dense" in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "runs").exists()
 

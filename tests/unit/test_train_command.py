@@ -13,8 +13,9 @@ import yaml
 import rlpost.prepare
 import rlpost.run
 from rlpost import checkpoint, cluster
-from rlpost.cli import BAD_USAGE, DONE, FAULT, NOTHING_TO_DO, PREEMPTED, run
+from rlpost.cli import run
 from rlpost.config import load
+from rlpost.exit_codes import BAD_USAGE, DONE, FAULT, NOTHING_TO_DO, PREEMPTED
 from rlpost.learner.group import LearnerGroup
 from rlpost.learner.rank import LearnerRank
 from tests.conftest import tiny

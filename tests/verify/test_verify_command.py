@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from rlpost.cli import ALARM, BAD_USAGE, DONE, NOTHING_TO_DO, run, split
-from rlpost.config import load
+from rlpost.cli import run
+from rlpost.config import load, split_arguments
+from rlpost.exit_codes import ALARM, BAD_USAGE, DONE, NOTHING_TO_DO
 from rlpost.observe.rollouts import write_rollouts
 from rlpost.types import Prompt, Rollout, Verdict
 from tests.conftest import tiny
@@ -429,7 +430,7 @@ def test_the_page_s_verifier_says_what_the_page_says(reader, capsys):
 
 def test_the_page_s_training_run_gets_the_page_s_verifier(reader):
     command = next(c for c in page_commands() if c[0] == "train")
-    config = load(*split(command[1:]))
+    config = load(*split_arguments(command[1:]))
     assert [spec.name for spec in config.verifiers] == ["my_rewards.py:score"]
     source = config.data.train
     rows = [json.loads(line) for line in Path(str(source.path)).read_text().splitlines()]
@@ -442,7 +443,7 @@ def test_the_page_s_training_run_gets_the_page_s_verifier(reader):
 
 def test_the_page_s_second_look_is_at_that_run(reader):
     train, second = (c for c in page_commands() if c[0] == "train" or "runs/mine" in c)
-    config = load(*split(train[1:]))
+    config = load(*split_arguments(train[1:]))
     assert second == ["verify", config.verifiers[0].name, "--data", f"{config.runs_dir}/{config.name}"]
 
 
