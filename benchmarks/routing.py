@@ -291,7 +291,7 @@ def random_model(config: Config, folder: str) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from rlpost.learner.model import create_model
-    from rlpost.learner.routing import find_routers
+    from rlpost.learner.replay import find_routers
 
     assert config.model.create is not None
     spec = config.model.create.model_copy(update={"seed": config.seed})
@@ -357,7 +357,7 @@ def learner_view(config: Config, folder: str, rollouts: Sequence[Rollout]) -> di
     from rlpost.learner.batch import Batch
     from rlpost.learner.logprobs import Policy
     from rlpost.learner.model import load_model
-    from rlpost.learner.routing import Replay
+    from rlpost.learner.replay import Replay
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     model = load_model(folder, config.model, trainable=False)

@@ -13,6 +13,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from rlpost.routing import Routes
+
 Status = Literal["correct", "wrong", "partial", "unverified"]
 FinishReason = Literal["stop", "length", "abort"]
 
@@ -61,37 +63,6 @@ class Verdict:
             raise ValueError(f"a verdict has score None exactly when unverified, got {self.status} with {self.score}")
         if self.score is not None and not np.isfinite(self.score):
             raise ValueError(f"a verdict's score must be finite, got {self.score}")
-
-
-@dataclass(frozen=True)
-class Routes:
-    """The experts an engine chose for the tokens of one sequence, in the mixture-of-experts layers alone.
-
-    Row t belongs to token t: what was chosen when token t was fed to predict token t + 1, under the weight version that
-    sampled token t + 1. The last token of a sequence was never fed and has no row.
-
-    Attributes:
-        shared: uint8 or uint16 (S, layers, top_k), the rows of the prompt's first S tokens; one array for all samples
-            of a group.
-        own: of the same dtype (P + R - 1 - S, layers, top_k), the rows after them.
-        valid: bool (P + R - 1,), False on rows that must not be replayed: missing, damaged, or of other weights.
-    """
-
-    shared: np.ndarray
-    own: np.ndarray
-    valid: np.ndarray
-
-    def __post_init__(self) -> None:
-        if self.shared.shape[1:] != self.own.shape[1:] or self.shared.dtype != self.own.dtype:
-            raise ValueError(
-                f"routes of a prompt {self.shared.dtype}{self.shared.shape} and of what follows "
-                f"{self.own.dtype}{self.own.shape} differ in dtype, layers or experts"
-            )
-        if len(self.valid) != len(self):
-            raise ValueError(f"{len(self)} rows of routes but {len(self.valid)} marks of validity")
-
-    def __len__(self) -> int:
-        return len(self.shared) + len(self.own)
 
 
 @dataclass(frozen=True)

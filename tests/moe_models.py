@@ -92,7 +92,7 @@ def make_model(family: str, seed: int = 0, dtype: torch.dtype = torch.float32, *
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from rlpost.data import make_tokenizer
-    from rlpost.learner.routing import find_routers
+    from rlpost.learner.replay import find_routers
 
     tokenizer = make_tokenizer(CHARACTERS)
     config = AutoConfig.for_model(

@@ -11,7 +11,8 @@ from rich.table import Table
 from rlpost.cluster import placement_plan
 from rlpost.config import Config
 from rlpost.exit_codes import DONE
-from rlpost.routing import bytes_per_token, experts_of, hf_config
+from rlpost.models.architecture import experts_of, hf_config
+from rlpost.routing import bytes_per_token
 
 BYTES = {"float32": 4, "bfloat16": 2}
 

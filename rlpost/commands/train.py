@@ -8,8 +8,8 @@ from pathlib import Path
 from rlpost import atomic, checkpoint, cluster
 from rlpost.config import Config, ConfigError, dump, load
 from rlpost.exit_codes import DONE, NOTHING_TO_DO, PREEMPTED
+from rlpost.models.architecture import check_experts
 from rlpost.observe import Recorder, RunFolder
-from rlpost.routing import check_experts
 
 
 def start(config: Config, command: list[str]) -> int:

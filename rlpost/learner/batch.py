@@ -19,7 +19,7 @@ from rlpost.types import Sample
 if TYPE_CHECKING:
     import torch
 
-    from rlpost.learner.routing import Replay, RouteGrid
+    from rlpost.learner.replay import Replay, RouteGrid
 
 Layout = Literal["packed", "padded"]
 
@@ -436,7 +436,7 @@ class Grid:
         """Routes that tell no token what to choose, for the routers of `replay`."""
         import torch
 
-        from rlpost.learner.routing import RouteGrid
+        from rlpost.learner.replay import RouteGrid
 
         return RouteGrid(
             rows=torch.zeros(0, len(replay.layers), replay.top_k, dtype=torch.uint8, device=self.real.device),
@@ -505,7 +505,7 @@ def _route_grid(batch: Batch, whence: np.ndarray, real: torch.Tensor) -> RouteGr
     """The routes of a grid whose tokens are those of the batch at `whence`, int64 (tokens,); -1 on padding."""
     import torch
 
-    from rlpost.learner.routing import RouteGrid
+    from rlpost.learner.replay import RouteGrid
 
     if batch.routes is None or batch.route_index is None:
         return None

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 if TYPE_CHECKING:
-    from rlpost.learner.routing import Replay, RouteGrid, RouterStats
+    from rlpost.learner.replay import Replay, RouteGrid, RouterStats
 
 
 class LogProbs(NamedTuple):

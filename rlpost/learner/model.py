@@ -99,14 +99,6 @@ def add_lora(model: PreTrainedModel, lora: Lora) -> None:
         )
 
 
-def moe_blocks(model: nn.Module) -> list[type[nn.Module]]:
-    """The classes of the layers that hold a router and its experts; [] of a dense model."""
-    from rlpost.learner.routing import is_router
-
-    parents = (m for m in model.modules() if any(is_router(child) for child in m.children()))
-    return list({type(m): None for m in parents})
-
-
 def checkpoint_tensors(
     model: PreTrainedModel, keep: bool, dtype: torch.dtype, device: str | None = "cpu"
 ) -> dict[str, torch.Tensor]:

@@ -107,8 +107,9 @@ class LearnerRank:
 
         from rlpost.learner.deepspeed_config import deepspeed_config
         from rlpost.learner.logprobs import Policy, TokenLogProbs
-        from rlpost.learner.model import load_model, moe_blocks
+        from rlpost.learner.model import load_model
         from rlpost.learner.references import References
+        from rlpost.learner.replay import moe_blocks
         from rlpost.objective import Objective as Terms
 
         torch.set_num_threads(spec.threads)
@@ -165,7 +166,7 @@ class LearnerRank:
         Raises:
             UnsupportedRouterError: replay is asked for and cannot be had.
         """
-        from rlpost.learner.routing import Replay, UnsupportedRouterError, is_router
+        from rlpost.learner.replay import Replay, UnsupportedRouterError, is_router
 
         wanted = self.spec.routing.replay != "off"
         if not wanted and not any(is_router(m) for m in model.modules()):
@@ -226,7 +227,8 @@ class LearnerRank:
         import deepspeed
 
         from rlpost.learner.logprobs import Policy, TokenLogProbs
-        from rlpost.learner.model import load_model, moe_blocks
+        from rlpost.learner.model import load_model
+        from rlpost.learner.replay import moe_blocks
 
         model = load_model(path, self.spec.model, trainable=movable).eval().requires_grad_(False)
         anchor = Policy(model, self.spec.learner.logits_chunk_tokens)
@@ -298,7 +300,7 @@ class LearnerRank:
         """
         import torch
 
-        from rlpost.learner.routing import RouterStats
+        from rlpost.learner.replay import RouterStats
 
         meter, replay = Meter(), self.engine.module.replay
         # What the routers did in this update. Every rank adds its part to the sum, also one that was dealt nothing.

@@ -21,9 +21,10 @@ import numpy as np
 from rlpost.cluster import set_thread_environment
 from rlpost.config.checks import refuse_engine_args
 from rlpost.faults import failpoint
-from rlpost.rollout import routes
+from rlpost.rollout import capture
 from rlpost.rollout.request import EngineSpec, SampleRequest
-from rlpost.types import FinishReason, Rollout, Routes
+from rlpost.routing import Routes
+from rlpost.types import FinishReason, Rollout
 from rlpost.weights import Probe
 
 
@@ -64,7 +65,7 @@ class Engine:
         self._broken: BaseException | None = None
         self._generated_tokens = 0
         self._busy_seconds = 0.0
-        self._layout: routes.Layout | None = None
+        self._layout: capture.Layout | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     async def start(self) -> dict[str, Any]:
@@ -236,19 +237,19 @@ class Engine:
             # A prompt cut in chunks rewinds its seeded generator, which a CPU generator cannot do.
             arguments |= dict(enable_chunked_prefill=False, max_num_batched_tokens=max(4096, s.max_model_len))
         if s.capture_routes:
-            routes.refuse_version(vllm.__version__)
+            capture.refuse_version(vllm.__version__)
             refuse_engine_args(s.engine_args)
             arguments["enable_return_routed_experts"] = True
         engine_args = EngineArgs(**{**arguments, **s.engine_args})
         if s.capture_routes:
-            routes.refuse_dense(engine_args.create_model_config().get_num_experts(), s.path)
+            capture.refuse_dense(engine_args.create_model_config().get_num_experts(), s.path)
         self._engine = LLMEngine.from_engine_args(engine_args)
         if not s.on_gpu:
             torch.set_num_threads(s.threads)
         self._tokenizer = AutoTokenizer.from_pretrained(s.path, trust_remote_code=s.trust_remote_code)
         self._stop_ids = eos_token_ids(s.path)
         if s.capture_routes:
-            self._layout = self._engine.collective_rpc(routes.find_layout)[0]
+            self._layout = self._engine.collective_rpc(capture.find_layout)[0]
         cache = self._engine.vllm_config.cache_config
         return {
             "kv_tokens": int((cache.num_gpu_blocks or 0) * cache.block_size),
@@ -303,7 +304,7 @@ class Engine:
             if step.finish_reason not in ("stop", "length"):
                 raise RuntimeError(f"vLLM ended request {output.request_id} with {step.finish_reason!r}")
             if group.request.routes:
-                sample.routes = routes.damaged(step.routed_experts, self.version)
+                sample.routes = capture.damaged(step.routed_experts, self.version)
             self._finish(output.request_id, step.finish_reason)
 
     def _give_up_expired(self) -> None:
@@ -327,10 +328,10 @@ class Engine:
         found: list[Routes | None] = [None] * len(group.samples)
         if self._layout is not None and group.request.routes:
             captured = [
-                None if s.finish_reason == "abort" or not s.tokens else routes.Captured(s.routes, len(s.tokens))
+                None if s.finish_reason == "abort" or not s.tokens else capture.Captured(s.routes, len(s.tokens))
                 for s in group.samples
             ]
-            found = routes.group_routes(self._layout, len(group.request.prompt_ids), captured)
+            found = capture.group_routes(self._layout, len(group.request.prompt_ids), captured)
         return [
             Rollout(
                 prompt_id=group.request.prompt_id,

@@ -18,11 +18,12 @@ import torch
 from rlpost.commands.train import check_objective
 from rlpost.config import load
 from rlpost.meter import Meter
+from rlpost.models.architecture import check_experts, experts_of, hf_config
 from rlpost.objective.correction import importance
 from rlpost.objective.mismatch import mismatch_metrics
 from rlpost.objective.types import CreditInputs
 from rlpost.observe import RunFolder
-from rlpost.routing import bytes_per_token, check_experts, experts_of, hf_config
+from rlpost.routing import bytes_per_token
 from tests.conftest import ROOT
 
 LENGTHS = np.array([3, 1, 5, 4])

@@ -23,11 +23,12 @@ from rlpost.credit import credited
 from rlpost.learner.batch import Batch, _used, make_grid, plan
 from rlpost.learner.group import LearnerGroup
 from rlpost.meter import Meter
+from rlpost.models.architecture import check_experts, experts_of, hf_config
 from rlpost.objective import Credit
 from rlpost.observe.alarms import Alarm, Watch
-from rlpost.routing import DamagedRoutesError, admitted, bytes_per_token, check_experts, experts_of, hf_config
+from rlpost.routing import DamagedRoutesError, Routes, admitted, bytes_per_token
 from rlpost.run import engine_spec
-from rlpost.types import Rollout, Routes, Sample
+from rlpost.types import Rollout, Sample
 from tests.conftest import tiny
 
 LAYERS, TOP_K, EXPERTS = 2, 2, 8

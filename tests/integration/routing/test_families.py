@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from rlpost.learner.routing import Replay, RouteGrid
+from rlpost.learner.replay import Replay, RouteGrid
 from rlpost.types import Rollout
 from tests.integration.routing.by_hand import Hand, drift, load, logp_of, moved, prompt_of
 from tests.moe_models import FAMILIES, make_model, save_model

@@ -15,7 +15,8 @@ from rlpost.config import Learner, Model, Objective, Routing
 from rlpost.learner.batch import Batch
 from rlpost.learner.group import LearnerGroup
 from rlpost.learner.rank import LearnerSpec
-from rlpost.types import Routes, Sample
+from rlpost.routing import Routes
+from rlpost.types import Sample
 from tests.integration.test_learner import flat, group
 from tests.moe_models import make_model, save_model
 

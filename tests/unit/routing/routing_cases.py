@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from rlpost.learner.routing import Replay, RouteGrid, RouterStats
+from rlpost.learner.replay import Replay, RouteGrid, RouterStats
 
 VOCABULARY = 60
 

@@ -7,7 +7,7 @@ import torch
 from routing_cases import lay_out, own_choice, random_rows, sequences
 from torch import nn
 
-from rlpost.learner.routing import Replay, RouteGrid, UnsupportedRouterError, find_routers
+from rlpost.learner.replay import Replay, RouteGrid, UnsupportedRouterError, find_routers
 from tests.moe_models import make_model
 
 

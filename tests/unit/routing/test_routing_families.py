@@ -9,8 +9,8 @@ import torch
 from routing_cases import lay_out, random_rows, sequences
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from rlpost.learner.routing import Replay, UnsupportedRouterError, find_routers
-from rlpost.routing import experts_of, is_moe
+from rlpost.learner.replay import Replay, UnsupportedRouterError, find_routers
+from rlpost.models.architecture import experts_of, is_moe
 
 # Every name that a family gives to one of these sizes.
 SIZES: dict[str, Any] = {

@@ -7,7 +7,7 @@ import torch
 from routing_cases import lay_out, sequences
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlpost.learner.routing import find_routers
+from rlpost.learner.replay import find_routers
 from tests.moe_models import CHARACTERS, FAMILIES, make_model, save_model
 
 

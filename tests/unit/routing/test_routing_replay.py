@@ -12,7 +12,7 @@ from routing_cases import by_token, gradients, lay_out, loss, own_choice, random
 
 from rlpost.config import Lora
 from rlpost.learner.model import add_lora
-from rlpost.learner.routing import Replay, find_routers
+from rlpost.learner.replay import Replay, find_routers
 from tests.moe_models import FAMILIES, make_model
 
 ALL = pytest.mark.parametrize("family", FAMILIES)

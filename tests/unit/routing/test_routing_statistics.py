@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from routing_cases import lay_out, own_choice, random_rows, sequences
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rlpost.learner.routing import Replay, RouterStats, find_routers
+from rlpost.learner.replay import Replay, RouterStats, find_routers
 from rlpost.meter import Meter
 from tests.moe_models import FAMILIES, make_model
 

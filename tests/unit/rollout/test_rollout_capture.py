@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rlpost.config.checks import refuse_engine_args
-from rlpost.rollout.routes import (
+from rlpost.rollout.capture import (
     Captured,
     Layout,
     damaged,
@@ -46,7 +46,7 @@ def joined(routes) -> np.ndarray:
 
 
 def test_the_module_needs_no_vllm():
-    code = "import sys, rlpost.rollout.routes; sys.exit(any(m.split('.')[0] in ('vllm', 'torch', 'ray') for m in sys.modules))"
+    code = "import sys, rlpost.rollout.capture; sys.exit(any(m.split('.')[0] in ('vllm', 'torch', 'ray') for m in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

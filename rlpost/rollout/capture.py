@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from rlpost.faults import failpoint
-from rlpost.types import Routes
+from rlpost.routing import Routes
 
 TRIED_VERSIONS = ("0.30.",)
 

@@ -80,6 +80,12 @@ def find_routers(model: nn.Module) -> dict[int, nn.Module]:
     return {number: module for number, (_, module) in sorted(found.items())}
 
 
+def moe_blocks(model: nn.Module) -> list[type[nn.Module]]:
+    """The classes of the layers that hold a router and its experts; [] of a dense model."""
+    parents = (m for m in model.modules() if any(is_router(child) for child in m.children()))
+    return list({type(m): None for m in parents})
+
+
 class RouterStats:
     """Sums over the real tokens of one forward, or of several added up; on the model's device until `meter`.
 
