@@ -206,7 +206,7 @@ def evaluation(folder: RunFolder) -> dict[str, list[float]]:
 def measured(folder: RunFolder) -> dict[str, float]:
     """The last evaluation of a run in numbers, and what it took.
 
-    Beside what `rlpost.evaluation` measures: `steps`; `setup_seconds`, all before the first step; `step_seconds`, the
+    Beside what `rlpost.run.evaluation` measures: `steps`; `setup_seconds`, all before the first step; `step_seconds`, the
     mean over steps; `length`, the mean number of tokens in the responses of the last five steps, sampled to learn from.
     """
     numbers = {name: interval[0] for name, interval in evaluation(folder).items()}

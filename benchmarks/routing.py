@@ -316,7 +316,7 @@ def open_engine(config: Config, folder: str, capture: bool) -> dict[str, Any]:
     """Load the real engine into this process. Returns its `routing` (`Engine.start`)."""
     global _engine
     from rlpost.rollout.engine import Engine
-    from rlpost.run import engine_spec
+    from rlpost.run.start import engine_spec
 
     _engine = Engine(replace(engine_spec(config, folder), capture_routes=capture))
     return dict(_engine._load())

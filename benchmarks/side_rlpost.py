@@ -21,7 +21,7 @@ def measure(workload: Workload) -> tuple[str, list[Step]]:
     from rlpost.loop import train
     from rlpost.observe import Recorder, RunFolder
     from rlpost.observe.sinks import read_metrics
-    from rlpost.run import running
+    from rlpost.run.start import running
 
     # Ray's workers give way to every other process unless told not to; the other sides' processes do not.
     os.environ.update(RAY_worker_niceness="0")

@@ -8,19 +8,19 @@ the prompts of the next s steps are already being sampled while the learner lear
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from rlpost.credit import Lesson, credited
 from rlpost.data import still_missing
 from rlpost.faults import failpoint
 from rlpost.learner.batch import Batch
 from rlpost.rollout.request import sample_seed
+from rlpost.run.clock import Clock
+from rlpost.run.credit import Lesson, credited
 from rlpost.types import Group
 
 if TYPE_CHECKING:
-    from rlpost.run import Run
+    from rlpost.run.training import Run
 
 
 def train(run: Run) -> None:
@@ -137,21 +137,3 @@ def settle(run: Run, groups: Sequence[Group], kept: Sequence[Group]) -> None:
         account.consumed += used
         account.dropped += len(g.rollouts) - used
     account.check()
-
-
-class Clock:
-    """Seconds by phase of a step."""
-
-    def __init__(self) -> None:
-        self._started = self._lap = time.monotonic()
-        self._phases: dict[str, float] = {}
-
-    def lap(self, phase: str, until: float | None = None) -> None:
-        """What passed since the last lap, up to `until` (time.monotonic()) or now, was `phase`."""
-        at = max(self._lap, until if until is not None else time.monotonic())
-        self._phases[phase] = at - self._lap
-        self._lap = at
-
-    def seconds(self) -> dict[str, float]:
-        phases = {f"time/{name}": value for name, value in self._phases.items()}
-        return {**phases, "time/total": time.monotonic() - self._started}

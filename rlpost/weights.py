@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -62,25 +62,3 @@ def make_probes(arrays: dict[str, np.ndarray], readable: dict[str, tuple[int, ..
 def _fits(shape: tuple[int, ...], held: tuple[int, ...]) -> bool:
     """Whether the engine's tensor is the checkpoint's, or that with rows of padding (a vocabulary) behind it."""
     return len(shape) == len(held) and shape[1:] == held[1:] and 0 < shape[0] <= held[0]
-
-
-# The two below run inside vLLM's workers, through its `collective_rpc`.
-
-
-def readable(worker: Any) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors an engine keeps as they are in the checkpoint: embeddings, norms, biases.
-
-    Others are fused, sharded or packed for a kernel (an empty tensor is left behind), and have other names or shapes.
-    """
-    held = worker.model_runner.get_model().named_parameters()
-    return {name: tuple(tensor.shape) for name, tensor in held if tensor.numel()}
-
-
-def wrong_probes(worker: Any, probes: dict[str, Probe]) -> list[str]:
-    """Names of the probed tensors whose bytes the engine does not hold."""
-    held = dict(worker.model_runner.get_model().named_parameters())
-    return [
-        name
-        for name, probe in probes.items()
-        if name not in held or checksum(to_numpy(held[name].data[: probe.shape[0]].cpu())) != probe.checksum
-    ]

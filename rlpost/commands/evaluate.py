@@ -14,12 +14,12 @@ from rlpost import checkpoint, cluster
 from rlpost.atomic import write_json
 from rlpost.config import Config, ConfigError, load, parse
 from rlpost.data import load_prompts, load_tokenizer
-from rlpost.evaluation import evaluate, pass_at
 from rlpost.exit_codes import DONE
 from rlpost.observe import RunFolder
 from rlpost.observe.console import Console
 from rlpost.rollout.request import Sampling
 from rlpost.rollout.sampler import GroupSampler
+from rlpost.run.evaluation import evaluate, pass_at
 from rlpost.verify import open_pool
 from rlpost.verify.references import checker
 
@@ -58,7 +58,7 @@ def run(request: Request) -> int:
     prompts = (sets.test or sets.train)[: request.limit]
     console.info(f"{model}: {len(prompts)} prompts x {samples} samples x {len(request.seeds)} seed(s)")
 
-    from rlpost.run import start_fleet
+    from rlpost.run.start import start_fleet
 
     judge = config.verifiers[0].name
     per_seed: dict[int, dict[str, Any]] = {}

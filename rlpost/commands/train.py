@@ -50,7 +50,7 @@ def warm_up(config: Config, command: list[str]) -> int:
     if config.warmup is None:
         raise ConfigError("rlpost sft needs a `warmup` section: its data, steps and learning rate")
     with _new_run(config, command) as recorder, cluster.connected(config):
-        from rlpost.prepare import base_model, supervise
+        from rlpost.run.base import base_model, supervise
 
         start_from = base_model(config.model_copy(update={"warmup": None}), recorder)
         target = recorder.folder.path / "model"
@@ -61,7 +61,7 @@ def warm_up(config: Config, command: list[str]) -> int:
 
 def check_objective(config: Config) -> None:
     """Build every role once, so that a wrong parameter or a broken file is refused before anything starts."""
-    from rlpost.roles import Roles
+    from rlpost.run.roles import Roles
 
     Roles(config)
     check_experts(config)
@@ -110,14 +110,14 @@ def _new_run(config: Config, command: list[str]) -> Recorder:
 
 def _from_the_start(config: Config, recorder: Recorder) -> int:
     with recorder, cluster.connected(config):
-        from rlpost.prepare import base_model
+        from rlpost.run.base import base_model
 
         return _train(config, recorder, base_model(config, recorder), resume=None)
 
 
 def _train(config: Config, recorder: Recorder, base: str, resume: checkpoint.Checkpoint | None) -> int:
     from rlpost.loop import train
-    from rlpost.run import running
+    from rlpost.run.start import running
 
     with running(config, recorder, base, resume) as run:
         # What was overridden on resume holds for good, but not before the checkpoint was found to fit it.

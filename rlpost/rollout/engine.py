@@ -22,6 +22,7 @@ from rlpost.cluster import set_thread_environment
 from rlpost.config.checks import refuse_engine_args
 from rlpost.faults import failpoint
 from rlpost.rollout import capture
+from rlpost.rollout import probes as read_back
 from rlpost.rollout.request import EngineSpec, SampleRequest
 from rlpost.routing import Routes
 from rlpost.types import FinishReason, Rollout
@@ -123,10 +124,8 @@ class Engine:
         await self._do(load)
 
     async def readable(self) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of the tensors whose bits can be read back: see `rlpost.weights.readable`."""
-        from rlpost.weights import readable
-
-        return await self._do(lambda: self._engine.collective_rpc(readable)[0])
+        """Names and shapes of the tensors whose bits can be read back: see `rlpost.rollout.probes.readable`."""
+        return await self._do(lambda: self._engine.collective_rpc(read_back.readable)[0])
 
     async def accept_version(self, version: int, probes: dict[str, Probe] | None) -> None:
         """Serve as `version`, if the tensors held are the learner's. None skips that check: only a failpoint may.
@@ -139,9 +138,7 @@ class Engine:
         """
 
         def accept() -> None:
-            from rlpost.weights import wrong_probes
-
-            found = self._engine.collective_rpc(wrong_probes, args=(probes,)) if probes is not None else []
+            found = self._engine.collective_rpc(read_back.wrong_probes, args=(probes,)) if probes is not None else []
             wrong = sorted({name for worker in found for name in worker})
             if wrong:
                 raise StaleEngineError(

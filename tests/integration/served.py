@@ -10,10 +10,10 @@ import numpy as np
 from rlpost.config import parse
 from rlpost.learner.batch import Batch
 from rlpost.learner.group import LearnerGroup
-from rlpost.roles import Roles
 from rlpost.rollout.fleet import Fleet
 from rlpost.rollout.request import SampleRequest, Sampling, sample_seed
-from rlpost.run import engine_spec, learner_spec
+from rlpost.run.roles import Roles
+from rlpost.run.start import engine_spec, learner_spec
 from rlpost.types import Rollout, Sample
 from tests.conftest import tiny
 

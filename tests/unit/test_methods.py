@@ -28,7 +28,7 @@ from rlpost.objective import (
     Credit,
     Objective,
 )
-from rlpost.roles import Roles
+from rlpost.run.roles import Roles
 from tests.conftest import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -116,7 +116,7 @@ def test_every_part_of_a_method_over_its_base_can_be_built(file: Path):
 @each
 def test_a_likelihood_reward_and_what_the_run_wants_of_the_learner_can_be_built(file: Path):
     from rlpost.data import make_tokenizer
-    from rlpost.likelihood import LikelihoodReward
+    from rlpost.run.likelihood import LikelihoodReward
 
     found = over_base(file)
     if found.objective.likelihood is not None:

@@ -19,7 +19,6 @@ from rlpost import cli, exit_codes
 from rlpost.commands import evaluate
 from rlpost.commands.plan import routes_plan
 from rlpost.config import ConfigError, Experts, load, parse
-from rlpost.credit import credited
 from rlpost.learner.batch import Batch, _used, make_grid, plan
 from rlpost.learner.group import LearnerGroup
 from rlpost.meter import Meter
@@ -27,7 +26,8 @@ from rlpost.models.architecture import check_experts, experts_of, hf_config
 from rlpost.objective import Credit
 from rlpost.observe.alarms import Alarm, Watch
 from rlpost.routing import DamagedRoutesError, Routes, admitted, bytes_per_token
-from rlpost.run import engine_spec
+from rlpost.run.credit import credited
+from rlpost.run.start import engine_spec
 from rlpost.types import Rollout, Sample
 from tests.conftest import tiny
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from rlpost import config
-from rlpost.run import check_sandbox
+from rlpost.run.start import check_sandbox
 from rlpost.verify import VerifierError, VerifierPool, isolation
 from rlpost.verify import sandbox as sandboxes
 from rlpost.verify.sandbox import Probe, SandboxError, core, sandbox

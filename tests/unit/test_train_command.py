@@ -10,8 +10,9 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-import rlpost.prepare
-import rlpost.run
+import rlpost.run.base
+import rlpost.run.start
+import rlpost.run.training
 from rlpost import checkpoint, cluster
 from rlpost.cli import run
 from rlpost.config import load
@@ -71,8 +72,8 @@ def script(monkeypatch) -> dict[str, object]:
             made.advance()
 
     monkeypatch.setattr(cluster, "connected", lambda config: nullcontext())
-    monkeypatch.setattr(rlpost.prepare, "base_model", lambda config, recorder: "base")
-    monkeypatch.setattr(rlpost.run, "running", running)
+    monkeypatch.setattr(rlpost.run.base, "base_model", lambda config, recorder: "base")
+    monkeypatch.setattr(rlpost.run.start, "running", running)
     monkeypatch.setattr("rlpost.loop.train", train)
     return told
 
@@ -203,9 +204,9 @@ def test_ranks_that_do_not_see_the_folder_are_named_before_anything_is_written(t
         prompts=None,
         config=SimpleNamespace(rollout=SimpleNamespace(max_tokens=4)),
     )
-    monkeypatch.setattr(rlpost.run, "probe_batch", lambda *_: None)
+    monkeypatch.setattr(rlpost.run.training, "probe_batch", lambda *_: None)
     with pytest.raises(checkpoint.CheckpointError, match=r"rank 1 on node-7.*all nodes share"):
-        rlpost.run.Run.save(made)
+        rlpost.run.training.Run.save(made)
 
 
 def test_what_the_optimizer_is_told_once_is_told_again_after_its_old_state_was_loaded(tmp_path):

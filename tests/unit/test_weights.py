@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from rlpost.weights import PROBED_TENSORS, checksum, make_probes, readable, to_numpy, to_tensor, wrong_probes
+from rlpost.rollout.probes import readable, wrong_probes
+from rlpost.weights import PROBED_TENSORS, checksum, make_probes, to_numpy, to_tensor
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -9,10 +9,10 @@ import pytest
 
 from rlpost import config
 from rlpost.config import Alarms
-from rlpost.evaluation import evaluate
 from rlpost.observe import Alarm, Watch
 from rlpost.rollout.request import Sampling
-from rlpost.run import verdict_metrics
+from rlpost.run.evaluation import evaluate
+from rlpost.run.metrics import verdict_metrics
 from rlpost.types import Group, Prompt, Rollout, Verdict
 from rlpost.verify import VerifierPool
 

@@ -46,7 +46,7 @@ def test_a_verdict_says_in_what_its_program_ran_and_one_without_a_program_does_n
 
 
 def test_the_metric_of_a_step_is_the_worst_tier_of_its_verdicts():
-    from rlpost.run import verdict_metrics
+    from rlpost.run.metrics import verdict_metrics
     from rlpost.types import Group, Verdict
 
     def rollout(number, *tiers):

@@ -13,9 +13,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rlpost.learner.model import DTYPES, checkpoint_tensors
 from rlpost.rollout.engine import Engine
+from rlpost.rollout.probes import readable
 from rlpost.rollout.request import EngineSpec, SampleRequest, Sampling
 from rlpost.types import Rollout
-from rlpost.weights import make_probes, readable, to_numpy
+from rlpost.weights import make_probes, to_numpy
 from tests.conftest import merge
 
 BLOCK = 32

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from rlpost.config import Objective as Settings
-from rlpost.credit import credited
 from rlpost.learner.batch import Batch
 from rlpost.objective import Credit, Denominators, LossInputs, Objective, TermInputs
+from rlpost.run.credit import credited
 from rlpost.types import Sample
 
 ARMS, RIGHT = 5, (0, 1, 2)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rlpost.config import ConfigError, Likelihood
 from rlpost.data import DataError, make_tokenizer
 from rlpost.learner.batch import Batch
-from rlpost.likelihood import LikelihoodReward
+from rlpost.run.likelihood import LikelihoodReward
 from rlpost.types import Group, Prompt, Rollout, Sample
 
 MARKER, CLOSE = "<answer>", "</answer>"

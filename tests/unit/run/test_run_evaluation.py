@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from rlpost.config import Alarms, parse
-from rlpost.evaluation import Results, evaluate, pass_at
 from rlpost.observe import Alarm
 from rlpost.rollout.request import Sampling
-from rlpost.run import Run
+from rlpost.run.evaluation import Results, evaluate, pass_at
+from rlpost.run.training import Run
 from rlpost.types import Group, Prompt, Rollout, Verdict
 from tests.conftest import tiny
 

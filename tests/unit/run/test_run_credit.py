@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from rlpost.config import ConfigError, Objective
-from rlpost.credit import credited
 from rlpost.learner.batch import Batch
 from rlpost.objective import Credit
+from rlpost.run.credit import credited
 from rlpost.types import Sample
 
 

@@ -4,9 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from rlpost import prepare
 from rlpost.config import parse
 from rlpost.observe.console import Console
+from rlpost.run import base
 from tests.conftest import tiny
 
 
@@ -23,11 +23,11 @@ def taught(tmp_path, monkeypatch):
         into.mkdir(parents=True)
         (into / "config.json").write_text("{}")
 
-    monkeypatch.setattr(prepare, "_teach", teach)
+    monkeypatch.setattr(base, "_teach", teach)
     recorder = SimpleNamespace(console=Console("plain", 0))
 
     def ask(**changes) -> list[int]:
-        prepare.base_model(parse(tiny(runs_dir=str(tmp_path), **changes)), recorder)
+        base.base_model(parse(tiny(runs_dir=str(tmp_path), **changes)), recorder)
         return given
 
     return ask

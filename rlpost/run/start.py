@@ -1,0 +1,158 @@
+"""The parts of a run, started together and taken down again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from rlpost import checkpoint, cluster
+from rlpost.config import Config, ConfigError
+from rlpost.data import load_prompts, load_tokenizer
+from rlpost.learner.group import LearnerGroup
+from rlpost.learner.rank import LearnerSpec
+from rlpost.observe import Recorder
+from rlpost.rollout.fleet import Fleet
+from rlpost.rollout.request import EngineSpec
+from rlpost.run.lab import RunLab
+from rlpost.run.likelihood import LikelihoodReward
+from rlpost.run.roles import Roles
+from rlpost.run.signals import stop_signals
+from rlpost.run.training import Run
+from rlpost.types import Prompt
+from rlpost.verify import VerifierPool, open_pool
+from rlpost.verify.references import checker
+from rlpost.verify.remote import ClusterPool
+
+
+@contextmanager
+def running(config: Config, recorder: Recorder, base: str, resume: checkpoint.Checkpoint | None) -> Iterator[Run]:
+    """All parts of a run, started; taken down on the way out, whatever happened.
+
+    Args:
+        base: folder or id of the weights the run started from.
+        resume: continue from this checkpoint.
+    """
+    console = recorder.console
+    roles = Roles(config)
+    tokenizer = load_tokenizer(base, config.model.trust_remote_code)
+    prompts = load_prompts(config.data, tokenizer, config.seed, checker(config.verifiers, config.verifier_pool))
+    for line in prompts.report.lines():
+        console.info(line)
+    likelihood = None
+    if config.objective.likelihood is not None:
+        likelihood = LikelihoodReward(config.objective.likelihood, tokenizer)
+        check_answers_fit(config, likelihood, prompts.train)
+    with ExitStack() as stack:
+        console.phase("starting verifiers, engines and learner")
+        placement = cluster.place(config)
+        pool = open_pool(config.verifiers, config.verifier_pool, config.cluster.start_deadline)
+        stack.enter_context(pool)
+        check_sandbox(pool, recorder)
+        fleet = start_fleet(config, base, placement)
+        stack.callback(fleet.shutdown)
+        learner = start_learner(config, learner_spec(config, roles, base, tokenizer.pad_token_id), placement)
+        stack.callback(learner.shutdown)
+        model, engine = learner.ready(), fleet.ready()
+        check_same_routers(config, model["routing"], engine.get("routing"))
+        fleet.connect(learner)
+        console.info(
+            f"learner: {model['parameters'] / 1e6:.1f} M parameters ({model['trainable'] / 1e6:.1f} M trained) on "
+            f"{config.learner.ranks} rank(s), ZeRO {config.learner.zero_stage}, {config.model.dtype}; engines: "
+            f"{config.rollout.engines}, {config.rollout_dtype}, {engine['kv_tokens']:,} cached tokens each"
+        )
+        run = Run(config, recorder, prompts, learner, fleet, pool, base, tokenizer, roles, likelihood)
+        run.strategy.attach(RunLab(run))
+        if resume is not None:
+            run.restore(resume)
+        fleet.sync(learner, run.version, config.rollout_dtype)
+        if resume is None:
+            run.strategy.prepare(RunLab(run))
+        with stop_signals(run):
+            yield run
+
+
+def check_sandbox(pool: VerifierPool | ClusterPool, recorder: Recorder) -> None:
+    """Say what programs run in, where a verifier runs any; the pool has refused to start where that is not safe."""
+    if (found := pool.sandbox) is not None:
+        recorder.console.info(f"sandbox: tier {found['tier']}; in force: {', '.join(found['layers'])}")
+
+
+def check_answers_fit(config: Config, likelihood: LikelihoodReward, prompts: Sequence[Prompt]) -> None:
+    """Refuse, before anything is sampled, reference answers that a micro-batch could not hold."""
+    longest = likelihood.longest(prompts, config.rollout.max_tokens)
+    room = config.learner.longest
+    if longest > room:
+        raise ConfigError(
+            f"prompt, response and reference answer may come to {longest} tokens, more than learner.row_tokens or "
+            f"learner.tokens_per_micro_batch ({room}): raise it"
+        )
+
+
+def check_same_routers(config: Config, learner: dict[str, Any] | None, engine: dict[str, Any] | None) -> None:
+    """Refuse to replay between an engine and a learner that number layers or experts differently."""
+    if config.routing.replay == "r3" and learner != engine:
+        raise RuntimeError(
+            f"routing.replay: r3, but the engine's mixture-of-experts layers are {engine} and the learner's {learner}"
+        )
+
+
+def engine_spec(config: Config, path: str, max_model_len: int | None = None) -> EngineSpec:
+    ro = config.rollout
+    return EngineSpec(
+        path=path,
+        dtype=config.rollout_dtype,
+        max_model_len=max_model_len or config.max_sequence_tokens,
+        max_sequences=ro.max_sequences,
+        tensor_parallel=ro.tensor_parallel,
+        enforce_eager=ro.enforce_eager if ro.enforce_eager is not None else not config.on_gpu,
+        prefix_caching=ro.prefix_caching,
+        gpu_memory_utilization=ro.gpu_memory_utilization * (0.5 if config.cluster.colocate else 1.0),
+        kv_cache_gb=ro.kv_cache_gb,
+        threads=cluster.threads(config)[0],
+        weight_transfer=config.weight_transfer,
+        stop_strings=bool(ro.stop),
+        on_gpu=config.on_gpu,
+        trust_remote_code=config.model.trust_remote_code,
+        engine_args=ro.engine_args,
+        capture_routes=config.routing.replay == "r3",
+    )
+
+
+def start_fleet(config: Config, path: str, placement: cluster.Placement, max_model_len: int | None = None) -> Fleet:
+    return Fleet(
+        engine_spec(config, path, max_model_len),
+        placement.engines,
+        cpus=config.cluster.cpus_per_engine,
+        gpus=placement.engine_gpus,
+        sync_deadline=config.rollout.sync_deadline,
+        start_deadline=config.cluster.start_deadline,
+    )
+
+
+def start_learner(config: Config, spec: LearnerSpec, placement: cluster.Placement) -> LearnerGroup:
+    return LearnerGroup(
+        spec,
+        placement.ranks,
+        cpus=config.cluster.cpus_per_rank,
+        gpus=placement.rank_gpus,
+        start_deadline=config.cluster.start_deadline,
+    )
+
+
+def learner_spec(config: Config, roles: Roles, path: str, pad_id: int) -> LearnerSpec:
+    return LearnerSpec(
+        path=path,
+        anchors=roles.anchors(path),
+        model=config.model,
+        learner=config.learner,
+        objective=config.objective,
+        total_steps=config.steps * config.learner.optimizer_steps_per_batch,
+        temperature=config.rollout.temperature,
+        response_limit=config.rollout.max_tokens,
+        pad_id=pad_id,
+        seed=config.seed,
+        on_gpu=config.on_gpu,
+        threads=cluster.threads(config)[1],
+        routing=config.routing,
+    )

@@ -1,0 +1,278 @@
+"""What the loop works on: a run's parts, what it asks of them, and the state of a checkpoint."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rlpost import checkpoint
+from rlpost.config import Config
+from rlpost.data import PromptOrder, PromptSets, fill, judge_group
+from rlpost.learner.batch import Batch
+from rlpost.learner.group import LearnerGroup
+from rlpost.observe import Recorder, Watch
+from rlpost.rollout.fleet import Fleet
+from rlpost.rollout.request import Sampling
+from rlpost.rollout.sampler import GroupSampler
+from rlpost.routing import admitted
+from rlpost.run.credit import Lesson
+from rlpost.run.evaluation import Results, evaluate
+from rlpost.run.metrics import step_metrics
+from rlpost.run.probe import probe_batch, probe_to_json
+from rlpost.types import Group, Prompt, Sample
+
+if TYPE_CHECKING:
+    from rlpost.objective import Move
+    from rlpost.run.likelihood import LikelihoodReward
+    from rlpost.run.roles import Roles
+    from rlpost.verify import VerifierPool
+    from rlpost.verify.remote import ClusterPool
+
+# Evaluation draws from its own stream of seeds, the same at every evaluation: before and after differ by the weights.
+EVALUATION_SEED = 1_000_003
+
+
+class Run:
+    """What `rlpost.loop.train` works on. Made by `rlpost.run.start.running`, which also takes it down again."""
+
+    def __init__(
+        self,
+        config: Config,
+        recorder: Recorder,
+        prompts: PromptSets,
+        learner: LearnerGroup,
+        fleet: Fleet,
+        pool: VerifierPool | ClusterPool,
+        base: str,
+        tokenizer: Any,
+        roles: Roles,
+        likelihood: LikelihoodReward | None,
+    ) -> None:
+        self.config = config
+        self.recorder = recorder
+        self.prompts = prompts
+        self.learner = learner
+        self.fleet = fleet
+        self.pool = pool
+        self.base = base
+        self.tokenizer = tokenizer
+        self.referee = config.verifiers[0].name
+        self.credit, self.references, self.wanted = roles.credit, roles.references, roles.wanted
+        self.likelihood = likelihood
+        self.order = PromptOrder(prompts.train, config.seed, config.data.shuffle)
+        self.strategy = roles.strategy
+        self.strategy.begin(self.order)
+        self.sampler = GroupSampler(fleet, pool, config.seed, config.rollout.deadline)
+        fp32 = config.model.dtype == config.rollout_dtype == "float32"
+        self.watch = Watch(config.alarms, fp32, config.routing.replay)
+        self.sampling = Sampling(
+            temperature=config.rollout.temperature,
+            max_tokens=config.rollout.max_tokens,
+            stop=tuple(config.rollout.stop),
+        )
+        self.step = 0
+        self.version = 0
+        self.submitted = 0
+        self.drawn: dict[int, list[Prompt]] = {}  # by step what is in flight, but for refills
+        self.routing_metrics: dict[str, float] = {}
+        self.stop_requested = False
+
+    def say(self, phase: str) -> None:
+        self.recorder.console.phase(phase)
+
+    # ------------------------------------------------------------------------------------------------- groups
+
+    def judge(self, group: Group) -> str:
+        """ "keep", or why the policy for groups leaves this one out: "no_signal" or "incomplete"."""
+        return judge_group(group.rewards, self.config.data.groups)
+
+    def rewarded(self, groups: Sequence[Group]) -> list[Group]:
+        """These groups with the rewards that need a scoring forward added to those of the verifiers."""
+        if self.likelihood is None:
+            return list(groups)
+        return self.likelihood.apply(groups, self._score_answers)
+
+    def chosen(self, groups: Sequence[Group]) -> list[Group]:
+        """The groups that are learned from, as `data.groups` and a filter of the likelihood reward have it."""
+        judged = [self.judge(g) for g in groups]
+        kept = [groups[i] for i in fill(judged, self.config.learner.prompts_per_step, self.config.data.groups)]
+        if self.likelihood is None:
+            return kept
+        return [g for g, ok in zip(kept, self.likelihood.keep(kept), strict=True) if ok]
+
+    def _score_answers(self, samples: Sequence[Sample]) -> list[np.ndarray]:
+        assert self.config.objective.likelihood is not None
+        scorer = self.config.objective.likelihood.scorer
+        name = "old_logp" if scorer == "learner" else f"anchors.{scorer}"
+        return self.learner.log_probs(Batch.from_samples(samples), name)
+
+    def scored(self, batch: Batch) -> Batch:
+        """The batch with what has to be known of it before the update: log-probs, and routes the learner chose."""
+        scores = self.learner.score(batch, self.wanted)
+        routes = scores.pop("routes", None)
+        batch = batch.carrying(per_token=scores)
+        return batch if routes is None else batch.routed(routes)
+
+    def samples(self, groups: Sequence[Group], step: int) -> list[Sample]:
+        """All that is learned from: the groups' own samples, and what the strategy and the reward add."""
+        samples = self.strategy.samples(groups, self.referee, step)
+        if self.config.routing.replay == "r3":
+            samples, self.routing_metrics = admitted(samples, self.config.routing.invalid)
+        if self.likelihood is None:
+            return samples
+        return self.likelihood.restricted(samples, groups) + self.likelihood.samples(groups)
+
+    # ----------------------------------------------------------------------------------------------- adaptation
+
+    def adapt(self, metrics: dict[str, float]) -> None:
+        """Let coefficients and anchors react to a step that was learned from."""
+        self.credit.observe(metrics)
+        self._move({name: r.after_step(self.step, metrics) for name, r in self.references.items()})
+
+    def _move(self, moves: dict[str, Move | None]) -> None:
+        for name, move in moves.items():
+            if move is not None:
+                if move.why:
+                    self.recorder.console.info(f"step {self.step}: anchor {name} moves to the policy: {move.why}")
+                self.learner.move_anchor(name, move.amount, move.clear_optimizer)
+
+    # ----------------------------------------------------------------------------------------------- evaluation
+
+    def evaluate(self, when: str) -> Results:
+        """pass@k on the held-out prompts with the weights the engines serve; recorded under `when`."""
+        ev = self.config.evaluation
+        self.say(f"evaluating ({when})")
+        results = evaluate(
+            self.sampler,
+            self.prompts.test[: ev.prompts],
+            samples=ev.samples_per_prompt,
+            k=ev.k,
+            sampling=Sampling(ev.temperature, self.config.rollout.max_tokens, ev.top_p, self.sampling.stop),
+            seed=self.config.seed + EVALUATION_SEED,
+            judge=self.referee,
+            alarms=self.config.alarms,
+            step=self.step,
+        )
+        if results.caveat:
+            self.recorder.console.warn(results.caveat)
+        self.recorder.evaluation(when, self.step, results.intervals, results.counts)
+        if self.step:
+            values = {name: interval[0] for name, interval in results.intervals.items()}
+            self._move({name: r.after_evaluation(self.step, values) for name, r in self.references.items()})
+        return results
+
+    # -------------------------------------------------------------------------------------------------- reports
+
+    def report(
+        self,
+        groups: Sequence[Group],
+        kept: Sequence[Group],
+        lesson: Lesson | None,
+        learner: dict[str, float],
+        times: dict[str, float],
+    ) -> None:
+        """Write a finished step's rollouts and metrics, then raise if they set off an alarm."""
+        rollouts = [r for g in groups for r in g.rollouts]
+        credit = lesson.credited if lesson is not None else {}
+        metrics = {
+            **self.pool.stats(),  # since the last step, evaluations included: times, time-outs, restarts
+            **step_metrics(self, groups, kept, lesson, times["time/total"]),  # of this step's own samples
+            **self.strategy.metrics(),
+            **(self.likelihood.metrics() if self.likelihood is not None else {}),
+            **self.routing_metrics,
+            **learner,
+            **times,
+        }
+        self.recorder.rollouts(
+            self.step,
+            rollouts,
+            {g.prompt.id: g.prompt for g in groups},
+            [credit.get((r.group, r.sample)) for r in rollouts],
+            [(r.group, r.sample) in credit for r in rollouts],
+        )
+        self.recorder.step(self.step, metrics)
+        self.watch.check(self.step, metrics)
+
+    # ---------------------------------------------------------------------------------------------- checkpoints
+
+    def save(self) -> None:
+        """Write a checkpoint of this step, then drop the oldest."""
+        self.say("saving a checkpoint")
+        folder = self.recorder.folder.checkpoints
+        probe = probe_batch(self.prompts, self.config.rollout.max_tokens)
+        logp = self.learner.log_probs(probe)
+
+        def fill(draft: Path) -> None:
+            if unshared := self.learner.unshared(draft):
+                raise checkpoint.CheckpointError(unshared)
+            self.learner.save(draft)
+            checkpoint.save_roles(draft, self.roles())
+            (draft / "probe.json").write_text(json.dumps(probe_to_json(probe, logp, self.config.rollout.temperature)))
+
+        checkpoint.write(folder, self.step, self.state_dict(), fill)
+        checkpoint.retain(folder, self.config.checkpoint.keep)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The driver's own state. Samples in flight are made again on resume, of the prompts that were drawn for them."""
+        return {
+            "step": self.step,
+            "version": self.version,
+            "order": self.order.state_dict(),
+            "drawn": {str(step): [p.id for p in prompts] for step, prompts in self.drawn.items()},
+            "watch": self.watch.state_dict(),
+            "sampler": self.sampler.state_dict(),
+            "base": self.base,
+            "ranks": self.config.learner.ranks,
+            "zero_stage": self.config.learner.zero_stage,
+        }
+
+    def roles(self) -> dict[str, Any]:
+        """State of the roles, which may hold arrays: coefficients, anchors' triggers, the data strategy, rewards."""
+        return {
+            "credit": self.credit.state_dict(),
+            "references": {name: r.state_dict() for name, r in self.references.items()},
+            "strategy": self.strategy.state_dict(),
+            "likelihood": self.likelihood.state_dict() if self.likelihood is not None else {},
+        }
+
+    def restore(self, saved: checkpoint.Checkpoint) -> None:
+        """Take up where a checkpoint left off."""
+        state = saved.state()
+        for key in ("ranks", "zero_stage"):
+            now = getattr(self.config.learner, key)
+            if state[key] != now:
+                raise checkpoint.CheckpointError(
+                    f"{saved.path} was written with learner.{key}={state[key]}; optimizer shards cannot be restored "
+                    f"with {now}. Resume with learner.{key}={state[key]}, or start a new run from {saved.model}"
+                )
+        restored = self.learner.load(saved.path)
+        steps = self.config.learner.optimizer_steps_per_batch
+        if restored["optimizer_steps"] > state["step"] * steps:
+            raise checkpoint.CheckpointError(
+                f"{saved.path}: the learner is at optimizer step {restored['optimizer_steps']}, the driver at step "
+                f"{state['step']} with {steps} each"
+            )
+        roles = checkpoint.load_roles(saved.path)
+        self.credit.load_state_dict(roles["credit"])
+        for name, reference in self.references.items():
+            reference.load_state_dict(roles["references"][name])
+        self.strategy.load_state_dict(roles["strategy"])
+        if self.likelihood is not None:
+            self.likelihood.load_state_dict(roles["likelihood"])
+        self.order.load_state_dict(state["order"])
+        by_id = {p.id: p for p in self.order.prompts}
+        self.drawn = {int(step): [by_id[i] for i in ids] for step, ids in state["drawn"].items()}
+        self.watch.load_state_dict(state["watch"])
+        self.sampler.load_state_dict(state["sampler"])
+        self.step = self.submitted = state["step"]
+        self.version = state["version"]
+
+    def kill(self) -> None:
+        """The `driver.kill` failpoint."""
+        os.kill(os.getpid(), signal.SIGKILL)
