@@ -8,7 +8,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help setup quickstart test unit methods extras lint bench clean
+.PHONY: help setup quickstart test nightly unit methods extras lint bench clean
 
 help:            ## show the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -32,6 +32,9 @@ test: lint $(VENV)/.ready  ## all tests: unit, verifiers, faults, integration an
 	$(BIN)/python -m pytest -n 2 tests/unit
 	$(BIN)/python -m pytest -n 3 tests/verify tests/faults
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/integration tests/methods
+
+nightly: methods  ## what takes longer than `make test` may: every method, and tests/nightly
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/nightly
 
 unit: $(VENV)/.ready  ## the unit tests alone (seconds)
 	$(BIN)/python -m pytest -n 2 tests/unit
