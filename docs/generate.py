@@ -18,7 +18,7 @@ TARGET = Path(__file__).parent / "configuration.md"
 INTRODUCTION = """\
 # Configuration
 
-Made from the schema in `rlpost/config.py` by `python docs/generate.py`; do not edit.
+Made from the schema in `rlpost/config/` by `python docs/generate.py`; do not edit.
 
 A run is one YAML file. More than one may be given, later ones over earlier ones, then `key=value` overrides:
 
@@ -26,6 +26,10 @@ A run is one YAML file. More than one may be given, later ones over earlier ones
 rlpost train configs/quickstart.yaml steps=20 learner.lr=1e-4 verifiers.0.name=exact
 ```
 
+- Paths (data, models, `file.py:function`, `runs_dir`, paths among the parameters of a reference, strategy or verifier)
+  may hold `~`, `$VARIABLE` and `${VARIABLE}`; `$$` is a dollar sign, and a variable that is not set is an error.
+  Relative paths start at the current directory. A run's own `config.yaml` has all of these replaced, so that a resume
+  needs no variable.
 - Mappings are merged key by key, but an entry with another name replaces the whole entry; and so is a list's item that is a mapping (`verifiers.0.weight=2`); all else is
   replaced.
 - A key that is not known, or is given twice, is an error that names the nearest known key. `1e-6` is a number.

@@ -11,7 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from rlpost.config.schema import Config
-from rlpost.config.section import Component, ConfigError, Section
+from rlpost.config.section import AtKey, Component, ConfigError, Section
 from rlpost.user_code import nearest
 
 
@@ -140,21 +140,28 @@ def _place_of(place: Any, key: Any) -> Any:
 
 
 def _explain(error: ValidationError, values: Mapping[str, Any], origin: str) -> str:
-    lines = [f"{origin} cannot run:"]
+    return "\n".join([f"{origin} cannot run:", *_problems(error, "")])
+
+
+def _problems(error: ValidationError, above: str) -> Iterable[str]:
+    """One line for each problem; `above` is the key under which the checked section stands."""
     for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"]) or "(whole file)"
-        message = item["msg"].removeprefix("Value error, ")
-        if item["type"] == "extra_forbidden":
-            known = _keys_at(item["loc"][:-1])
+        key = ".".join(filter(None, [above, *(str(part) for part in item["loc"])])) or "(whole file)"
+        cause = item.get("ctx", {}).get("error")
+        while isinstance(cause, AtKey):
+            key, cause = f"{key}.{cause.key}", cause.problem
+        if isinstance(cause, ValidationError):
+            yield from _problems(cause, key)
+        elif item["type"] == "extra_forbidden":
+            known = _keys_at(item["loc"][:-1]) if not above else []
             fix = nearest(str(item["loc"][-1]), known) or f" (known here: {', '.join(sorted(known))})"
-            lines.append(f"  {key}: unknown key, value {item['input']!r}{fix}")
+            yield f"  {key}: unknown key, value {item['input']!r}{fix}"
         elif item["type"] == "missing":
-            lines.append(f"  {key}: missing; it has no default")
+            yield f"  {key}: missing; it has no default"
         elif item["type"] == "value_error":
-            lines.append(f"  {key}: {message}")
+            yield f"  {key}: {cause}"
         else:
-            lines.append(f"  {key}: {message}, got {item['input']!r} ({type(item['input']).__name__})")
-    return "\n".join(lines)
+            yield f"  {key}: {item['msg']}, got {item['input']!r} ({type(item['input']).__name__})"
 
 
 def _keys_at(location: Sequence[str | int]) -> list[str]:

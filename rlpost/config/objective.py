@@ -23,6 +23,7 @@ from rlpost.config.names import (
     UNANCHORED,
     known_name,
 )
+from rlpost.config.paths import Code
 from rlpost.config.section import Aggregation, Coefficient, Component, Named, SampleSource, Section, Selectors
 from rlpost.user_code import nearest
 
@@ -52,7 +53,7 @@ class Weighted(Section):
 class Regularizer(Weighted):
     """A divergence to an anchor, or an entropy, in the loss or in the reward."""
 
-    divergence: str
+    divergence: Code
     coef: Coefficient
     anchor: str = Field("frozen", description="a name in objective.references, or a kind of reference")
     form: Literal["sampled", "generator", "full"] | None = Field(
@@ -70,7 +71,7 @@ class Regularizer(Weighted):
 class Term(Weighted):
     """Another loss beside the policy loss: likelihood of given answers, preferences."""
 
-    loss: str
+    loss: Code
     anchor: str = Field("frozen", description="of losses that compare with one")
 
     @property
@@ -96,7 +97,7 @@ class Likelihood(Section):
     `reference_nll`; the policy loss is held to the tokens of z, or credits the whole response (`credit`).
     """
 
-    name: str
+    name: Code
     marker: str = Field(description="where the answer begins, as the model writes it")
     close: str = Field("", description="what ends the answer")
     weight: float = 1.0

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
 from rlpost.config.checks import check_batch, check_method, check_placement, check_routing
 from rlpost.config.objective import Objective
-from rlpost.config.section import Component, DType, Named, Section, as_component
+from rlpost.config.paths import ConfiguredPath, HubPath, OutputPath
+from rlpost.config.section import AtKey, Component, DType, Named, Section, as_component
 
 
 class CreateModel(Section):
@@ -51,7 +52,7 @@ class Experts(Section):
 class Model(Section):
     """The policy: a folder or a Hugging Face id, or a small one made on the spot."""
 
-    path: str | None = None
+    path: HubPath | None = None
     create: CreateModel | None = None
     dtype: DType = "bfloat16"
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
@@ -77,7 +78,7 @@ class Source(Section):
     """
 
     source: Literal["jsonl", "parquet", "hf", "reasoning_gym"]
-    path: str | None = None
+    path: HubPath | None = None
     name: str | None = Field(None, description="configuration of a Hugging Face data set")
     split: str = "train"
     task: str | None = Field(None, description="reasoning-gym task")
@@ -105,8 +106,12 @@ class Source(Section):
                 raise ValueError(
                     f"a {self.source} source needs `prompt`: the column, or a template such as '{{question}}'"
                 )
-            if self.source != "hf" and not Path(self.path).expanduser().exists():
-                raise ValueError(f"path {self.path!r} does not exist (relative paths start at the current directory)")
+            if self.source != "hf":
+                typed = self.path.typed if isinstance(self.path, ConfiguredPath) else self.path
+                self.path = path = ConfiguredPath(self.path, "file", typed)
+                if not Path(path).exists():
+                    missing = f"{path.shown} does not exist (relative paths start at the current directory)"
+                    raise AtKey("path", ValueError(missing))
         return self
 
 
@@ -173,6 +178,18 @@ class Data(Section):
             raise ValueError("data.holdout as a share must be below 1; give an int for a number of rows")
         if self.bad_rows == "skip" and self.bad_rows_budget == 0:
             raise ValueError("data.bad_rows: skip needs data.bad_rows_budget, the number of rows that may be bad")
+        return self
+
+    @model_validator(mode="after")
+    def _strategy_sources(self) -> Data:
+        """A strategy's own data is a `Source` like any other: refused here, and its path is one of the file's."""
+        extra = self.strategy.model_extra or {}
+        for name, value in extra.items():
+            if isinstance(value, dict) and value.get("source") in get_args(Source.model_fields["source"].annotation):
+                try:
+                    extra[name] = Source.model_validate(value)
+                except ValueError as error:
+                    raise AtKey(f"strategy.{name}", error) from None
         return self
 
 
@@ -410,7 +427,7 @@ class Config(Section):
     """A whole run."""
 
     name: str | None = None
-    runs_dir: str = "runs"
+    runs_dir: OutputPath = "runs"
     seed: int = 0
     steps: int = Field(100, ge=0)
     model: Model

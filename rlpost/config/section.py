@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
+
+from rlpost.config.paths import Code, escaped, expand_parameter
 
 SampleSource = Literal["on_policy", "rehearsal", "success_memory", "pair", "sft", "reference"]
 Aggregation = Literal["seq_mean_token_mean", "token_mean", "seq_mean_token_sum_norm", "seq_mean_token_sum"]
@@ -13,6 +22,18 @@ DType = Literal["float32", "bfloat16"]
 
 class ConfigError(ValueError):
     """A configuration that cannot run. The message names the key, the value, the place and the fix."""
+
+
+class AtKey(ValueError):
+    """What is wrong with a key below the one that is being checked.
+
+    Attributes:
+        key: of the part at fault, from the section that is being checked: `source.path`.
+    """
+
+    def __init__(self, key: str, problem: ValueError) -> None:
+        super().__init__(str(problem))
+        self.key, self.problem = key, problem
 
 
 class Section(BaseModel):
@@ -25,7 +46,29 @@ class Component(Section):
     """A registry entry by name, with its parameters: `grpo`, `{name: ppo_clip, low: 0.2}`, `my_file.py:function`."""
 
     model_config = ConfigDict(extra="allow")
-    name: str
+    name: Code
+
+    @model_validator(mode="after")
+    def _expand_paths(self) -> Component:
+        for parameter, value in (self.model_extra or {}).items():
+            try:
+                self.__pydantic_extra__[parameter] = expand_parameter(self.name, parameter, value)  # type: ignore[index]
+            except ValueError as error:
+                raise AtKey(parameter, error) from None
+        return self
+
+    @model_serializer(mode="wrap")
+    def _paths_as_written(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        plain: dict[str, Any] = serialize(self)
+        for parameter, value in (self.model_extra or {}).items():
+            if isinstance(value, str):
+                plain[parameter] = escaped(value)
+            elif isinstance(value, list):
+                plain[parameter] = [
+                    escaped(item) if isinstance(item, str) else p
+                    for item, p in zip(value, plain[parameter], strict=True)
+                ]
+        return plain
 
     @property
     def params(self) -> dict[str, Any]:

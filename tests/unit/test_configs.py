@@ -143,7 +143,7 @@ def test_a_missing_part_is_named():
 
 def test_data_that_is_not_there_is_named_with_where_it_was_looked_for():
     change = {"data": {"train": {"source": "jsonl", "path": "nowhere.jsonl"}}}
-    assert "data.train: path 'nowhere.jsonl' does not exist (relative paths start at" in refused(tiny(**change))
+    assert "data.train.path: 'nowhere.jsonl' does not exist (relative paths start at" in refused(tiny(**change))
 
 
 def test_a_configuration_file_that_is_not_there_is_named_with_the_nearest_one():
