@@ -79,7 +79,7 @@ class Rollout:
         versions: int32 (R,), the weight version that sampled each token.
         finish_reason: "stop", "length" (hit max_tokens) or "abort" (the engine gave it up: not to be learned from).
         text: the response decoded, without special tokens.
-        seed: the sampling seed, a pure function of (run seed, step, prompt, sample).
+        seed: the sampling seed, a pure function of (run seed, step, prompt, its samples of the step before this one).
         routes: the experts chosen for each token; None when they are not captured.
         verdicts: by verifier name; empty until scored.
         reward: weighted sum of the verdicts' scores; None when not scored or any weighted verdict is unverified.

@@ -36,7 +36,7 @@ class Lab(Protocol):
     def sample(self, prompts: Sequence[Prompt], samples: int) -> list[Group]:
         """Scored groups of these prompts by the policy as it is, outside of training.
 
-        The samples of one call differ in their seeds; those of two calls for the same prompt need not.
+        All samples of a prompt differ in their seeds, those of later calls and of a resumed run too.
         """
 
     def log_probs(self, samples: Sequence[Sample]) -> list[np.ndarray]:

@@ -67,6 +67,8 @@ class EngineSpec:
 def sample_seed(run_seed: int, step: int, prompt_id: str, sample: int) -> int:
     """The seed of one sample: a pure function, so that neither engines nor restarts change what is drawn.
 
+    `sample` counts on over the draws of a prompt within a step, so that a prompt drawn twice gives no copies.
+
     31 bits, since a CPU generator uses no more than 32.
     """
     digest = hashlib.blake2b(f"{run_seed}/{step}/{prompt_id}/{sample}".encode(), digest_size=4).digest()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -53,6 +54,9 @@ class Countdown:
 class GroupSampler:
     """Prompts in, scored groups out.
 
+    A prompt drawn again within a step gets its next samples: the first draw those of numbers 0 to n - 1, the second n
+    to 2 n - 1. So two groups of one prompt are never copies of each other.
+
     Args:
         seed: the run's; a sample's seed depends on it, the step, the prompt and the sample's number alone.
         deadline: seconds one group may take to be sampled.
@@ -66,11 +70,14 @@ class GroupSampler:
         self.account = Account()
         self._next_group = 0
         self._done: dict[int, queue.Queue[Group | BaseException]] = {}
+        self._drawn: dict[int, Counter[str]] = {}  # by step, how many samples of each prompt were asked for
 
     def submit(self, prompt: Prompt, step: int, samples: int, sampling: Sampling) -> None:
         """Start a group for `step`; `collect(step, ...)` will have it."""
         put = self._done.setdefault(step, queue.Queue()).put
-        self._start(prompt, step, samples, sampling, self.seed, put, routes=True)
+        self._start(
+            prompt, step, samples, sampling, self.seed, self._drawn.setdefault(step, Counter()), put, routes=True
+        )
         self.account.submitted += samples
         self.account.running += samples
 
@@ -85,7 +92,7 @@ class GroupSampler:
 
     def forget(self, step: int) -> None:
         """Nothing more is wanted of a step."""
-        del self._done[step]
+        del self._done[step], self._drawn[step]
 
     def state_dict(self) -> dict[str, int]:
         """What was done. Samples still running are not in it: a resumed run samples them again."""
@@ -100,14 +107,26 @@ class GroupSampler:
         consumed, dropped = state["consumed"], state["dropped"]
         self.account = Account(submitted=consumed + dropped, consumed=consumed, dropped=dropped)
 
-    def sample_all(self, prompts: Sequence[Prompt], samples: int, sampling: Sampling, seed: int) -> list[Group]:
+    def sample_all(
+        self,
+        prompts: Sequence[Prompt],
+        samples: int,
+        sampling: Sampling,
+        seed: int,
+        drawn: Counter[str] | None = None,
+    ) -> list[Group]:
         """Sample and score every prompt, outside the training account (evaluation), in the order of `prompts`.
 
         Nothing is learned from these samples: they bring no routes.
+
+        Args:
+            drawn: by prompt id how many samples earlier calls of this seed took, which are added to: this call's
+                differ from theirs. None begins anew, as an evaluation does to be like the one before.
         """
+        drawn = Counter() if drawn is None else drawn
         done: queue.Queue[Group | BaseException] = queue.Queue()
         for prompt in prompts:
-            self._start(prompt, -1, samples, sampling, seed, done.put, routes=False)
+            self._start(prompt, -1, samples, sampling, seed, drawn, done.put, routes=False)
         return self._take(done, len(prompts), "the groups of an evaluation")
 
     def _start(
@@ -117,16 +136,19 @@ class GroupSampler:
         samples: int,
         sampling: Sampling,
         seed: int,
+        drawn: Counter[str],
         put: Callable[[Group | BaseException], None],
         routes: bool,
     ) -> None:
         group_id = self._next_group
         self._next_group += 1
+        first = drawn[prompt.id]
+        drawn[prompt.id] += samples
         request = SampleRequest(
             prompt_id=prompt.id,
             group=group_id,
             prompt_ids=prompt.token_ids,
-            seeds=tuple(sample_seed(seed, step, prompt.id, i) for i in range(samples)),
+            seeds=tuple(sample_seed(seed, step, prompt.id, i) for i in range(first, first + samples)),
             sampling=sampling,
             deadline=self.deadline,
             routes=routes,

@@ -32,7 +32,7 @@ class RunLab:
 
     def sample(self, prompts: Sequence[Prompt], samples: int) -> list[Group]:
         run = self._run
-        return run.sampler.sample_all(prompts, samples, run.sampling, run.config.seed + LAB_SEED)
+        return run.sampler.sample_all(prompts, samples, run.sampling, run.config.seed + LAB_SEED, run.tried)
 
     def log_probs(self, samples: Sequence[Sample]) -> list[np.ndarray]:
         return self._run.learner.log_probs(Batch.from_samples(samples))

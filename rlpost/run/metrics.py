@@ -30,6 +30,7 @@ def step_metrics(
         "length/mean": float(lengths.mean()),
         "length/max": float(lengths.max()),
         "length/truncated": float(np.mean([float(r.finish_reason == "length") for r in rollouts] or [0.0])),
+        "prompts/repeated": len(groups) - len({g.prompt.id for g in groups}),
         "groups/total": len(groups),
         "groups/with_signal": sum(len(set(g.rewards) - {None}) > 1 for g in groups),
         "groups/no_signal": sum(len(set(g.rewards) - {None}) == 1 for g in groups),

@@ -39,6 +39,8 @@ def running(config: Config, recorder: Recorder, base: str, resume: checkpoint.Ch
     prompts = load_prompts(config.data, tokenizer, config.seed, checker(config.verifiers, config.verifier_pool))
     for line in prompts.report.lines():
         console.info(line)
+    for line in repetitions(prompts.train, config.learner.prompts_per_step):
+        console.info(line)
     likelihood = None
     if config.objective.likelihood is not None:
         likelihood = LikelihoodReward(config.objective.likelihood, tokenizer)
@@ -70,6 +72,18 @@ def running(config: Config, recorder: Recorder, base: str, resume: checkpoint.Ch
             run.strategy.prepare(RunLab(run))
         with stop_signals(run):
             yield run
+
+
+def repetitions(prompts: Sequence[Prompt], wanted: int) -> list[str]:
+    """What to say where the data has fewer prompts than a step takes."""
+    have, times = len(prompts), wanted / len(prompts)
+    if times <= 1:
+        return []
+    often = f"{times:g} times" if times == int(times) else f"{int(times)} or {int(times) + 1} times"
+    return [
+        f"data.train has {have} {'prompt' if have == 1 else 'prompts'}, a step takes {wanted}: each is drawn {often} a "
+        "step, with other samples each time"
+    ]
 
 
 def check_sandbox(pool: VerifierPool | ClusterPool, recorder: Recorder) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,6 +81,7 @@ class Run:
         self.version = 0
         self.submitted = 0
         self.drawn: dict[int, list[Prompt]] = {}  # by step what is in flight, but for refills
+        self.tried: Counter[str] = Counter()  # by prompt id, samples that the strategy took outside of steps
         self.routing_metrics: dict[str, float] = {}
         self.stop_requested = False
 
@@ -225,6 +227,7 @@ class Run:
             "version": self.version,
             "order": self.order.state_dict(),
             "drawn": {str(step): [p.id for p in prompts] for step, prompts in self.drawn.items()},
+            "tried": dict(self.tried),
             "watch": self.watch.state_dict(),
             "sampler": self.sampler.state_dict(),
             "base": self.base,
@@ -268,6 +271,7 @@ class Run:
         self.order.load_state_dict(state["order"])
         by_id = {p.id: p for p in self.order.prompts}
         self.drawn = {int(step): [by_id[i] for i in ids] for step, ids in state["drawn"].items()}
+        self.tried = Counter(state["tried"])
         self.watch.load_state_dict(state["watch"])
         self.sampler.load_state_dict(state["sampler"])
         self.step = self.submitted = state["step"]

@@ -86,7 +86,6 @@ class MasteryPartition(Strategy):
         tried = self.order.prompts[: self.prompts]
         mastered: list[tuple[Prompt, np.ndarray]] = []
         for start in range(0, len(tried), self.batch):
-            # The extra response comes with the others: a call of its own might repeat the first one's seed.
             for group in lab.sample(tried[start : start + self.batch], self.tries + 1):
                 *before, extra = group.rollouts
                 right = sum(is_correct(r, lab.judge) for r in before)

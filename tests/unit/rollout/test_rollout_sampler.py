@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from concurrent.futures import Future
 
 import numpy as np
@@ -153,6 +154,44 @@ def test_a_seed_depends_on_run_step_prompt_and_sample_alone():
     others = {sample_seed(*x) for x in ((1, 1, "a", 2), (0, 2, "a", 2), (0, 1, "b", 2), (0, 1, "a", 3))}
     assert len(others | {sample_seed(0, 1, "a", 2)}) == 5
     assert all(0 <= s < 2**31 for s in others)
+
+
+def test_a_prompt_drawn_again_within_a_step_gets_other_samples_and_a_lone_draw_those_it_always_had():
+    fleet = StandInFleet()
+    sampler = GroupSampler(fleet, StandInPool(), seed=5, deadline=30)
+    for step in (1, 2):
+        for name in ("a", "b", "a", "a"):
+            sampler.submit(prompt(name), step, 2, SAMPLING)
+    fleet.answer()
+    seeds = [[r.seed for r in g.rollouts] for g in sampler.collect(1, 4)]
+    assert seeds[1] == [sample_seed(5, 1, "b", i) for i in (0, 1)]
+    assert [s for i in (0, 2, 3) for s in seeds[i]] == [sample_seed(5, 1, "a", i) for i in range(6)]
+    assert len({s for row in seeds for s in row}) == 8
+    sampler.submit(prompt("a"), 1, 2, SAMPLING)  # a refill
+    fleet.answer()
+    assert [r.seed for r in sampler.collect(1, 1)[0].rollouts] == [sample_seed(5, 1, "a", i) for i in (6, 7)]
+    sampler.forget(1)
+    assert [r.seed for r in sampler.collect(2, 4)[0].rollouts] == [sample_seed(5, 2, "a", i) for i in (0, 1)]
+
+
+def test_an_evaluation_of_a_prompt_twice_has_other_samples_and_those_of_the_evaluation_before():
+    fleet = StandInFleet()
+
+    def at_once(request: SampleRequest) -> Future:
+        future = StandInFleet.submit(fleet, request)
+        fleet.answer()
+        return future
+
+    fleet.submit = at_once
+    sampler = GroupSampler(fleet, StandInPool(), seed=0, deadline=30)
+
+    def seeds(drawn: Counter | None = None) -> list[int]:
+        groups = sampler.sample_all([prompt("a"), prompt("a")], 2, SAMPLING, 9, drawn)
+        return [r.seed for g in groups for r in g.rollouts]
+
+    assert seeds() == seeds() == [sample_seed(9, -1, "a", i) for i in range(4)]
+    taken: Counter[str] = Counter()
+    assert seeds(taken) + seeds(taken) == [sample_seed(9, -1, "a", i) for i in range(8)]
 
 
 def test_a_resumed_account_balances_and_group_numbers_go_on():
