@@ -30,6 +30,7 @@ class Prompt:
         reference: what the verifier compares with; never shown to the model.
         completion: a worked example, for supervised warm-up only.
         metadata: other columns of the row, injected into verifiers by name. Plain JSON data.
+        problem: digests of what is asked (`rlpost.data.identity`): prompts that share one are the same problem.
     """
 
     id: str
@@ -38,6 +39,7 @@ class Prompt:
     reference: Any = None
     completion: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    problem: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -139,7 +139,7 @@ def _columns_of_prompts(
     except (DataError, OSError) as error:
         notes.append(f"verifiers get no other columns, the run's data cannot be read again: {error}")
         return {}
-    columns = {prompt.id: prompt.metadata for prompt in [*sets.train, *sets.test]}
+    columns = {prompt.id: prompt.metadata for prompt in [*sets.test, *sets.train]}
     if gone := len({row["prompt_id"] for _, row in rows} - columns.keys()):
         notes.append(f"{gone} prompts are no longer in the run's data, so verifiers get no other columns of theirs")
     return columns

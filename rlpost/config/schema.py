@@ -151,6 +151,24 @@ class Groups(Section):
     )
 
 
+class Identity(Section):
+    """When two prompts are the same problem, so that none is both taught and asked.
+
+    They are when the model reads the same text, or is asked the same within another template. Forms of one character
+    and kinds of quotes and dashes never make a difference, a reference or an id neither.
+    """
+
+    ignore_space: bool = Field(
+        True, description="white space counts between two letters or digits alone, and there as one space"
+    )
+    ignore_case: bool = False
+    ignore_template: bool = Field(
+        True,
+        description="a question is the same whatever stands around it: a system message, data.template, the words of a "
+        "source's own template",
+    )
+
+
 class Data(Section):
     """Prompts to learn from and prompts to be judged by."""
 
@@ -165,6 +183,7 @@ class Data(Section):
     shuffle: bool = Field(True, description="a new order each epoch, by the seed; else the order of the data")
     bad_rows: Literal["error", "skip"] = "error"
     bad_rows_budget: int = Field(0, ge=0, description="with bad_rows: skip, how many rows may be bad")
+    identity: Identity = Identity()
     groups: Groups = Groups()
     strategy: Named = Field(
         Component(name="uniform"), description="which prompts come next and what is learned from beside them"

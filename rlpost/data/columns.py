@@ -41,6 +41,13 @@ class Column:
         except ValueError as error:  # a format such as {x:.2f} that does not suit the value
             raise RowError(f"{self.role} {self.spec!r}: {error}") from error
 
+    def parts_of(self, values: Mapping[str, Any]) -> list[Any]:
+        """The values it is made of: the column's, or those of a template's fields, without the words around them."""
+        if not self._is_template:
+            return [self.of(values)]
+        fields = [field for _, field, _, _ in _FILLER.parse(self.spec) if field is not None]
+        return [_FILLER.get_field(field, (), values)[0] for field in fields]
+
     def text_of(self, values: Mapping[str, Any]) -> str:
         """The value, which must be text with something in it.
 

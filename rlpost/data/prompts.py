@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,8 +14,9 @@ import numpy as np
 from rlpost.config import Data, Source, Template
 from rlpost.data.columns import Column, find
 from rlpost.data.errors import DataError, RowError
+from rlpost.data.identity import Problems, problem_of
 from rlpost.data.report import DataReport, SourceReport, bad_lines
-from rlpost.data.sources import Row, describe, plain, read_rows
+from rlpost.data.sources import Row, dataset, describe, plain, read_rows
 from rlpost.data.tokenizer import unknown_characters
 from rlpost.types import Prompt
 
@@ -36,7 +38,7 @@ Checker = Callable[[Sequence[Prompt]], Sequence[str | None]]
 
 
 def load_prompts(data: Data, tokenizer: PreTrainedTokenizerBase, seed: int, check: Checker | None = None) -> PromptSets:
-    """The train and test prompts of a run; no prompt is in both, by id or by content.
+    """The train and test prompts of a run; no problem is in both (`data.identity`), and no row of one file.
 
     `data.holdout` chooses by a hash of (seed, prompt id), so the choice does not depend on the order of the rows;
     `test` then comes in the order of that hash, and any first part of it is a fair sample. Ids are the configured
@@ -85,12 +87,16 @@ def load_examples(source: Source, data: Data, tokenizer: PreTrainedTokenizerBase
 
 @dataclass(frozen=True)
 class _Draft:
-    """A row that could be read, before the template and the tokenizer; `content` is a digest of what it asks."""
+    """A row that could be read, before the template and the tokenizer.
+
+    `content` is a digest of all that was read of it, `asked` what its prompt is made of.
+    """
 
     number: int
     id: str
     content: str
     text: str
+    asked: list[Any]
     reference: Any
     completion: str | None
     metadata: dict[str, Any]
@@ -98,8 +104,14 @@ class _Draft:
 
 @dataclass(frozen=True)
 class _Item:
+    """A prompt, and for one whose id is a column the data set it is an id of: ids of two sets say nothing of rows."""
+
     prompt: Prompt
-    content: str
+    namespace: str | None
+
+    @property
+    def row(self) -> tuple[str, str] | None:
+        return None if self.namespace is None else (self.namespace, self.prompt.id)
 
 
 def _load(
@@ -116,6 +128,7 @@ def _load(
     drafts = _distinct(rows, _reader(place, source, with_completion), report)
     render = _renderer(data.template, tokenizer)
     texts = [render(draft.text) for draft in drafts]
+    namespace = dataset(source) if source.id is not None else None
     items: list[_Item] = []
     numbers: list[int] = []
     too_long: list[tuple[int, str]] = []
@@ -126,8 +139,9 @@ def _load(
             too_long.append((draft.number, f"{len(ids)} tokens"))
         else:
             token_ids = np.array(ids, dtype=np.int32)
-            prompt = Prompt(draft.id, text, token_ids, draft.reference, draft.completion, draft.metadata)
-            items.append(_Item(prompt, draft.content))
+            problem = problem_of(text, draft.asked, data.identity)
+            prompt = Prompt(draft.id, text, token_ids, draft.reference, draft.completion, draft.metadata, problem)
+            items.append(_Item(prompt, namespace))
             numbers.append(draft.number)
     if check is not None:
         problems = check([item.prompt for item in items])
@@ -135,6 +149,8 @@ def _load(
         items = [item for item, why in zip(items, problems, strict=True) if why is None]
     report.bad.sort()
     report.too_long, report.kept = len(too_long), len(items)
+    if not with_completion and source.source != "reasoning_gym":  # whose problems have many right answers
+        report.notes += _contradictions([item.prompt for item in items])
     _enforce(report, too_long, data)
     return items, report
 
@@ -163,7 +179,7 @@ def _reader(place: str, source: Source, with_completion: bool) -> Callable[[Row]
             metadata |= {"entry": values, "task": source.task}
         content = _digest([text, answer] if example is None else [text, answer, example])
         name = content if identity is None else _configured_id(identity, row)
-        return _Draft(row.number, name, content, text, answer, example, metadata)
+        return _Draft(row.number, name, content, text, [text, prompt.parts_of(values)], answer, example, metadata)
 
     return read
 
@@ -250,6 +266,18 @@ def _enforce(report: SourceReport, too_long: list[tuple[int, str]], data: Data) 
         raise DataError("\n".join([title, *bad_lines(too_long)]))
 
 
+def _contradictions(prompts: Sequence[Prompt]) -> list[str]:
+    """A line where one text is asked with several references: each stays a prompt of its own."""
+    references: dict[str, dict[str, None]] = {}
+    for prompt in prompts:
+        references.setdefault(prompt.problem[0], {})[json.dumps(prompt.reference, sort_keys=True)] = None
+    several = [list(spelled) for spelled in references.values() if len(spelled) > 1]
+    if not several:
+        return []
+    example = " and ".join(text if len(text) <= 60 else text[:57] + "..." for text in several[0][:2])
+    return [f"{len(several)} prompts have more than one reference, such as {example}: one of them may be wrong"]
+
+
 def _hold_out(items: list[_Item], holdout: int | float, seed: int) -> tuple[list[_Item], list[_Item]]:
     """(rest in its order, held out in the order of their hashes)."""
     count = holdout if isinstance(holdout, int) else max(1, round(holdout * len(items)))
@@ -261,7 +289,8 @@ def _hold_out(items: list[_Item], holdout: int | float, seed: int) -> tuple[list
 
 
 def _without_leaks(train: list[_Item], test: Collection[_Item], report: SourceReport) -> list[_Item]:
-    ids, contents = {item.prompt.id for item in test}, {item.content for item in test}
-    clean = [item for item in train if item.prompt.id not in ids and item.content not in contents]
-    report.leaked, report.kept = len(train) - len(clean), len(clean)
-    return clean
+    problems, rows = Problems(item.prompt for item in test), {item.row for item in test} - {None}
+    why = [problems.why(item.prompt) or ("same id" if item.row in rows else None) for item in train]
+    report.also_in_test = Counter(filter(None, why))
+    report.kept = len(train) - report.leaked
+    return [item for item, reason in zip(train, why, strict=True) if reason is None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -18,9 +19,10 @@ class SourceReport:
         bad: (1-based row number, reason) of the rows skipped as bad.
         too_long: prompts over `data.max_prompt_tokens`.
         duplicates: rows whose id and content an earlier row has.
-        leaked: train rows that are also test prompts.
+        also_in_test: train rows whose problem is a test prompt's, by what they have in common with it.
         held_out: train rows set aside by `data.holdout`.
         kept: prompts that remain.
+        notes: what else is to be known of the rows, one line each.
     """
 
     place: str
@@ -29,22 +31,29 @@ class SourceReport:
     bad: list[tuple[int, str]] = field(default_factory=list)
     too_long: int = 0
     duplicates: int = 0
-    leaked: int = 0
+    also_in_test: Counter[str] = field(default_factory=Counter)
     held_out: int = 0
     kept: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def leaked(self) -> int:
+        """Train rows left out for the test's sake."""
+        return self.also_in_test.total()
 
     def lines(self) -> list[str]:
-        """One line of counts, then the first bad rows."""
+        """One line of counts, then the notes and the first bad rows."""
         counts = {
             "kept": self.kept,
             "held out": self.held_out,
             "bad": len(self.bad),
             "too long": self.too_long,
             "duplicates": self.duplicates,
-            "also in test": self.leaked,
+            **{f"also in test ({why})": count for why, count in sorted(self.also_in_test.items())},
         }
         parts = [f"{count} {what}" for what, count in counts.items() if count or what == "kept"]
-        return [f"{self.place} ({self.origin}): {self.rows} rows: {', '.join(parts)}", *bad_lines(self.bad)]
+        first = f"{self.place} ({self.origin}): {self.rows} rows: {', '.join(parts)}"
+        return [first, *(f"  {note}" for note in self.notes), *bad_lines(self.bad)]
 
 
 @dataclass(frozen=True)

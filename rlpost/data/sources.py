@@ -50,6 +50,16 @@ def describe(source: Source) -> str:
     return f"{source.source} {source.task if source.source == 'reasoning_gym' else source.path}"
 
 
+def dataset(source: Source) -> str:
+    """What the rows are rows of: two sources of one file or one data set's split say the same, however it is read."""
+    if source.source == "reasoning_gym":
+        return json.dumps([source.task, source.params, source.seed])
+    path = _path(source)
+    if path.exists():
+        return json.dumps([str(path.resolve()), source.split if path.is_dir() else None])
+    return json.dumps([source.path, source.name, source.split])
+
+
 def plain(value: Any) -> Any:
     """`value` as plain JSON data: tuples become lists, numpy scalars become Python's; mapping keys stay as they are.
 

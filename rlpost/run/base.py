@@ -14,11 +14,13 @@ import numpy as np
 from rlpost import cluster
 from rlpost.config import Config, ConfigError, Learner, Objective, Optimizer, Sft, Term
 from rlpost.data import PromptOrder, encode_completion, load_examples, load_prompts, load_tokenizer
+from rlpost.data.identity import Problems, left_out
 from rlpost.learner.batch import Batch
 from rlpost.learner.group import LearnerGroup
 from rlpost.learner.rank import LearnerSpec
 from rlpost.observe import Recorder
 from rlpost.types import Prompt
+from rlpost.verify.references import checker
 
 
 def base_model(config: Config, recorder: Recorder) -> str:
@@ -122,15 +124,18 @@ def _teach(
 
 def apart_from_test(examples: list[Prompt], config: Config, tokenizer: Any, recorder: Recorder) -> list[Prompt]:
     """Worked examples of problems that are not among the held-out ones: an evaluation must not ask what was taught."""
-    held_out = {p.text for p in load_prompts(config.data, tokenizer, config.seed).test}
-    apart = [p for p in examples if p.text not in held_out]
+    # Which are held out depends on which rows a verifier refuses, where those are skipped.
+    refused = config.data.holdout is not None and config.data.bad_rows == "skip"
+    check = checker(config.verifiers, config.verifier_pool) if refused else None
+    held_out = Problems(load_prompts(config.data, tokenizer, config.seed, check).test, config.data.identity)
+    apart, why = held_out.apart(examples)
     if not apart:
         raise ConfigError(
             "every worked example of warmup.train is a held-out problem of data: nothing is left to teach"
         )
     if len(apart) < len(examples):
         recorder.console.info(
-            f"warmup.train: {len(examples) - len(apart)} examples left out, their problems are held out"
+            f"warmup.train: {why.total()} examples left out, their problems are held out: {left_out(why)}"
         )
     return apart
 

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from rlpost.config import ConfigError, Source
 from rlpost.data.errors import DataError
+from rlpost.data.identity import Problems, left_out
 from rlpost.data.order import PromptOrder
 from rlpost.data.prompts import load_examples
 from rlpost.data.strategy import STRATEGIES, Lab, Strategy, own_group
@@ -57,10 +58,9 @@ class ReplayMixture(Strategy):
             raise DataError(f"data.strategy: replay_mixture: the examples of source cannot be used: {error}") from error
         for line in report.lines():
             lab.say(f"replay mixture: {line}")
-        held_out = {p.text for p in lab.held_out}
-        apart = [p for p in examples if p.text not in held_out]
-        if len(apart) < len(examples):
-            lab.say(f"replay mixture: {len(examples) - len(apart)} examples left out, their problems are held out")
+        apart, why = Problems(lab.held_out, lab.data.identity).apart(examples)
+        if why:
+            lab.say(f"replay mixture: {why.total()} examples left out, their problems are held out: {left_out(why)}")
         if not apart:
             raise DataError("data.strategy: replay_mixture: every example of source is a held-out problem of data")
         self._completions = {p.id: encode_completion(p.completion or "", lab.tokenizer) for p in apart}

@@ -240,7 +240,9 @@ def test_every_row_is_counted_once(load: Load) -> None:
     sets = load(rows, test=_rows(1), bad_rows="skip", bad_rows_budget=1)
     for r in sets.report.sources:
         assert r.rows == r.kept + r.held_out + len(r.bad) + r.too_long + r.duplicates + r.leaked
-    assert sets.report.lines()[0].endswith("10 rows: 5 kept, 1 bad, 1 too long, 2 duplicates, 1 also in test")
+    assert sets.report.lines()[0].endswith(
+        "10 rows: 5 kept, 1 bad, 1 too long, 2 duplicates, 1 also in test (same prompt)"
+    )
 
 
 def test_nothing_to_train_on_or_to_test_on_is_an_error(load: Load) -> None:
