@@ -288,23 +288,23 @@ def _begin(threads: int, log: str) -> None:
 def random_model(config: Config, folder: str) -> None:
     """A model with random weights whose routers neither take all experts alike nor always the same ones."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from rlpost.learner.model import create_model
     from rlpost.learner.replay import find_routers
+    from rlpost.models.create import create_model
+    from rlpost.models.load import load_causal_lm
+    from rlpost.models.source import ModelSource
 
     assert config.model.create is not None
     spec = config.model.create.model_copy(update={"seed": config.seed})
     spec = spec.model_copy(update={"config": {**spec.config, "initializer_range": 0.1}})
     draft = Path(folder + ".draft")
     create_model(spec, draft)
-    model = AutoModelForCausalLM.from_pretrained(draft, dtype=torch.float32)
+    model = load_causal_lm(ModelSource(str(draft)), torch.float32)
     torch.manual_seed(config.seed)
     with torch.no_grad():
         for router in find_routers(model).values():
             router.weight.normal_(std=2 / math.sqrt(router.weight.shape[1]))  # logits of about +-2
     model.save_pretrained(draft)
-    AutoTokenizer.from_pretrained(draft).save_pretrained(draft)
     draft.rename(folder)
 
 
@@ -324,9 +324,12 @@ def open_engine(config: Config, folder: str, capture: bool) -> dict[str, Any]:
 
 def prompts_of(config: Config, folder: str, count: int) -> list[np.ndarray]:
     """int32, the first held-out prompts."""
-    from rlpost.data import load_prompts, load_tokenizer
+    from rlpost.data import load_prompts
+    from rlpost.models.load import load_tokenizer
+    from rlpost.models.source import ModelSource
 
-    return [p.token_ids for p in load_prompts(config.data, load_tokenizer(folder, False), config.seed).test[:count]]
+    tokenizer = load_tokenizer(ModelSource(folder))
+    return [p.token_ids for p in load_prompts(config.data, tokenizer, config.seed).test[:count]]
 
 
 def sample(prompts: Sequence[np.ndarray], samples: int, tokens: int, seed: int) -> tuple[list[Rollout], float]:
@@ -358,9 +361,10 @@ def learner_view(config: Config, folder: str, rollouts: Sequence[Rollout]) -> di
     from rlpost.learner.logprobs import Policy
     from rlpost.learner.model import load_model
     from rlpost.learner.replay import Replay
+    from rlpost.models.source import ModelSource
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    model = load_model(folder, config.model, trainable=False)
+    model = load_model(ModelSource(folder), config.model, trainable=False)
     policy = Policy(model, config.learner.logits_chunk_tokens, Replay(model))
     batch = Batch.from_samples([Sample.on_policy(r) for r in rollouts])
     assert batch.routes is not None

@@ -27,10 +27,11 @@ def measure(workload: Workload) -> tuple[str, list[Step]]:
     from transformers import PrinterCallback, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
-    from rlpost.data import load_tokenizer
+    from rlpost.models.load import load_tokenizer
+    from rlpost.models.source import ModelSource
 
     torch.set_num_threads(workload.threads())
-    tokenizer = load_tokenizer(workload.model)
+    tokenizer = load_tokenizer(ModelSource(str(workload.model)))
     prompts = [prompt for batch in workload.batches() for prompt in batch]
     for prompt in prompts:
         if (seen := tokenizer(text=prompt.text)["input_ids"]) != prompt.token_ids.tolist():

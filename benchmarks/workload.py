@@ -78,10 +78,12 @@ class Workload:
 
     def batches(self) -> list[list[Prompt]]:
         """The prompts of each step, in the order in which the loop takes them."""
-        from rlpost.data import PromptOrder, load_prompts, load_tokenizer
+        from rlpost.data import PromptOrder, load_prompts
+        from rlpost.models.load import load_tokenizer
+        from rlpost.models.source import ModelSource
 
         config = self.config()
-        prompts = load_prompts(config.data, load_tokenizer(self.model), config.seed).train
+        prompts = load_prompts(config.data, load_tokenizer(ModelSource(str(self.model))), config.seed).train
         order = PromptOrder(prompts, config.seed, config.data.shuffle)
         return [[order.next() for _ in range(self.prompts)] for _ in range(self.total_steps)]
 
@@ -107,15 +109,16 @@ def make_model(workload: Workload) -> None:
     head being tied to the embeddings, end-of-sequence's logit lies some 11 * sqrt(192) = 150 below the others'.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
-    from rlpost.learner.model import create_model
+    from rlpost.models.create import create_model
+    from rlpost.models.load import load_causal_lm
+    from rlpost.models.source import ModelSource
 
     spec = load([QUICKSTART]).model.create
     if spec is None or not spec.config.get("tie_word_embeddings"):
         raise ValueError(f"{QUICKSTART} no longer makes a small model with tied embeddings, which the benchmark is of")
     create_model(spec, workload.model)
-    model = AutoModelForCausalLM.from_pretrained(workload.model)
+    model = load_causal_lm(ModelSource(str(workload.model)), torch.float32)
     with torch.no_grad():
         embeddings = model.get_input_embeddings().weight
         embeddings[:, 0] = 1.0

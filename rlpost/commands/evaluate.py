@@ -13,8 +13,10 @@ import numpy as np
 from rlpost import checkpoint, cluster
 from rlpost.atomic import write_json
 from rlpost.config import Config, ConfigError, load, parse
-from rlpost.data import load_prompts, load_tokenizer
+from rlpost.data import load_prompts
 from rlpost.exit_codes import DONE
+from rlpost.models.load import load_tokenizer
+from rlpost.models.source import ModelSource
 from rlpost.observe import RunFolder
 from rlpost.observe.console import Console
 from rlpost.rollout.request import Sampling
@@ -53,7 +55,7 @@ def run(request: Request) -> int:
     sampling = Sampling(request.temperature, config.rollout.max_tokens, request.top_p, tuple(config.rollout.stop))
     console = Console("plain", 0)
     started = time.monotonic()
-    tokenizer = load_tokenizer(model, config.model.trust_remote_code)
+    tokenizer = load_tokenizer(ModelSource.of(config.model, model))
     sets = load_prompts(config.data, tokenizer, config.seed, checker(config.verifiers, config.verifier_pool))
     prompts = (sets.test or sets.train)[: request.limit]
     console.info(f"{model}: {len(prompts)} prompts x {samples} samples x {len(request.seeds)} seed(s)")
@@ -148,7 +150,8 @@ def _resolve(request: Request) -> tuple[str, Config, RunFolder | None]:
         values["rollout"]["max_tokens"] = request.max_tokens
         needed = values.get("data", {}).get("max_prompt_tokens", 512) + request.max_tokens
         values["learner"] |= {"tokens_per_micro_batch": max(8192, needed), "row_tokens": None}
-    return model, parse(values, origin="rlpost eval"), folder
+    config = parse(values, origin="rlpost eval")
+    return str(config.model.path), config, folder
 
 
 def _cuda() -> bool:

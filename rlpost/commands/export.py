@@ -15,6 +15,8 @@ import numpy as np
 from rlpost import checkpoint
 from rlpost.config import ConfigError, load
 from rlpost.exit_codes import DONE, FAULT
+from rlpost.models.load import load_causal_lm
+from rlpost.models.source import ModelSource
 from rlpost.observe import RunFolder
 from rlpost.observe.console import Console
 
@@ -42,7 +44,7 @@ def run(path: Path, to: Path, step: int | None, check: str) -> int:
         for name, difference_by in (("transformers", by_transformers), ("vllm", by_vllm)):
             if check not in (name, "both"):
                 continue
-            difference = difference_by(draft, probe, config.model.dtype)
+            difference = difference_by(ModelSource.of(config.model, str(draft)), probe, config.model.dtype)
             console.info(f"{name}: largest log-prob difference from the learner {difference:.2e}")
             if not difference <= TOLERANCE[config.model.dtype]:
                 print(
@@ -73,13 +75,13 @@ def _choose(folder: RunFolder, step: int | None) -> checkpoint.Checkpoint:
     return saved
 
 
-def by_transformers(model: Path, probe: dict[str, Any], dtype: str) -> float:
+def by_transformers(model: ModelSource, probe: dict[str, Any], dtype: str) -> float:
     """Largest difference of a log-prob between the learner that saved and plain transformers, over the probe."""
     (found,) = transformers_logp(model, probe, dtype, [probe["temperature"]])
     return _largest(_saved(probe), found)
 
 
-def by_vllm(model: Path, probe: dict[str, Any], dtype: str) -> float:
+def by_vllm(model: ModelSource, probe: dict[str, Any], dtype: str) -> float:
     """The same for vLLM, whose log-probs of a prompt know no temperature.
 
     Where the learner's were taken at another than 1, they are compared with transformers', and these at 1 with vLLM's.
@@ -100,13 +102,12 @@ def _largest(one: list[np.ndarray], other: list[np.ndarray]) -> float:
 
 
 def transformers_logp(
-    model: Path, probe: dict[str, Any], dtype: str, temperatures: Sequence[float]
+    model: ModelSource, probe: dict[str, Any], dtype: str, temperatures: Sequence[float]
 ) -> list[list[np.ndarray]]:
     """By temperature, log-probs of the probe's responses by plain transformers, one sequence at a time."""
     import torch
-    from transformers import AutoModelForCausalLM
 
-    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype)).eval()
+    loaded = load_causal_lm(model, getattr(torch, dtype)).eval()
     found: list[list[np.ndarray]] = [[] for _ in temperatures]
     with torch.no_grad():
         for s in probe["sequences"]:
@@ -118,7 +119,7 @@ def transformers_logp(
     return found
 
 
-def vllm_logp(model: Path, probe: dict[str, Any], dtype: str) -> list[np.ndarray]:
+def vllm_logp(model: ModelSource, probe: dict[str, Any], dtype: str) -> list[np.ndarray]:
     """The same by vLLM, as log-probs of a prompt: at temperature 1."""
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -127,7 +128,14 @@ def vllm_logp(model: Path, probe: dict[str, Any], dtype: str) -> list[np.ndarray
     from vllm import LLM, SamplingParams
 
     longest = max(len(s["prompt"]) + len(s["response"]) for s in probe["sequences"])
-    engine = LLM(model=str(model), dtype=dtype, enforce_eager=True, max_model_len=longest + 1, skip_tokenizer_init=True)
+    engine = LLM(
+        model=str(model.folder()),
+        trust_remote_code=model.trust_remote_code,
+        dtype=dtype,
+        enforce_eager=True,
+        max_model_len=longest + 1,
+        skip_tokenizer_init=True,
+    )
     outputs = engine.generate(
         [{"prompt_token_ids": s["prompt"] + s["response"]} for s in probe["sequences"]],
         SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -12,6 +11,8 @@ from rlpost.cluster import placement_plan
 from rlpost.config import Config
 from rlpost.exit_codes import DONE
 from rlpost.models.architecture import experts_of, hf_config
+from rlpost.models.source import ModelSource, OutOfReachError
+from rlpost.models.weights import WeightsError, parameter_count
 from rlpost.routing import bytes_per_token
 
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -115,9 +116,11 @@ def memory_plan(config: Config) -> dict[str, float] | None:
     return plan
 
 
-def _count_on_disk(config: Config) -> float | None:
-    if config.model.path is None or not Path(config.model.path).is_dir():
+def _count_on_disk(config: Config) -> int | None:
+    """Parameters by the checkpoint's headers; None for a model that is made, or whose weights are not on this machine."""
+    if config.model.path is None:
         return None
-    from rlpost.learner.model import parameter_count
-
-    return parameter_count(Path(config.model.path))
+    try:
+        return parameter_count(ModelSource.of(config.model).folder(weights=False))
+    except (OutOfReachError, WeightsError):
+        return None

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlpost.config import Config, ConfigError, Source, VerifierSpec, load
-from rlpost.data import load_prompts, load_tokenizer
+from rlpost.data import load_prompts
 from rlpost.data.columns import Column, find
 from rlpost.data.errors import DataError, RowError, did_you_mean
 from rlpost.data.sources import Row, plain, read_rows
+from rlpost.models.load import load_tokenizer
+from rlpost.models.source import ModelSource
 from rlpost.observe.rollouts import SCHEMA
 from rlpost.verify.contract import Case, make_case
 
@@ -135,7 +137,7 @@ def _columns_of_prompts(
     try:
         if model is None:
             raise DataError("the run has no checkpoint with a tokenizer")
-        sets = load_prompts(config.data, load_tokenizer(model, config.model.trust_remote_code), config.seed)
+        sets = load_prompts(config.data, load_tokenizer(ModelSource.of(config.model, model)), config.seed)
     except (DataError, OSError) as error:
         notes.append(f"verifiers get no other columns, the run's data cannot be read again: {error}")
         return {}

@@ -53,11 +53,14 @@ class Model(Section):
     """The policy: a folder or a Hugging Face id, or a small one made on the spot."""
 
     path: HubPath | None = None
+    revision: str | None = Field(None, description="branch, tag or commit of a Hugging Face id")
     create: CreateModel | None = None
     dtype: DType = "bfloat16"
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     lora: Lora | None = None
-    trust_remote_code: bool = False
+    trust_remote_code: bool = Field(
+        False, description="run the code that comes with a model or its tokenizer, in every process that loads them"
+    )
     parameters: float | None = Field(None, gt=0, description="count, for `rlpost plan` when the model is not on disk")
     experts: Experts | None = Field(None, description="for `rlpost plan` when the model is not on disk")
 

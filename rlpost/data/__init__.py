@@ -10,7 +10,7 @@ from rlpost.data.report import DataReport, SourceReport
 from rlpost.data.sources import Row, read_rows
 from rlpost.data.strategies import Curriculum, MasteryPartition, Pairs, ReplayMixture, SuccessMemory
 from rlpost.data.strategy import STRATEGIES, Lab, Strategy, Uniform
-from rlpost.data.tokenizer import encode_completion, load_tokenizer, make_tokenizer
+from rlpost.data.tokenizer import encode_completion, make_tokenizer
 
 __all__ = [
     "STRATEGIES",
@@ -33,7 +33,6 @@ __all__ = [
     "judge_group",
     "load_examples",
     "load_prompts",
-    "load_tokenizer",
     "make_tokenizer",
     "read_rows",
     "still_missing",

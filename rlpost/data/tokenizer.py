@@ -1,9 +1,8 @@
-"""Small tokenizers made on the spot, tokenizers loaded from disk, and text turned into token ids."""
+"""Small tokenizers made on the spot, and text turned into token ids."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -62,32 +61,6 @@ def make_tokenizer(spec: str) -> PreTrainedTokenizerFast:
         clean_up_tokenization_spaces=False,
         split_special_tokens=True,
     )
-
-
-def load_tokenizer(path: str | Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or a Hugging Face id; one without a padding token pads with its end of sequence.
-
-    Raises:
-        DataError: the folder does not exist, nothing can be loaded from it, or there is nothing to pad with.
-    """
-    from transformers import AutoTokenizer
-
-    local = Path(path).expanduser()
-    # A Hugging Face id is `name` or `owner/name`; anything else is meant as a path, and the network is not asked.
-    if not local.exists() and (str(path).startswith(("/", ".", "~")) or str(path).count("/") > 1):
-        raise DataError(f"tokenizer {str(path)!r}: no such folder (relative paths start at the current directory)")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            str(local) if local.exists() else str(path), trust_remote_code=trust_remote_code
-        )
-    except (OSError, ValueError) as error:
-        kind = "this folder" if local.exists() else "no folder of that name, and as a Hugging Face id it"
-        raise DataError(f"tokenizer {str(path)!r}: {kind} cannot be loaded: {error}") from error
-    if tokenizer.pad_token_id is None:
-        if tokenizer.eos_token_id is None:
-            raise DataError(f"tokenizer {str(path)!r} has neither a pad token nor an eos token; set one in its config")
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
 
 
 def encode_completion(text: str, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:

@@ -1,16 +1,17 @@
-"""Hugging Face models for the learner: made, loaded, adapted, and turned back into checkpoint tensors."""
+"""Hugging Face models for the learner: adapted, and turned back into checkpoint tensors."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from rlpost.config import CreateModel, Lora, Model
+from rlpost.config import Lora, Model
+from rlpost.models.load import load_causal_lm
+from rlpost.models.source import ModelSource
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -18,50 +19,12 @@ if TYPE_CHECKING:
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def create_model(spec: CreateModel, folder: Path) -> None:
-    """Write a small model with random weights, and its tokenizer, to `folder`."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.utils.logging import disable_progress_bar
-
-    from rlpost.data import make_tokenizer
-
-    disable_progress_bar()
-
-    tokenizer = make_tokenizer(spec.tokenizer)
-    values = dict(spec.config)
-    if "model_type" not in values:
-        raise ValueError("model.create.config needs model_type, for example qwen2")
-    config = AutoConfig.for_model(
-        values.pop("model_type"),
-        **{
-            "vocab_size": len(tokenizer),
-            "bos_token_id": tokenizer.bos_token_id,
-            "eos_token_id": tokenizer.eos_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
-            **values,
-        },
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(spec.seed)
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
-def load_model(path: str, model: Model, trainable: bool) -> PreTrainedModel:
+def load_model(source: ModelSource, model: Model, trainable: bool) -> PreTrainedModel:
     """A causal language model in `model.dtype`, in training mode with adapters when asked for.
 
     Under ZeRO-3 an `HfDeepSpeedConfig` must be alive, so that parameters are sharded as they are made.
     """
-    from transformers import AutoModelForCausalLM
-
-    loaded = AutoModelForCausalLM.from_pretrained(
-        path,
-        dtype=DTYPES[model.dtype],
-        attn_implementation=model.attention,
-        trust_remote_code=model.trust_remote_code,
-    )
+    loaded = load_causal_lm(source, DTYPES[model.dtype], model.attention)
     if not trainable:
         return loaded.eval().requires_grad_(False)
     if model.lora is not None:
@@ -164,35 +127,3 @@ def gathered(parameters: list[nn.Parameter]) -> Iterator[None]:
 
     with deepspeed.zero.GatheredParameters(sharded):
         yield
-
-
-def save_pretrained(folder: Path, source: str, tensors: dict[str, torch.Tensor], dtype: torch.dtype) -> None:
-    """Write weights in the Hugging Face format beside the configuration and tokenizer of `source`.
-
-    Args:
-        tensors: `checkpoint_tensors` of `dtype`.
-    """
-    from huggingface_hub import save_torch_state_dict
-    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
-
-    folder.mkdir(parents=True, exist_ok=True)
-    # Experts are slices of the stack they are held in, which would go to disk whole with each of them.
-    save_torch_state_dict({n: t.clone(memory_format=torch.contiguous_format) for n, t in tensors.items()}, folder)
-    config = AutoConfig.from_pretrained(source)
-    config.dtype = dtype
-    config.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(source).save_pretrained(folder)
-    if (Path(source) / "generation_config.json").is_file():
-        GenerationConfig.from_pretrained(source).save_pretrained(folder)
-
-
-def parameter_count(folder: Path) -> int | None:
-    """Parameters of a checkpoint on disk, from its safetensors headers; None when there are none."""
-    import safetensors
-
-    total = 0
-    for file in sorted(folder.glob("*.safetensors")):
-        with safetensors.safe_open(file, "pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 - safe_open is not a mapping
-                total += int(torch.tensor(tensors.get_slice(name).get_shape()).prod())
-    return total or None

@@ -17,6 +17,7 @@ from rlpost.faults import amount
 from rlpost.learner.batch import Batch, MicroBatch
 from rlpost.learner.references import AnchorSpec
 from rlpost.meter import Meter
+from rlpost.models.source import ModelSource
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class LearnerSpec:
     """Everything a rank needs to know, decided by the driver.
 
     Attributes:
-        path: folder or id of the weights to start from.
+        source: the model whose weights it starts from.
         anchors: models that terms compare with, by name.
         total_steps: optimizer steps of the whole run, for the learning-rate schedule.
         temperature: what the engine samples at; log-probs are of that distribution.
@@ -32,7 +33,7 @@ class LearnerSpec:
         routing: which experts a mixture-of-experts policy chooses.
     """
 
-    path: str
+    source: ModelSource
     anchors: Mapping[str, AnchorSpec]
     model: Model
     learner: Learner
@@ -127,7 +128,7 @@ class LearnerRank:
         # Must stay alive: transformers shards parameters as it makes them while this object exists.
         self._zero3 = HfDeepSpeedConfig(config) if spec.learner.zero_stage == 3 else None
 
-        model = load_model(spec.path, spec.model, trainable=True)
+        model = load_model(spec.source, spec.model, trainable=True)
         replay = self._replay(model)
         if spec.learner.gradient_checkpointing:
             how: dict[str, Any] = {"use_reentrant": False}
@@ -219,7 +220,7 @@ class LearnerRank:
         lo = self.spec.learner
         return dict(betas=lo.betas, eps=lo.eps, weight_decay=lo.weight_decay)
 
-    def _load_anchor(self, path: str, movable: bool) -> Any:
+    def _load_anchor(self, source: ModelSource, movable: bool) -> Any:
         """A model that terms compare with: sharded like the policy under ZeRO-3, and with adapters if it is to move.
 
         It never trains and never replays routes.
@@ -230,7 +231,7 @@ class LearnerRank:
         from rlpost.learner.model import load_model
         from rlpost.learner.replay import moe_blocks
 
-        model = load_model(path, self.spec.model, trainable=movable).eval().requires_grad_(False)
+        model = load_model(source, self.spec.model, trainable=movable).eval().requires_grad_(False)
         anchor = Policy(model, self.spec.learner.logits_chunk_tokens)
         if self.spec.learner.zero_stage != 3:
             return anchor.to(self.device)
@@ -539,12 +540,13 @@ class LearnerRank:
 
     def save_model(self, folder: str) -> None:
         """Write only the weights, in the Hugging Face format."""
-        from rlpost.learner.model import DTYPES, checkpoint_tensors, save_pretrained
+        from rlpost.learner.model import DTYPES, checkpoint_tensors
+        from rlpost.models.save import save_pretrained
 
         dtype = DTYPES[self.spec.model.dtype]
         tensors = checkpoint_tensors(self.model, self.rank == 0, dtype)
         if self.rank == 0:
-            save_pretrained(Path(folder), self.spec.path, tensors, dtype)
+            save_pretrained(Path(folder), self.spec.source, tensors, dtype)
 
 
 def _disturb_routers(tensors: dict[str, Any], share: float, seed: int) -> None:

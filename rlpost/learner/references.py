@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from rlpost.models.source import ModelSource
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -24,11 +26,11 @@ class AnchorSpec:
     """Where an anchor's weights come from.
 
     Attributes:
-        origin: (folder or Hugging Face id, share): one, or several to be averaged; shares sum to 1.
+        origin: (model, share): one, or several to be averaged; shares sum to 1.
         movable: whether it can follow the policy later.
     """
 
-    origin: tuple[tuple[str, float], ...]
+    origin: tuple[tuple[ModelSource, float], ...]
     movable: bool = False
 
 
@@ -45,7 +47,7 @@ class References:
 
     Args:
         anchors: by name.
-        load: (path, movable) -> the model, a `Policy` or, under ZeRO-3, the engine around one; ready to be called, on
+        load: (source, movable) -> the model, a `Policy` or, under ZeRO-3, the engine around one; ready to be called, on
             its device, and with adapters when movable. All ranks call it in the same order.
         policy: what is trained, without an engine around it; `move` is to be given the same.
 
@@ -54,12 +56,12 @@ class References:
     """
 
     def __init__(
-        self, anchors: Mapping[str, AnchorSpec], load: Callable[[str, bool], nn.Module], policy: nn.Module
+        self, anchors: Mapping[str, AnchorSpec], load: Callable[[ModelSource, bool], nn.Module], policy: nn.Module
     ) -> None:
         self._models: dict[str, Any] = {}
         self._movable: list[str] = []
         self._precise: dict[str, dict[str, Tensor]] = {}  # by anchor, float32 copies of narrower weights
-        shared: dict[tuple[tuple[str, float], ...], Any] = {}
+        shared: dict[tuple[tuple[ModelSource, float], ...], Any] = {}
         for name, spec in anchors.items():
             if not spec.origin:
                 raise ValueError(f"anchor {name!r} has no weights to begin with")
@@ -201,7 +203,7 @@ class References:
         return Path(folder) / f"{quote(name, safe='')}{shard}.pt"
 
 
-def _load(spec: AnchorSpec, load: Callable[[str, bool], nn.Module]) -> nn.Module:
+def _load(spec: AnchorSpec, load: Callable[[ModelSource, bool], nn.Module]) -> nn.Module:
     """The model of an origin; the average of several, summed in float32 or better and rounded once."""
     import torch
 
@@ -212,9 +214,9 @@ def _load(spec: AnchorSpec, load: Callable[[str, bool], nn.Module]) -> nn.Module
         return model
     weights = _weights(model)
     sums = {key: torch.zeros_like(w, dtype=_wide(w.dtype), device="cpu") for key, w in weights.items()}
-    for i, (path, share) in enumerate(spec.origin):
-        member = _weights(model if i == 0 else load(path, spec.movable))
-        _check_match(spec.origin[0][0], weights, path, member)
+    for i, (source, share) in enumerate(spec.origin):
+        member = _weights(model if i == 0 else load(source, spec.movable))
+        _check_match(str(spec.origin[0][0]), weights, str(source), member)
         for key, sum_ in sums.items():
             sum_.add_(member[key].to(sum_), alpha=share)
     with torch.no_grad():

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from rlpost.config import Config, ConfigError, Experts, Model
+from rlpost.models.create import created_config
+from rlpost.models.load import config_values
+from rlpost.models.source import ModelSource, OutOfReachError
 
 # What families call the sizes of their experts.
 TOTAL = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
@@ -43,26 +44,16 @@ def check_experts(config: Config) -> None:
 def hf_config(model: Model) -> dict[str, Any] | None:
     """A model's Hugging Face configuration: of one made here with all defaults, of others as it is written.
 
-    Of a hub id it is the cached or the hub's. None when it cannot be had: without it a run does not start either, since
-    the driver reads the tokenizer from the same place.
+    None where it is out of reach: a hub id that is not in the cache, while the hub cannot be asked.
+
+    Raises:
+        ConfigError: there is no such model, or it has no configuration that can be read.
     """
     if model.create is not None:
-        if "model_type" not in model.create.config:
-            return None  # refused, with what to give, where the model is made
-        from transformers import AutoConfig
-
-        values = dict(model.create.config)
-        return dict(AutoConfig.for_model(values.pop("model_type"), **values).to_dict())
-    assert model.path is not None
-    folder = Path(model.path).expanduser()
-    if folder.is_dir():
-        file = folder / "config.json"
-        return json.loads(file.read_text()) if file.is_file() else None
-    from transformers import PretrainedConfig
-
+        return dict(created_config(model.create).to_dict())
     try:
-        return PretrainedConfig.get_config_dict(model.path)[0] or None
-    except OSError:  # no such id, or the hub is out of reach
+        return config_values(ModelSource.of(model))
+    except OutOfReachError:
         return None
 
 

@@ -35,7 +35,15 @@ class Move:
 
 
 class Reference:
-    """An anchor that stays where it began."""
+    """An anchor that stays where it began.
+
+    Attributes:
+        revision: branch, tag or commit of a Hugging Face id it begins as.
+        trust_remote_code: run the code that comes with that model; as `model.trust_remote_code` says by default.
+    """
+
+    revision: str | None = None
+    trust_remote_code: bool | None = None
 
     def origin(self) -> list[tuple[str | None, float]]:
         """Weights it begins as: (folder or Hugging Face id, share), None for those the run started from."""
@@ -66,8 +74,10 @@ class Reference:
 class Frozen(Reference):
     """The weights the run started from, or those in `path`."""
 
-    def __init__(self, path: str | None = None) -> None:
-        self.path = path
+    def __init__(
+        self, path: str | None = None, revision: str | None = None, trust_remote_code: bool | None = None
+    ) -> None:
+        self.path, self.revision, self.trust_remote_code = path, revision, trust_remote_code
 
     def origin(self) -> list[tuple[str | None, float]]:
         return [(self.path, 1.0)]
@@ -80,8 +90,8 @@ class Teacher(Reference):
     It must have the tokenizer of the policy.
     """
 
-    def __init__(self, path: str | None) -> None:
-        self.path = path
+    def __init__(self, path: str | None, revision: str | None = None, trust_remote_code: bool | None = None) -> None:
+        self.path, self.revision, self.trust_remote_code = path, revision, trust_remote_code
 
     def origin(self) -> list[tuple[str | None, float]]:
         return [(self.path, 1.0)]
@@ -94,12 +104,14 @@ class Soup(Reference):
     Args:
         members: folders or Hugging Face ids, all of one architecture; null is the run's own base.
         weights: one for each member, in any unit; equal by default.
+        trust_remote_code: run the code that comes with the members.
     """
 
     def __init__(
         self,
         members: Annotated[list[str | None], Field(min_length=1)],
         weights: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]] | None = None,
+        trust_remote_code: bool | None = None,
     ) -> None:
         if weights is not None and len(weights) != len(members):
             raise ConfigError(
@@ -107,6 +119,7 @@ class Soup(Reference):
             )
         self.members = members
         self.weights = weights or [1.0] * len(members)
+        self.trust_remote_code = trust_remote_code
 
     def origin(self) -> list[tuple[str | None, float]]:
         total = sum(self.weights)

@@ -21,6 +21,7 @@ import numpy as np
 from rlpost.cluster import set_thread_environment
 from rlpost.config.checks import refuse_engine_args
 from rlpost.faults import failpoint
+from rlpost.models.load import eos_token_ids, load_tokenizer
 from rlpost.rollout import capture
 from rlpost.rollout import probes as read_back
 from rlpost.rollout.request import EngineSpec, SampleRequest
@@ -205,16 +206,14 @@ class Engine:
                 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
         import torch
         import vllm
-        from transformers import AutoTokenizer
         from vllm.engine.arg_utils import EngineArgs
         from vllm.plugins import load_general_plugins
         from vllm.v1.engine.llm_engine import LLMEngine
 
-        from rlpost.rollout.stop import eos_token_ids
-
         load_general_plugins()
+        folder = str(s.source.folder())
         arguments: dict[str, Any] = dict(
-            model=s.path,
+            model=folder,
             dtype=s.dtype,
             max_model_len=s.max_model_len,
             max_num_seqs=s.max_sequences,
@@ -222,7 +221,7 @@ class Engine:
             enforce_eager=s.enforce_eager,
             enable_prefix_caching=s.prefix_caching,
             gpu_memory_utilization=s.gpu_memory_utilization,
-            trust_remote_code=s.trust_remote_code,
+            trust_remote_code=s.source.trust_remote_code,
             skip_tokenizer_init=not s.stop_strings,
             # Of the distribution really sampled from: after temperature. The default is before it.
             logprobs_mode="processed_logprobs",
@@ -239,12 +238,12 @@ class Engine:
             arguments["enable_return_routed_experts"] = True
         engine_args = EngineArgs(**{**arguments, **s.engine_args})
         if s.capture_routes:
-            capture.refuse_dense(engine_args.create_model_config().get_num_experts(), s.path)
+            capture.refuse_dense(engine_args.create_model_config().get_num_experts(), s.source.path)
         self._engine = LLMEngine.from_engine_args(engine_args)
         if not s.on_gpu:
             torch.set_num_threads(s.threads)
-        self._tokenizer = AutoTokenizer.from_pretrained(s.path, trust_remote_code=s.trust_remote_code)
-        self._stop_ids = eos_token_ids(s.path)
+        self._tokenizer = load_tokenizer(s.source)
+        self._stop_ids = eos_token_ids(s.source)
         if s.capture_routes:
             self._layout = self._engine.collective_rpc(capture.find_layout)[0]
         cache = self._engine.vllm_config.cache_config

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from rlpost.models.source import ModelSource
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -46,7 +48,7 @@ class EngineSpec:
     `capture_routes`: bring the experts chosen for every token (`Rollout.routes`); needs a mixture-of-experts model.
     """
 
-    path: str
+    source: ModelSource
     dtype: str
     max_model_len: int
     max_sequences: int
@@ -59,7 +61,6 @@ class EngineSpec:
     weight_transfer: str
     stop_strings: bool
     on_gpu: bool
-    trust_remote_code: bool
     engine_args: dict[str, Any]
     capture_routes: bool = False
 

@@ -13,11 +13,14 @@ import numpy as np
 
 from rlpost import cluster
 from rlpost.config import Config, ConfigError, Learner, Objective, Optimizer, Sft, Term
-from rlpost.data import PromptOrder, encode_completion, load_examples, load_prompts, load_tokenizer
+from rlpost.data import PromptOrder, encode_completion, load_examples, load_prompts
 from rlpost.data.identity import Problems, left_out
 from rlpost.learner.batch import Batch
 from rlpost.learner.group import LearnerGroup
 from rlpost.learner.rank import LearnerSpec
+from rlpost.models.create import create_model
+from rlpost.models.load import load_tokenizer
+from rlpost.models.source import ModelSource
 from rlpost.observe import Recorder
 from rlpost.types import Prompt
 from rlpost.verify.references import checker
@@ -58,7 +61,7 @@ def worked_examples(
     config: Config, sft: Sft, start: str, recorder: Recorder
 ) -> tuple[Any, list[tuple[Prompt, np.ndarray]]]:
     """The tokenizer, and the examples to learn from with their completions' tokens: none of a held-out problem."""
-    tokenizer = load_tokenizer(start, config.model.trust_remote_code)
+    tokenizer = load_tokenizer(ModelSource.of(config.model, start))
     examples, report = load_examples(sft.train, config.data, tokenizer)
     for line in report.lines():
         recorder.console.info(line)
@@ -142,7 +145,7 @@ def apart_from_test(examples: list[Prompt], config: Config, tokenizer: Any, reco
 
 def _spec(config: Config, learner: Learner, path: str, steps: int, pad_id: int) -> LearnerSpec:
     return LearnerSpec(
-        path=path,
+        source=ModelSource.of(config.model, path),
         anchors={},
         model=config.model,
         learner=learner,
@@ -158,8 +161,6 @@ def _spec(config: Config, learner: Learner, path: str, steps: int, pad_id: int) 
 
 
 def _created(config: Config, recorder: Recorder) -> Path:
-    from rlpost.learner.model import create_model
-
     assert config.model.create is not None
     spec = config.model.create.model_copy(update={"seed": config.model.create.seed + config.seed})
     folder = _cache(config) / f"new-{_digest(spec.model_dump(mode='json'))}"

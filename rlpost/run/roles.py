@@ -8,7 +8,8 @@ from __future__ import annotations
 from rlpost.config import Config, ConfigError
 from rlpost.data import STRATEGIES
 from rlpost.learner.references import AnchorSpec
-from rlpost.objective import REFERENCES, Credit, Objective
+from rlpost.models.source import ModelSource
+from rlpost.objective import REFERENCES, Credit, Objective, Reference
 
 
 class Roles:
@@ -50,10 +51,26 @@ class Roles:
         if config.routing.replay == "r2":
             self.wanted |= {"old_logp", "routes"}  # of one and the same forward
 
-    def anchors(self, path: str) -> dict[str, AnchorSpec]:
-        """The models the learner holds beside the policy, which starts from the weights at `path`."""
+    def anchors(self, base: ModelSource) -> dict[str, AnchorSpec]:
+        """The models the learner holds beside the policy, which starts as `base`."""
         return {
-            name: AnchorSpec(tuple((origin or path, share) for origin, share in reference.origin()), reference.moves)
+            name: AnchorSpec(
+                tuple((_source(name, reference, path, base), share) for path, share in reference.origin()),
+                reference.moves,
+            )
             for name, reference in self.references.items()
             if reference.origin()
         }
+
+
+def _source(name: str, reference: Reference, path: str | None, base: ModelSource) -> ModelSource:
+    """A model an anchor begins as; whether its code is run is the policy's switch, where it has none of its own."""
+    if path is None:
+        return base
+    trusted = reference.trust_remote_code
+    return ModelSource(
+        path,
+        reference.revision,
+        base.trust_remote_code if trusted is None else trusted,
+        key=f"objective.references.{name}",
+    )

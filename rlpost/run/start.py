@@ -8,9 +8,11 @@ from typing import Any
 
 from rlpost import checkpoint, cluster
 from rlpost.config import Config, ConfigError
-from rlpost.data import load_prompts, load_tokenizer
+from rlpost.data import load_prompts
 from rlpost.learner.group import LearnerGroup
 from rlpost.learner.rank import LearnerSpec
+from rlpost.models.load import load_tokenizer
+from rlpost.models.source import ModelSource
 from rlpost.observe import Recorder
 from rlpost.rollout.fleet import Fleet
 from rlpost.rollout.request import EngineSpec
@@ -35,7 +37,7 @@ def running(config: Config, recorder: Recorder, base: str, resume: checkpoint.Ch
     """
     console = recorder.console
     roles = Roles(config)
-    tokenizer = load_tokenizer(base, config.model.trust_remote_code)
+    tokenizer = load_tokenizer(ModelSource.of(config.model, base))
     prompts = load_prompts(config.data, tokenizer, config.seed, checker(config.verifiers, config.verifier_pool))
     for line in prompts.report.lines():
         console.info(line)
@@ -114,7 +116,7 @@ def check_same_routers(config: Config, learner: dict[str, Any] | None, engine: d
 def engine_spec(config: Config, path: str, max_model_len: int | None = None) -> EngineSpec:
     ro = config.rollout
     return EngineSpec(
-        path=path,
+        source=ModelSource.of(config.model, path),
         dtype=config.rollout_dtype,
         max_model_len=max_model_len or config.max_sequence_tokens,
         max_sequences=ro.max_sequences,
@@ -127,7 +129,6 @@ def engine_spec(config: Config, path: str, max_model_len: int | None = None) -> 
         weight_transfer=config.weight_transfer,
         stop_strings=bool(ro.stop),
         on_gpu=config.on_gpu,
-        trust_remote_code=config.model.trust_remote_code,
         engine_args=ro.engine_args,
         capture_routes=config.routing.replay == "r3",
     )
@@ -156,8 +157,8 @@ def start_learner(config: Config, spec: LearnerSpec, placement: cluster.Placemen
 
 def learner_spec(config: Config, roles: Roles, path: str, pad_id: int) -> LearnerSpec:
     return LearnerSpec(
-        path=path,
-        anchors=roles.anchors(path),
+        source=ModelSource.of(config.model, path),
+        anchors=roles.anchors(ModelSource.of(config.model, path)),
         model=config.model,
         learner=config.learner,
         objective=config.objective,

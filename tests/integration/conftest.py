@@ -27,7 +27,7 @@ def ray_cluster():
 def small_model(tmp_path_factory) -> Path:
     """A model of the tiny configuration, with random weights large enough to have opinions."""
     from rlpost.config import CreateModel
-    from rlpost.learner.model import create_model
+    from rlpost.models.create import create_model
     from tests.conftest import tiny
 
     folder = tmp_path_factory.mktemp("model")

@@ -8,7 +8,7 @@ import ray
 
 from rlpost.config import CreateModel
 from rlpost.learner.batch import Batch
-from rlpost.learner.model import create_model
+from rlpost.models.create import create_model
 from rlpost.rollout.request import SampleRequest, Sampling
 from rlpost.types import Sample
 from tests.conftest import merge, tiny

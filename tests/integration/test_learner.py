@@ -13,6 +13,7 @@ from rlpost.learner.batch import Batch
 from rlpost.learner.group import LearnerGroup
 from rlpost.learner.rank import LearnerSpec
 from rlpost.learner.references import AnchorSpec
+from rlpost.models.source import ModelSource
 from rlpost.types import Sample
 from rlpost.weights import to_tensor
 
@@ -52,8 +53,8 @@ def spec(path: Path, model: dict | None = None, **learner: object) -> LearnerSpe
     # move a weight as far as a large one. A large eps keeps the update proportional to the gradient.
     settings = {"lr": 0.3, "eps": 1.0, "tokens_per_micro_batch": 64, "layout": "padded", "warmup_steps": 2, **learner}
     return LearnerSpec(
-        path=str(path),
-        anchors={"frozen": AnchorSpec(((str(path), 1.0),))},
+        source=ModelSource(str(path)),
+        anchors={"frozen": AnchorSpec(((ModelSource(str(path)), 1.0),))},
         model=Model.model_validate({"path": str(path), "dtype": "float32", **(model or {})}),
         learner=Learner.model_validate(settings),
         objective=OBJECTIVE,

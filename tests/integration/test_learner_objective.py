@@ -11,6 +11,7 @@ import pytest
 from rlpost.config import Lora, Objective
 from rlpost.learner.batch import Batch
 from rlpost.learner.references import AnchorSpec
+from rlpost.models.source import ModelSource
 from rlpost.types import Sample
 from tests.integration.test_learner import flat, group, ragged_batches, spec
 
@@ -35,7 +36,7 @@ def apart(learner, batch: Batch, anchor: str) -> float:
 def test_an_anchor_follows_the_policy_when_it_is_told_to_and_is_part_of_the_checkpoint(
     ray_cluster, small_model, tmp_path, zero_stage, model
 ):
-    origin = ((str(small_model), 1.0),)
+    origin = ((ModelSource(str(small_model)), 1.0),)
     anchors = {"slow": AnchorSpec(origin, movable=True), "frozen": AnchorSpec(origin)}
     given = with_objective(small_model, {}, anchors, zero_stage=zero_stage, model=model)
     batch = ragged_batches(1)[0]
@@ -67,7 +68,7 @@ def test_an_average_of_models_is_an_anchor(ray_cluster, small_model, tmp_path):
         moved = flat(learner)
     finally:
         learner.shutdown()
-    soup = AnchorSpec(((str(small_model), 0.5), (str(tmp_path / "moved"), 0.5)))
+    soup = AnchorSpec(((ModelSource(str(small_model)), 0.5), (ModelSource(str(tmp_path / "moved")), 0.5)))
     for zero_stage in (0, 3):
         learner = group(with_objective(small_model, {}, {"soup": soup}, zero_stage=zero_stage), 2)
         try:
@@ -78,7 +79,7 @@ def test_an_average_of_models_is_an_anchor(ray_cluster, small_model, tmp_path):
 
 
 def test_a_cleared_optimizer_takes_the_step_it_would_have_taken_first(ray_cluster, small_model):
-    origin = AnchorSpec(((str(small_model), 1.0),), movable=True)
+    origin = AnchorSpec(((ModelSource(str(small_model)), 1.0),), movable=True)
     batch = ragged_batches(1)[0]
     # With lr 0 the weights stay and only the moments change: the step after clearing is then AdamW's first.
     learner = group(with_objective(small_model, {}, {"anchor": origin}), 2)
@@ -98,7 +99,7 @@ def test_a_cleared_optimizer_takes_the_step_it_would_have_taken_first(ray_cluste
 
 def test_a_divergence_over_the_whole_vocabulary_is_zero_at_the_anchor_and_grows(ray_cluster, small_model):
     settings = {"regularizers": [{"divergence": "js", "form": "full", "coef": 0.1}]}
-    anchors = {"frozen": AnchorSpec(((str(small_model), 1.0),))}
+    anchors = {"frozen": AnchorSpec(((ModelSource(str(small_model)), 1.0),))}
     found = {}
     for ranks, layout in ((1, "padded"), (2, "packed")):
         learner = group(with_objective(small_model, settings, anchors, layout=layout), ranks)
@@ -131,7 +132,7 @@ def test_preferences_are_learned_alike_however_the_pairs_are_dealt(ray_cluster, 
             {"loss": "sft", "source": "pair", "where": "positive", "coef": 0.5},
         ],
     }
-    anchors = {"frozen": AnchorSpec(((str(small_model), 1.0),))}
+    anchors = {"frozen": AnchorSpec(((ModelSource(str(small_model)), 1.0),))}
     found = []
     for ranks, tokens in ((1, 4096), (3, 40)):
         learner = group(

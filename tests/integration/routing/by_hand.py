@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rlpost.learner.model import DTYPES, checkpoint_tensors
+from rlpost.models.source import ModelSource
 from rlpost.rollout.engine import Engine
 from rlpost.rollout.probes import readable
 from rlpost.rollout.request import EngineSpec, SampleRequest, Sampling
@@ -43,7 +44,7 @@ class Hand:
 
     def __init__(self, folder: Path, **changes: Any) -> None:
         spec = {
-            "path": str(folder),
+            "source": ModelSource(str(folder)),
             "dtype": "float32",
             "max_model_len": 256,
             "max_sequences": 16,
@@ -56,7 +57,6 @@ class Hand:
             "weight_transfer": "object_store",
             "stop_strings": False,
             "on_gpu": False,
-            "trust_remote_code": False,
             "engine_args": {"block_size": BLOCK, "num_gpu_blocks_override": 64},
             "capture_routes": True,
         }

@@ -17,7 +17,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rlpost.config import CreateModel
-from rlpost.learner.model import create_model
+from rlpost.models.create import create_model
 from rlpost.rollout.engine import StaleEngineError
 from rlpost.rollout.plugin import register
 from rlpost.types import Rollout

@@ -15,6 +15,7 @@ from rlpost.config import Learner, Model, Objective, Routing
 from rlpost.learner.batch import Batch
 from rlpost.learner.group import LearnerGroup
 from rlpost.learner.rank import LearnerSpec
+from rlpost.models.source import ModelSource
 from rlpost.routing import Routes
 from rlpost.types import Sample
 from tests.integration.test_learner import flat, group
@@ -69,7 +70,7 @@ def batches(count: int = 2, sequences: int = 9) -> list[Batch]:
 def spec(path: Path, replay: str = "r3", **learner: object) -> LearnerSpec:
     settings = {"lr": 0.3, "eps": 1.0, "tokens_per_micro_batch": 64, "layout": "padded", **learner}
     return LearnerSpec(
-        path=str(path),
+        source=ModelSource(str(path)),
         anchors={},
         model=Model.model_validate({"path": str(path), "dtype": "float32"}),
         learner=Learner.model_validate(settings),

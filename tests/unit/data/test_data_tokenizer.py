@@ -9,7 +9,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from rlpost.data import DataError, encode_completion, load_tokenizer, make_tokenizer
+from rlpost.config import ConfigError
+from rlpost.data import DataError, encode_completion, make_tokenizer
+from rlpost.models.load import load_tokenizer
+from rlpost.models.source import ModelSource
 
 CHARACTERS = "0123456789+-*/()= []:,.\n"
 BYTES = make_tokenizer("bytes")
@@ -52,7 +55,7 @@ def test_specials_are_the_first_ids_and_a_call_adds_bos_and_no_eos(spec: str) ->
 def test_a_saved_tokenizer_loads_as_the_same_one(spec: str, tmp_path: Path) -> None:
     made = make_tokenizer(spec)
     made.save_pretrained(tmp_path)
-    loaded = load_tokenizer(tmp_path)
+    loaded = load_tokenizer(ModelSource(str(tmp_path)))
     text = "1 + 2 = 3 .\n<eos>" if spec == "bytes" else "1 + 2 = 3 .\n"
     ids = made(text)["input_ids"]
     assert loaded(text)["input_ids"] == ids
@@ -77,14 +80,14 @@ def test_padding_falls_back_to_the_end_of_sequence(tmp_path: Path) -> None:
     tokenizer = make_tokenizer("bytes")
     tokenizer.pad_token = None
     tokenizer.save_pretrained(tmp_path)
-    assert load_tokenizer(tmp_path).pad_token_id == 2
+    assert load_tokenizer(ModelSource(str(tmp_path))).pad_token_id == 2
 
 
 def test_a_tokenizer_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no such folder"):
-        load_tokenizer(tmp_path / "missing")
-    with pytest.raises(DataError, match="this folder cannot be loaded"):
-        load_tokenizer(tmp_path)
+    with pytest.raises(ConfigError, match="no such folder"):
+        load_tokenizer(ModelSource(str(tmp_path / "missing")))
+    with pytest.raises(ConfigError, match="tokenizer cannot be loaded"):
+        load_tokenizer(ModelSource(str(tmp_path)))
 
 
 @given(st.text(min_size=1))

@@ -6,6 +6,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from rlpost.config import Lora, Model
 from rlpost.learner.model import add_lora, load_model
+from rlpost.models.source import ModelSource
 
 SIZES = {"vocab_size": 40, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "pad_token_id": 0}
 HEADS = {"num_attention_heads": 2, "num_key_value_heads": 2, "bos_token_id": 1, "eos_token_id": 2}
@@ -25,7 +26,7 @@ def test_a_policy_scores_the_same_tokens_alike_while_it_learns(family, lora, tmp
     assert not torch.allclose(made(tokens).logits, made(tokens).logits, atol=1e-3), "it is noisy by itself"
     made.save_pretrained(tmp_path)
     model = Model.model_validate({"path": str(tmp_path), "dtype": "float32", "lora": lora})
-    policy = load_model(str(tmp_path), model, trainable=True)
+    policy = load_model(ModelSource(str(tmp_path)), model, trainable=True)
     assert policy.training
     torch.testing.assert_close(policy(tokens).logits, policy(tokens).logits, atol=1e-6, rtol=0)
     torch.testing.assert_close(policy(tokens).logits, made.eval()(tokens).logits, atol=1e-5, rtol=0)
