@@ -136,6 +136,8 @@ def _resolve(request: Request) -> tuple[str, Config, RunFolder | None]:
     if config is None:
         values["model"] = {"dtype": "float32" if not _cuda() else "bfloat16"}
         values["cluster"] = {"gpus_per_node": 2 if _cuda() else 0}
+    if model != values["model"].get("path"):
+        values["model"]["revision"] = None  # of the weights a run started from
     values["model"] |= {"path": model, "create": None}
     values["warmup"] = None
     values["routing"] = {"replay": "off"}  # nothing is learned: no routes are wanted, nor what they forbid refused
