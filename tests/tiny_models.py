@@ -12,7 +12,7 @@ from rlpost.models.create import create_model
 
 LLAMA = {
     "model_type": "llama",
-    "hidden_size": 32,
+    "hidden_size": 64,
     "intermediate_size": 64,
     "num_hidden_layers": 2,
     "num_attention_heads": 2,

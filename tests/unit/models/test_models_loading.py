@@ -63,7 +63,7 @@ def test_a_model_of_the_hubs_cache_is_the_same_one_in_every_part(tmp_path, cache
     into_hub_cache(folder, cache, "acme/tiny")
     hub, plain = ModelSource("acme/tiny"), ModelSource(str(folder))
     assert load_tokenizer(hub).get_vocab() == load_tokenizer(plain).get_vocab()
-    assert load_config(hub).hidden_size == 32
+    assert load_config(hub).hidden_size == 64
     assert eos_token_ids(hub) == [2, 30]
     assert same_logits(hub, plain)
     assert parameter_count(hub.folder()) == parameter_count(folder)
