@@ -131,7 +131,7 @@ def final_model(folder: RunFolder) -> str:
     found = summary(folder)
     if not found["steps"]:
         return str(found["base"])
-    saved, rejected = checkpoint.newest(folder.checkpoints)
+    saved, rejected = checkpoint.Store(folder.checkpoints, folder.run_id).newest()
     if saved is None or saved.step != found["steps"]:
         raise FileNotFoundError(
             f"{folder.path} has no checkpoint of step {found['steps']} {rejected or ''}: remove the folder to run it again"

@@ -64,6 +64,7 @@ def sft(arguments: Arguments) -> None:
 @app.command()
 def eval(
     target: Annotated[str, typer.Argument(metavar="RUN_DIR|MODEL", help="A run's folder, or a model's folder or id.")],
+    step: Annotated[int | None, typer.Option(min=0, help="Which checkpoint of the run; the newest by default.")] = None,
     k: Annotated[str, typer.Option(help="Values of k for pass@k, separated by commas.")] = "1",
     data: Annotated[
         Path | None, typer.Option(help="JSONL or Parquet file of problems; by default the run's held-out prompts.")
@@ -85,6 +86,7 @@ def eval(
 
     request = Request(
         target=target,
+        step=step,
         k=_integers("--k", k),
         data=data,
         prompt=prompt,

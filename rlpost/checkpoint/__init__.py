@@ -1,6 +1,6 @@
 """One folder with all state of a step: written whole or not at all, verified before it is believed."""
 
 from rlpost.checkpoint.roles import load_roles, save_roles
-from rlpost.checkpoint.store import Checkpoint, CheckpointError, newest, retain, write
+from rlpost.checkpoint.store import Checkpoint, CheckpointError, Store
 
-__all__ = ["Checkpoint", "CheckpointError", "load_roles", "newest", "retain", "save_roles", "write"]
+__all__ = ["Checkpoint", "CheckpointError", "Store", "load_roles", "save_roles"]

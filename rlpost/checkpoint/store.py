@@ -5,121 +5,243 @@
       deepspeed/    each rank's optimizer state
       state.json    the driver's: step, data position, counters
       probe.json    log-probs of fixed sequences by the learner itself, for `rlpost export` to compare with
-      manifest.json sizes and SHA-256 of all of the above
+      manifest.json what this is, with sizes and SHA-256 of all of the above
 
-A checkpoint is written under another name and renamed when its manifest is on disk; the old ones go after that.
+A checkpoint is written under another name and renamed when its manifest is on disk; the old ones go after that. Users
+copy, rename, link and lay things beside: what is no folder with a manifest of this run is neither believed nor touched,
+and of a checkpoint that goes only the files that its manifest names.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import filter as matching
 from pathlib import Path
 from typing import Any
 
+from rlpost import atomic
 from rlpost.atomic import fsync
+from rlpost.checkpoint.manifest import FILE, Manifest, ManifestError, damage, described, read
+from rlpost.config import ConfigError
 
 
 class CheckpointError(RuntimeError):
-    """No checkpoint that can be believed."""
+    """A checkpoint that cannot be written or taken up."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A complete checkpoint."""
+    """A finished checkpoint, under its own name or a copy."""
 
     path: Path
+    manifest: Manifest
 
     @property
     def step(self) -> int:
-        return int(self.path.name.removeprefix("step_"))
+        return self.manifest.step
 
     @property
     def model(self) -> Path:
         return self.path / "model"
 
+    @property
+    def files(self) -> Mapping[str, Any]:
+        return self.manifest.files or {}
+
     def state(self) -> dict[str, Any]:
-        state: dict[str, Any] = json.loads((self.path / "state.json").read_text())
+        state: dict[str, Any] = json.loads((self.path / "state.json").read_text(encoding="utf-8"))
         return state
 
     def problems(self) -> list[str]:
-        """Why this checkpoint cannot be believed; empty when it is as its manifest says."""
-        manifest = self.path / "manifest.json"
-        if not manifest.is_file():
-            return ["it has no manifest.json: it was not finished"]
-        files: dict[str, dict[str, Any]] = json.loads(manifest.read_text())["files"]
-        found = []
-        for name, expected in files.items():
-            path = self.path / name
-            if not path.is_file():
-                found.append(f"{name} is missing")
-            elif path.stat().st_size != expected["bytes"]:
-                found.append(f"{name} has {path.stat().st_size} bytes, expected {expected['bytes']}")
-            elif _sha256(path) != expected["sha256"]:
-                found.append(f"{name} is not what was written (SHA-256 differs)")
-        return found or _lacking(files, self.state())
+        """Why this checkpoint cannot be believed; empty when it is as its manifest says. Reads everything."""
+        if found := damage(self.path, self.files):
+            return found
+        if "state.json" not in self.files:
+            return ["no state.json"]
+        try:
+            state = self.state()
+            if state["step"] != self.step:
+                return [f"state.json is of step {state['step']}, manifest.json of step {self.step}"]
+            return _lacking(self.files, state)
+        except (KeyError, TypeError, ValueError) as error:
+            return [f"state.json cannot be read: {error!r}"]
 
 
-def write(folder: Path, step: int, state: dict[str, Any], fill: Callable[[Path], None]) -> Checkpoint:
-    """Write `folder/step_<step>` atomically.
+class Store:
+    """The checkpoints of one run. One writer at a time; whoever writes holds the lock of the run's folder.
+
+    What was written or found damaged is remembered, so that retention never reads what it only has to count.
 
     Args:
-        state: the driver's, with the learner's `ranks` and `zero_stage`.
-        fill: writes everything but state.json into the folder it is given.
-
-    Raises:
-        CheckpointError: the weights or a rank's optimizer state are not in the folder after `fill`.
+        folder: where they lie, which others may use too.
+        run: `run_id` of the run.
     """
-    final = folder / f"step_{step:06d}"
-    draft = folder / f"tmp-{uuid.uuid4().hex}"
-    draft.mkdir(parents=True)
-    try:
-        fill(draft)
-        (draft / "state.json").write_text(json.dumps(state, indent=1))
-        files = {}
-        for path in sorted(p for p in draft.rglob("*") if p.is_file()):
-            files[str(path.relative_to(draft))] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-            fsync(path)
-        if lacking := _lacking(files, state):
-            raise CheckpointError(
-                f"{final}: {', '.join(lacking)} where it was written: runs_dir ({folder.parent.parent}) must be on a "
-                "file system that all nodes share"
-            )
-        (draft / "manifest.json").write_text(json.dumps({"step": step, "files": files}, indent=1))
-        fsync(draft / "manifest.json")
-        if final.exists():  # left by a run that was resumed from before it
-            final.rename(folder / f"tmp-{uuid.uuid4().hex}")
-        draft.rename(final)
-        fsync(folder)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
-    return Checkpoint(final)
+
+    def __init__(self, folder: Path, run: str) -> None:
+        self.folder = folder
+        self.run = run
+        self.last: int | None = None  # the newest step that is known to be saved
+        self._believed: dict[Path, bool] = {}
+
+    def finished(self) -> list[Checkpoint]:
+        """The run's checkpoints, newest first and originals before copies, as their manifests say and unread."""
+        return self._read()[0]
+
+    def newest(self) -> tuple[Checkpoint | None, list[str]]:
+        """The newest checkpoint that can be believed, and what was passed over and why."""
+        checkpoint, rejected = self._search(None)
+        if checkpoint is not None:
+            self.last = checkpoint.step
+        return checkpoint, rejected
+
+    def choose(self, step: int | None, warn: Callable[[str], None]) -> Checkpoint:
+        """The checkpoint of a step, or the newest, that can be believed.
+
+        Args:
+            warn: is told what was passed over and why.
+
+        Raises:
+            ConfigError: there is none; says what there is.
+        """
+        checkpoint, rejected = self._search(step)
+        if checkpoint is None:
+            asked = "" if step is None else f"--step {step}: "
+            why = f" that can be believed ({'; '.join(rejected)})" if rejected else ""
+            there = ", ".join(str(s) for s in sorted({c.step for c in self.finished()} - {step})) or "none"
+            raise ConfigError(f"{asked}{self.folder} has no such checkpoint{why}; steps that are there: {there}")
+        for line in rejected:
+            warn(f"checkpoint passed over: {line}")
+        return checkpoint
+
+    def _search(self, step: int | None) -> tuple[Checkpoint | None, list[str]]:
+        found, rejected = self._read()
+        for checkpoint in (c for c in found if step in (None, c.step)):
+            problems = checkpoint.problems()
+            self._believed[checkpoint.path] = not problems
+            if not problems:
+                return checkpoint, rejected
+            rejected.append(f"{checkpoint.path.name}: {'; '.join(problems[:3])}")
+        return None, rejected
+
+    def write(self, step: int, state: dict[str, Any], fill: Callable[[Path], None]) -> Checkpoint:
+        """Write the checkpoint of a step atomically.
+
+        Args:
+            state: the driver's, with `step` and the learner's `ranks` and `zero_stage`.
+            fill: writes everything but state.json into the folder it is given.
+
+        Raises:
+            CheckpointError: the weights or a rank's optimizer state are not in the folder after `fill`.
+        """
+        name, before = self._place(step)
+        manifest = Manifest(format=1, id=uuid.uuid4().hex, run=self.run, name=name, step=step, files=None)
+        draft = self.folder / manifest.draft
+        draft.mkdir(parents=True)
+        try:
+            _write_manifest(draft, manifest)  # so that who finds the draft later knows whose it was
+            fill(draft)
+            (draft / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
+            files = described(draft)
+            if lacking := _lacking(files, state):
+                raise CheckpointError(
+                    f"{self.folder / name}: {', '.join(lacking)} where it was written: runs_dir "
+                    f"({self.folder.parent.parent}) must be on a file system that all nodes share"
+                )
+            manifest = manifest.model_copy(update={"files": files})
+            _write_manifest(draft, manifest)
+            if before is not None:  # left by a run that was resumed from before it
+                before = Checkpoint(before.path.rename(self.folder / before.manifest.draft), before.manifest)
+            draft.rename(self.folder / name)
+            fsync(self.folder)
+        except BaseException:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise
+        if before is not None:
+            _remove(before)
+        written = Checkpoint(self.folder / name, manifest)
+        self._believed[written.path] = True
+        self.last = step
+        return written
+
+    def retain(self, keep: int) -> None:
+        """Keep the newest `keep` of the run's own checkpoints that can be believed; drop older ones, and old drafts.
+
+        What is newer than those and damaged stays: it is not in the way, and something may be left to save.
+        """
+        own = [c for c in self.finished() if c.path.name == c.manifest.name]
+        kept = [c for c in own if self._stands(c)][:keep]
+        oldest = min((c.step for c in kept), default=0)
+        for checkpoint in own:
+            if checkpoint.step < oldest:
+                _remove(checkpoint)
+        for path, manifest in self._folders():
+            if isinstance(manifest, Manifest) and manifest.run == self.run and path.name == manifest.draft:
+                shutil.rmtree(path)
+
+    def _stands(self, checkpoint: Checkpoint) -> bool:
+        known = self._believed.get(checkpoint.path)
+        return known if known is not None else not damage(checkpoint.path, checkpoint.files, content=False)
+
+    def _folders(self) -> Iterator[tuple[Path, Manifest | ManifestError]]:
+        """Every folder with its manifest, or why there is none to be read. No links: what is behind them is elsewhere."""
+        if not self.folder.is_dir():
+            return
+        for path in sorted(self.folder.iterdir()):
+            if path.is_symlink() or not path.is_dir():
+                continue
+            try:
+                yield path, read(path)
+            except ManifestError as error:
+                yield path, error
+
+    def _read(self) -> tuple[list[Checkpoint], list[str]]:
+        """Finished checkpoints of the run, newest first and originals before copies; what looks like one and is not."""
+        found, rejected = [], []
+        for path, manifest in self._folders():
+            if isinstance(manifest, ManifestError):
+                if (path.name[:5] == "step_" and path.name[5:].isdigit()) or (path / FILE).exists():
+                    rejected.append(f"{path.name}: {manifest}")
+            elif manifest.run != self.run:
+                rejected.append(f"{path.name}: it is of another run ({manifest.run})")
+            elif manifest.files is not None:
+                found.append(Checkpoint(path, manifest))
+        return sorted(found, key=lambda c: (-c.step, c.path.name != c.manifest.name, c.path.name)), rejected
+
+    def _place(self, step: int) -> tuple[str, Checkpoint | None]:
+        """What the checkpoint of a step will be called, and the run's own one that has this name now."""
+        name = plain = f"step_{step:06d}"
+        number = 1
+        while (path := self.folder / name).exists() or path.is_symlink():
+            if before := next((c for c in self.finished() if c.path == path and c.manifest.name == name), None):
+                return name, before
+            number += 1
+            name = f"{plain}-{number}"  # somebody else's has the name
+        return name, None
 
 
-def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint that can be believed, and what was passed over and why."""
-    rejected: list[str] = []
-    for path in sorted(folder.glob("step_*"), reverse=True):
-        checkpoint = Checkpoint(path)
-        problems = checkpoint.problems()
-        if not problems:
-            return checkpoint, rejected
-        rejected.append(f"{path.name}: {'; '.join(problems[:3])}")
-    return None, rejected
+def _write_manifest(folder: Path, manifest: Manifest) -> None:
+    atomic.write_text(folder / FILE, manifest.model_dump_json(indent=1))
 
 
-def retain(folder: Path, keep: int) -> None:
-    """Keep the newest `keep` checkpoints and drop the rest, with what unfinished writes left behind."""
-    for path in sorted(folder.glob("step_*"))[:-keep]:
-        shutil.rmtree(path)
-    for path in folder.glob("tmp-*"):
-        shutil.rmtree(path)
+def _remove(checkpoint: Checkpoint) -> None:
+    """Delete the files of a checkpoint and the folders they leave empty; what somebody laid beside them stays.
+
+    The manifest goes last: a removal that is cut off leaves a damaged checkpoint of the run, and is made up for later.
+    """
+    root = checkpoint.path.resolve()
+    for name in checkpoint.files:
+        path = checkpoint.path / name
+        if path.parent.resolve().is_relative_to(root) and not path.is_dir():
+            path.unlink(missing_ok=True)
+    (checkpoint.path / FILE).unlink(missing_ok=True)
+    below = [p for p in checkpoint.path.rglob("*") if p.is_dir() and not p.is_symlink()]
+    for folder in [*sorted(below, key=lambda p: len(p.parts), reverse=True), checkpoint.path]:
+        if not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def _lacking(files: Iterable[str], state: Mapping[str, Any]) -> list[str]:
@@ -127,8 +249,3 @@ def _lacking(files: Iterable[str], state: Mapping[str, Any]) -> list[str]:
     shards = [f"deepspeed/state/*zero_pp_rank_{rank}_*optim_states.pt" for rank in range(state["ranks"])]
     wanted = ["model/*.safetensors", *(shards if state["zero_stage"] else ["deepspeed/state/*"])]
     return [f"no {pattern}" for pattern in wanted if not matching(files, pattern)]
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

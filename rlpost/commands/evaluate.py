@@ -31,6 +31,7 @@ class Request:
     """The command line of `rlpost eval`."""
 
     target: str
+    step: int | None
     k: list[int]
     data: Path | None
     prompt: str
@@ -117,11 +118,13 @@ def run(request: Request) -> int:
 def _resolve(request: Request) -> tuple[str, Config, RunFolder | None]:
     """The model to load, the configuration that says on what and how, and the run it belongs to."""
     folder = None
+    if request.step is not None and not (Path(request.target) / "manifest.json").is_file():
+        raise ConfigError(
+            f"--step {request.step} chooses a checkpoint of a run, and {request.target} is no run's folder"
+        )
     if (Path(request.target) / "manifest.json").is_file():
         folder = RunFolder.open(request.target)
-        saved, rejected = checkpoint.newest(folder.checkpoints)
-        if saved is None:
-            raise ConfigError(f"{folder.path} has no checkpoint to evaluate {rejected or ''}".rstrip())
+        saved = checkpoint.Store(folder.checkpoints, folder.run_id).choose(request.step, Console("plain", 0).warn)
         model, config = str(saved.model), load([request.config or folder.config])
     elif request.config is not None:
         model, config = request.target, load([request.config])

@@ -31,9 +31,9 @@ def run(path: Path, to: Path, step: int | None, check: str) -> int:
     if to.exists():
         raise ConfigError(f"--to {to} is there already: name a new folder")
     folder = RunFolder.open(path)
-    saved = _choose(folder, step)
     config = load([folder.config])
     console = Console("plain", 0)
+    saved = checkpoint.Store(folder.checkpoints, folder.run_id).choose(step, console.warn)
     probe = json.loads((saved.path / "probe.json").read_text())
     draft = to.with_name(f".{to.name}-{uuid.uuid4().hex[:8]}")
     try:
@@ -58,21 +58,6 @@ def run(path: Path, to: Path, step: int | None, check: str) -> int:
         shutil.rmtree(draft, ignore_errors=True)
     console.info(f"exported step {saved.step} to {to}")
     return DONE
-
-
-def _choose(folder: RunFolder, step: int | None) -> checkpoint.Checkpoint:
-    if step is None:
-        saved, rejected = checkpoint.newest(folder.checkpoints)
-        if saved is None:
-            raise ConfigError(f"{folder.path} has no checkpoint to export {rejected or ''}".rstrip())
-        return saved
-    saved = checkpoint.Checkpoint(folder.checkpoints / f"step_{step:06d}")
-    if not saved.path.is_dir():
-        there = sorted(p.name for p in folder.checkpoints.glob("step_*"))
-        raise ConfigError(f"--step {step}: {folder.path} has no such checkpoint; it has {there}")
-    if problems := saved.problems():
-        raise ConfigError(f"{saved.path} cannot be believed: {'; '.join(problems)}")
-    return saved
 
 
 def by_transformers(model: ModelSource, probe: dict[str, Any], dtype: str) -> float:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlpost.checkpoint import Store
 from rlpost.config import Config, ConfigError, Source, VerifierSpec, load
 from rlpost.data import load_prompts
 from rlpost.data.columns import Column, find
@@ -16,6 +17,7 @@ from rlpost.data.sources import Row, plain, read_rows
 from rlpost.models.load import load_tokenizer
 from rlpost.models.source import ModelSource
 from rlpost.observe.rollouts import SCHEMA
+from rlpost.observe.run_folder import RunFolder, RunFolderError
 from rlpost.verify.contract import Case, make_case
 
 if TYPE_CHECKING:
@@ -132,13 +134,14 @@ def _columns_of_prompts(
     run, config = _run_folder(data), run_config(data)
     if run is None or config is None or not (config.data.train.metadata or config.data.train.source == "reasoning_gym"):
         return {}
-    models = [str(path) for path in sorted((run / "checkpoints").glob("step_*/model"))]
-    model = models[-1] if models else config.model.path
     try:
+        folder = RunFolder.open(run)
+        models = [str(saved.model) for saved in Store(folder.checkpoints, folder.run_id).finished()]
+        model = models[0] if models else config.model.path
         if model is None:
             raise DataError("the run has no checkpoint with a tokenizer")
         sets = load_prompts(config.data, load_tokenizer(ModelSource.of(config.model, model)), config.seed)
-    except (DataError, OSError) as error:
+    except (DataError, OSError, RunFolderError) as error:
         notes.append(f"verifiers get no other columns, the run's data cannot be read again: {error}")
         return {}
     columns = {prompt.id: prompt.metadata for prompt in [*sets.test, *sets.train]}

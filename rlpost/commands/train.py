@@ -23,7 +23,8 @@ def proceed(path: Path, overrides: list[str]) -> int:
     folder = RunFolder.open(path)
     config = load([folder.config], overrides)
     check_objective(config)
-    saved, rejected = checkpoint.newest(folder.checkpoints)
+    store = checkpoint.Store(folder.checkpoints, folder.run_id)
+    saved, rejected = store.newest()
     if saved is None:
         check_nothing_is_lost(folder, rejected)
         recorder = Recorder(folder, config, resumed_at=-1)  # the evaluation at step 0 is made again too
@@ -42,7 +43,7 @@ def proceed(path: Path, overrides: list[str]) -> int:
             return NOTHING_TO_DO
         recorder.console.info(f"resuming {folder.path} from {saved.path.name}")
         with cluster.connected(config):
-            return _train(config, recorder, state["base"], resume=saved)
+            return _train(config, recorder, store, state["base"], resume=saved)
 
 
 def warm_up(config: Config, command: list[str]) -> int:
@@ -112,21 +113,23 @@ def _from_the_start(config: Config, recorder: Recorder) -> int:
     with recorder, cluster.connected(config):
         from rlpost.run.base import base_model
 
-        return _train(config, recorder, base_model(config, recorder), resume=None)
+        store = checkpoint.Store(recorder.folder.checkpoints, recorder.folder.run_id)
+        return _train(config, recorder, store, base_model(config, recorder), resume=None)
 
 
-def _train(config: Config, recorder: Recorder, base: str, resume: checkpoint.Checkpoint | None) -> int:
+def _train(
+    config: Config, recorder: Recorder, store: checkpoint.Store, base: str, resume: checkpoint.Checkpoint | None
+) -> int:
     from rlpost.loop import train
     from rlpost.run.start import running
 
-    with running(config, recorder, base, resume) as run:
+    with running(config, recorder, store, base, resume) as run:
         # What was overridden on resume holds for good, but not before the checkpoint was found to fit it.
         atomic.write_text(recorder.folder.config, dump(config))
         if config.evaluation.before and resume is None:
             run.evaluate("before")
         train(run)
-        saved, _ = checkpoint.newest(recorder.folder.checkpoints)
-        if run.step and (saved is None or saved.step < run.step):
+        if run.step and (store.last is None or store.last < run.step):
             run.save()
         if run.stop_requested and run.step < config.steps:
             where = f"after step {run.step}; continue" if run.step else "before the first step; start anew"

@@ -131,8 +131,25 @@ class RunFolder:
         return self.rollouts / f"step_{step:06d}.parquet"
 
     def read_manifest(self) -> dict[str, Any]:
-        manifest: dict[str, Any] = json.loads(self.manifest.read_text(encoding="utf-8"))
-        return manifest
+        """
+        Raises:
+            RunFolderError: it is not what `create` wrote.
+        """
+        try:
+            manifest = json.loads(self.manifest.read_text(encoding="utf-8"))
+            if not isinstance(manifest["run_id"], str) or not isinstance(manifest["command"], list):
+                raise TypeError("run_id must be a text and command a list")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunFolderError(
+                f"{self.manifest} cannot be read ({type(error).__name__}: {error}): put back what `rlpost train` "
+                "wrote there, for example from a copy of the run"
+            ) from None
+        return dict(manifest)
+
+    @property
+    def run_id(self) -> str:
+        """What the run is, wherever its folder is moved or copied to."""
+        return str(self.read_manifest()["run_id"])
 
     def lock(self) -> None:
         """Become the one writer of this folder; nothing happens if this object is already.

@@ -28,10 +28,13 @@ from rlpost.verify.remote import ClusterPool
 
 
 @contextmanager
-def running(config: Config, recorder: Recorder, base: str, resume: checkpoint.Checkpoint | None) -> Iterator[Run]:
+def running(
+    config: Config, recorder: Recorder, store: checkpoint.Store, base: str, resume: checkpoint.Checkpoint | None
+) -> Iterator[Run]:
     """All parts of a run, started; taken down on the way out, whatever happened.
 
     Args:
+        store: where its checkpoints go.
         base: folder or id of the weights the run started from.
         resume: continue from this checkpoint.
     """
@@ -65,7 +68,7 @@ def running(config: Config, recorder: Recorder, base: str, resume: checkpoint.Ch
             f"{config.learner.ranks} rank(s), ZeRO {config.learner.zero_stage}, {config.model.dtype}; engines: "
             f"{config.rollout.engines}, {config.rollout_dtype}, {engine['kv_tokens']:,} cached tokens each"
         )
-        run = Run(config, recorder, prompts, learner, fleet, pool, base, tokenizer, roles, likelihood)
+        run = Run(config, recorder, store, prompts, learner, fleet, pool, base, tokenizer, roles, likelihood)
         run.strategy.attach(RunLab(run))
         if resume is not None:
             run.restore(resume)

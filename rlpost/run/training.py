@@ -46,6 +46,7 @@ class Run:
         self,
         config: Config,
         recorder: Recorder,
+        store: checkpoint.Store,
         prompts: PromptSets,
         learner: LearnerGroup,
         fleet: Fleet,
@@ -57,6 +58,7 @@ class Run:
     ) -> None:
         self.config = config
         self.recorder = recorder
+        self.store = store
         self.prompts = prompts
         self.learner = learner
         self.fleet = fleet
@@ -206,7 +208,6 @@ class Run:
     def save(self) -> None:
         """Write a checkpoint of this step, then drop the oldest."""
         self.say("saving a checkpoint")
-        folder = self.recorder.folder.checkpoints
         probe = probe_batch(self.prompts, self.config.rollout.max_tokens)
         logp = self.learner.log_probs(probe)
 
@@ -217,8 +218,8 @@ class Run:
             checkpoint.save_roles(draft, self.roles())
             (draft / "probe.json").write_text(json.dumps(probe_to_json(probe, logp, self.config.rollout.temperature)))
 
-        checkpoint.write(folder, self.step, self.state_dict(), fill)
-        checkpoint.retain(folder, self.config.checkpoint.keep)
+        self.store.write(self.step, self.state_dict(), fill)
+        self.store.retain(self.config.checkpoint.keep)
 
     def state_dict(self) -> dict[str, Any]:
         """The driver's own state. Samples in flight are made again on resume, of the prompts that were drawn for them."""

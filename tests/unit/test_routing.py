@@ -424,6 +424,6 @@ def test_an_evaluation_captures_nothing_and_refuses_nothing_for_the_sake_of_rout
     path = write_config(model={"create": {"config": MOE}}, routing={"replay": "r3"})
     asked = {"k": [1], "data": None, "prompt": "", "reference": "", "verifier": None, "samples": None, "seeds": [0]}
     decoding = {"temperature": 1.0, "top_p": 1.0, "max_tokens": None, "limit": None, "out": None}
-    model, config, _ = evaluate._resolve(evaluate.Request("some/model", config=path, **asked, **decoding))
+    model, config, _ = evaluate._resolve(evaluate.Request("some/model", step=None, config=path, **asked, **decoding))
     assert engine_spec(load([path]), model).capture_routes
     assert not engine_spec(config, model).capture_routes

@@ -25,8 +25,8 @@ from tests.conftest import tiny
 class StandInRun:
     """Counts steps. `script` is what goes otherwise: {"stop", "die"}: the name of an evaluation, or a step's number."""
 
-    def __init__(self, config, recorder, saved, script: dict[str, object]) -> None:
-        self.config, self.recorder, self.script = config, recorder, script
+    def __init__(self, config, recorder, store, saved, script: dict[str, object]) -> None:
+        self.config, self.recorder, self.store, self.script = config, recorder, store, script
         self.step = saved.step if saved else 0
         self.stop_requested = False
 
@@ -53,7 +53,8 @@ class StandInRun:
                 (folder / name).write_bytes(b"w")
 
         state = {"step": self.step, "base": "base", "ranks": 1, "zero_stage": 0}
-        checkpoint.write(self.recorder.folder.checkpoints, self.step, state, fill)
+        self.store.write(self.step, state, fill)
+        self.store.retain(self.config.checkpoint.keep)
 
 
 @pytest.fixture
@@ -62,10 +63,10 @@ def script(monkeypatch) -> dict[str, object]:
     told: dict[str, object] = {}
 
     @contextmanager
-    def running(config, recorder, base, resume):
+    def running(config, recorder, store, base, resume):
         if told.get("die") == "restore":
             raise RuntimeError("does not fit")
-        yield StandInRun(config, recorder, resume, told)
+        yield StandInRun(config, recorder, store, resume, told)
 
     def train(made: StandInRun) -> None:
         while made.step < made.config.steps and not made.stop_requested:
@@ -197,7 +198,7 @@ def test_ranks_that_do_not_see_the_folder_are_named_before_anything_is_written(t
     learner = SimpleNamespace(unshared=group.unshared, log_probs=lambda batch: [])
     made = SimpleNamespace(
         say=lambda text: None,
-        recorder=SimpleNamespace(folder=SimpleNamespace(checkpoints=tmp_path / "checkpoints")),
+        store=checkpoint.Store(tmp_path / "checkpoints", "a"),
         learner=learner,
         step=1,
         state_dict=dict,

@@ -13,9 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from rlpost.checkpoint import Store
 from rlpost.cli import run
 from rlpost.config import load, split_arguments
 from rlpost.exit_codes import ALARM, BAD_USAGE, DONE, NOTHING_TO_DO
+from rlpost.observe import RunFolder
 from rlpost.observe.rollouts import write_rollouts
 from rlpost.types import Prompt, Rollout, Verdict
 from tests.conftest import tiny
@@ -335,10 +337,16 @@ def test_a_run_s_other_columns_come_from_its_data(folder):
 
     tokenizer = make_tokenizer("0123456789+-*/()[], :")
     prompts = load_prompts(Data.model_validate(tiny()["data"]), tokenizer, 0).train[:3]
-    run_folder = folder / "runs" / "numbers"
-    (run_folder / "rollouts").mkdir(parents=True)
-    (run_folder / "config.yaml").write_text(yaml.safe_dump(tiny()))
-    tokenizer.save_pretrained(run_folder / "checkpoints" / "step_000001" / "model")
+    with RunFolder.create(folder / "runs", "numbers", yaml.safe_dump(tiny()), ["rlpost", "train"], 0) as made:
+        run_folder = made.path
+
+    def fill(draft: Path) -> None:
+        tokenizer.save_pretrained(draft / "model")
+        for name in ("model/model.safetensors", "deepspeed/state/mp_rank_00_model_states.pt"):
+            (draft / name).parent.mkdir(parents=True, exist_ok=True)
+            (draft / name).write_bytes(b"w")
+
+    Store(made.checkpoints, made.run_id).write(1, {"step": 1, "ranks": 1, "zero_stage": 0}, fill)
     rollouts = [rollout(p, p.metadata["entry"]["metadata"]["expression"], None) for p in prompts]
     nothing, by_id = [None] * 3, {p.id: p for p in prompts}
     write_rollouts(run_folder / "rollouts" / "step_000001.parquet", rollouts, by_id, nothing, [False] * 3, 1)
