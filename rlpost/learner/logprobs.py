@@ -121,7 +121,7 @@ class TokenLogProbs(nn.Module):
         self, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, temperature: float
     ) -> torch.Tensor:
         """float32 (N, V)."""
-        logits = nn.functional.linear(hidden, weight, bias).float()
+        logits = nn.functional.linear(hidden.to(weight.dtype), weight, bias).float()  # Mamba keeps residuals in float32
         if self.softcap is not None:
             logits = self.softcap * torch.tanh(logits / self.softcap)
         return torch.log_softmax(logits / temperature, dim=-1)

@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -148,8 +149,7 @@ class LearnerRank:
         self.anchors = References(spec.anchors, self._load_anchor, self.engine.module)
         self.terms = Terms(spec.objective)
         self.optimizer_steps = 0
-        if spec.learner.layout == "packed":
-            self._check_packing()
+        self._check_isolation()
 
         def size(p: Any) -> int:
             return int(getattr(p, "ds_numel", p.numel()))
@@ -179,28 +179,52 @@ class LearnerRank:
                 raise
             return None  # trains all the same; nothing is measured of its routers
 
-    def _check_packing(self) -> None:
-        """Refuse rows of several sequences where the model does not keep them apart. All ranks.
-
-        transformers leaves it to each model to start attention, or a state, anew where positions do. Some do not, and
-        nothing but the log-probs tells.
+    def _check_isolation(self) -> None:
+        """Refuse a layout in which the policy, or an anchor, lets sequences read each other. All ranks.
 
         Raises:
-            ValueError: log-probs of a sequence depend on the one before it in the row.
+            ConfigError: log-probs of a sequence depend on what shares a micro-batch with it.
         """
-        from rlpost.learner.batch import Batch, MicroBatch
+        from rlpost.config import ConfigError
+        from rlpost.learner.isolation import find_leak
+        from rlpost.learner.replay import is_router
+        from rlpost.models.architecture import is_moe
 
-        vocabulary = self.model.get_input_embeddings().num_embeddings
-        tokens = np.random.default_rng(0).integers(0, vocabulary, (2, 24)).astype(np.int32)
-        batch = Batch.from_examples(list(tokens[:, :8]), list(tokens[:, 8:]))
-        alone, behind = (
-            self.score(batch, [MicroBatch(rows)], ["old_logp"])["old_logp"][1] for rows in (((0,), (1,)), ((0, 1),))
-        )
-        limit = 1e-3 if self.spec.model.dtype == "float32" else 0.5  # rounding, far below what a leak makes
-        if (worst := float(np.abs(alone - behind).max())) > limit:
-            raise ValueError(
-                f"learner.layout: packed, but {type(self.model).__name__} does not keep the sequences of a row apart: "
-                f"log-probs move by {worst:.2g} when another sequence stands before: set learner.layout: padded"
+        def logp(grid: Any, policy: Any) -> Any:
+            return self._forward(policy, self._routed_grid(grid)).logp
+
+        lo, checked = self.spec.learner, set()
+        for policy in (self.engine, *map(self.anchors.policy, self.anchors.names())):
+            model = getattr(policy, "module", policy).model
+            if type(model) in checked:  # one architecture is one answer
+                continue
+            checked.add(type(model))
+            leak = find_leak(
+                partial(logp, policy=policy),
+                model.get_input_embeddings(),
+                lo.layout,
+                lo.tokens_per_micro_batch,
+                lo.row_tokens,
+                self.spec.pad_id,
+                self.device,
+                experts=is_moe(model.config.to_dict()) or any(map(is_router, model.modules())),
+            )
+            if leak is None:
+                continue
+            what = f"learner.layout: {lo.layout}, but {type(model).__name__} with model.attention: {self.spec.model.attention}"
+            if lo.layout == "padded":
+                raise ConfigError(
+                    f"{what} reads other sequences of a micro-batch, or what follows: log-probs move by {leak.moved:.2g} "
+                    "with them, so that nothing true can be learned from them: take another model"
+                )
+            if leak.rows > 1:
+                raise ConfigError(
+                    f"{what} keeps the sequences of one row apart and not those of {leak.rows}: log-probs move by "
+                    f"{leak.moved:.2g} with others around: leave learner.row_tokens out, or set learner.layout: padded"
+                )
+            raise ConfigError(
+                f"{what} does not keep the sequences of a row apart: log-probs move by {leak.moved:.2g} with others "
+                "around: set learner.layout: padded"
             )
 
     def _optimizer(self, policy: Any) -> Any:
@@ -318,7 +342,9 @@ class LearnerRank:
         """The micro-batch as tensors; with a grid of routes, if an empty one, wherever there are routers."""
         from rlpost.learner.batch import make_grid
 
-        grid = make_grid(batch, micro, self.spec.pad_id, self.device)
+        return self._routed_grid(make_grid(batch, micro, self.spec.pad_id, self.device))
+
+    def _routed_grid(self, grid: Any) -> Any:
         replay = self.engine.module.replay
         return grid if replay is None or grid.routes is not None else replace(grid, routes=grid.live(replay))
 
