@@ -53,7 +53,7 @@ OWN: dict[str, dict[str, Any]] = {
 }
 
 
-def small_config(family: str, vocabulary: int) -> Any:
+def small_config(family: str, vocabulary: int, **changes: Any) -> Any:
     """A configuration of the family (a `model_type` of transformers) with small sizes.
 
     Raises:
@@ -65,15 +65,21 @@ def small_config(family: str, vocabulary: int) -> Any:
     own = dict(OWN.get(family, {}))
     known = set(CONFIG_MAPPING[family]().to_dict()) | set(getattr(CONFIG_MAPPING[family], "attribute_map", {}))
     values = {name: value for name, value in SIZES.items() if name in known and name not in own}
-    values = {name: value for name, value in {**values, **own}.items() if value is not None}
+    values = {name: value for name, value in {**values, **own, **changes}.items() if value is not None}
     return AutoConfig.for_model(family, **{"vocab_size": vocabulary, "bos_token_id": 1, "eos_token_id": 2, **values})
 
 
-def small_model(family: str, vocabulary: int = 96, dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:
-    """A causal language model of the family with random weights. The global random state is left alone."""
+def small_model(
+    family: str, vocabulary: int = 96, dtype: torch.dtype = torch.float32, seed: int = 0, **changes: Any
+) -> Any:
+    """A causal language model of the family with random weights. The global random state is left alone.
+
+    Args:
+        changes: to the configuration.
+    """
     from transformers import AutoModelForCausalLM
 
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(small_config(family, vocabulary), dtype=torch.float32)
+        model = AutoModelForCausalLM.from_config(small_config(family, vocabulary, **changes), dtype=torch.float32)
     return model.to(dtype)

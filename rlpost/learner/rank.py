@@ -32,6 +32,8 @@ class LearnerSpec:
         temperature: what the engine samples at; log-probs are of that distribution.
         response_limit: the longest response there can be (the constant of seq_mean_token_sum_norm).
         routing: which experts a mixture-of-experts policy chooses.
+        longest: tokens of the longest sequence the engines take, which some rotary embeddings depend on; None: there
+            are no engines.
     """
 
     source: ModelSource
@@ -47,6 +49,7 @@ class LearnerSpec:
     on_gpu: bool
     threads: int
     routing: Routing = field(default_factory=Routing)
+    longest: int | None = None
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,6 @@ class LearnerRank:
 
         from rlpost.learner.deepspeed_config import deepspeed_config
         from rlpost.learner.logprobs import Policy, TokenLogProbs
-        from rlpost.learner.model import load_model
         from rlpost.learner.references import References
         from rlpost.learner.replay import moe_blocks
         from rlpost.objective import Objective as Terms
@@ -129,7 +131,7 @@ class LearnerRank:
         # Must stay alive: transformers shards parameters as it makes them while this object exists.
         self._zero3 = HfDeepSpeedConfig(config) if spec.learner.zero_stage == 3 else None
 
-        model = load_model(spec.source, spec.model, trainable=True)
+        model = self._load(spec.source, trainable=True)
         replay = self._replay(model)
         if spec.learner.gradient_checkpointing:
             how: dict[str, Any] = {"use_reentrant": False}
@@ -160,6 +162,16 @@ class LearnerRank:
             "node": ray.get_runtime_context().get_node_id(),
             "routing": replay and {"layers": list(replay.layers), "top_k": replay.top_k, "experts": replay.experts},
         }
+
+    def _load(self, source: ModelSource, trainable: bool) -> Any:
+        """A model of the policy's configuration, whose positions mean what they mean to the engines."""
+        from rlpost.learner.model import load_model
+        from rlpost.learner.rope import fix_rope
+
+        model = load_model(source, self.spec.model, trainable)
+        if self.spec.longest is not None:
+            fix_rope(model, self.spec.longest)
+        return model
 
     def _replay(self, model: Any) -> Any:
         """The model's routers, under our hand; None for a dense model.
@@ -211,21 +223,19 @@ class LearnerRank:
             )
             if leak is None:
                 continue
-            what = f"learner.layout: {lo.layout}, but {type(model).__name__} with model.attention: {self.spec.model.attention}"
+            what = f"learner.layout: {lo.layout}, but {type(model).__name__}"
+            moved = f"with model.attention: {self.spec.model.attention} log-probs move by {leak.moved:.2g} with others around"
             if lo.layout == "padded":
                 raise ConfigError(
-                    f"{what} reads other sequences of a micro-batch, or what follows: log-probs move by {leak.moved:.2g} "
-                    "with them, so that nothing true can be learned from them: take another model"
+                    f"{what} reads other sequences of a micro-batch, or tokens that follow: {moved}, so that nothing true "
+                    "can be learned: take another model"
                 )
             if leak.rows > 1:
                 raise ConfigError(
-                    f"{what} keeps the sequences of one row apart and not those of {leak.rows}: log-probs move by "
-                    f"{leak.moved:.2g} with others around: leave learner.row_tokens out, or set learner.layout: padded"
+                    f"{what} keeps the sequences of one row apart and not those of {leak.rows}: {moved}: leave "
+                    "learner.row_tokens out, or set learner.layout: padded"
                 )
-            raise ConfigError(
-                f"{what} does not keep the sequences of a row apart: log-probs move by {leak.moved:.2g} with others "
-                "around: set learner.layout: padded"
-            )
+            raise ConfigError(f"{what} does not keep the sequences of a row apart: {moved}: set learner.layout: padded")
 
     def _optimizer(self, policy: Any) -> Any:
         import torch
@@ -252,10 +262,9 @@ class LearnerRank:
         import deepspeed
 
         from rlpost.learner.logprobs import Policy, TokenLogProbs
-        from rlpost.learner.model import load_model
         from rlpost.learner.replay import moe_blocks
 
-        model = load_model(source, self.spec.model, trainable=movable).eval().requires_grad_(False)
+        model = self._load(source, trainable=movable).eval().requires_grad_(False)
         anchor = Policy(model, self.spec.learner.logits_chunk_tokens)
         if self.spec.learner.zero_stage != 3:
             return anchor.to(self.device)
