@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,14 @@ class Probe:
 
     shape: tuple[int, ...]
     checksum: int
+
+
+@dataclass(frozen=True)
+class Held:
+    """A tensor as an engine holds it: its shape, and its dtype by torch's name of it."""
+
+    shape: tuple[int, ...]
+    dtype: str
 
 
 def to_numpy(tensor: torch.Tensor) -> np.ndarray:
@@ -47,16 +56,35 @@ def checksum(array: np.ndarray) -> int:
     return zlib.crc32(np.ascontiguousarray(array).data)
 
 
-def make_probes(arrays: dict[str, np.ndarray], readable: dict[str, tuple[int, ...]], version: int) -> dict[str, Probe]:
-    """Probes for up to `PROBED_TENSORS` of the tensors engines can be asked for, others with each version."""
-    candidates = [n for n, held in sorted(readable.items()) if n in arrays and _fits(arrays[n].shape, held)]
+def held_wide(readable: Mapping[str, Held]) -> set[str]:
+    """What engines hold in float32 whatever their dtype (states of linear attention, biases of routers), by `tail`."""
+    return {tail(name) for name, held in readable.items() if held.dtype == "float32"}
+
+
+def tail(name: str) -> str:
+    """The end of a tensor's name, which engine and checkpoint have in common where prefixes differ."""
+    return ".".join(name.rsplit(".", 2)[-2:])
+
+
+def make_probes(arrays: dict[str, np.ndarray], readable: Mapping[str, Held], version: int) -> dict[str, Probe]:
+    """Probes for up to `PROBED_TENSORS` of the tensors engines can be asked for, others with each version.
+
+    They are of the bits that an engine makes of an array when it holds it in another dtype.
+    """
+    import torch
+
+    candidates = [n for n, held in sorted(readable.items()) if n in arrays and _fits(arrays[n].shape, held.shape)]
     if not candidates:
         raise ValueError(
             f"no tensor of the learner ({sorted(arrays)[:3]} ...) can be read back from the engine "
             f"({sorted(readable)[:3]} ...): an update could not be checked"
         )
     chosen = np.random.default_rng(version).permutation(len(candidates))[:PROBED_TENSORS]
-    return {name: Probe(arrays[name].shape, checksum(arrays[name])) for name in (candidates[i] for i in chosen)}
+    probes = {}
+    for name in (candidates[i] for i in chosen):
+        kept = to_numpy(to_tensor(arrays[name]).to(getattr(torch, readable[name].dtype)))
+        probes[name] = Probe(kept.shape, checksum(kept))
+    return probes
 
 
 def _fits(shape: tuple[int, ...], held: tuple[int, ...]) -> bool:

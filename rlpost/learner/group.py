@@ -15,6 +15,7 @@ from rlpost.faults import wait
 from rlpost.learner.batch import Batch, MicroBatch, plan
 from rlpost.learner.rank import LearnerRank, LearnerSpec, StepPlan
 from rlpost.meter import Meter
+from rlpost.weights import Held
 
 
 class LearnerGroup:
@@ -134,7 +135,7 @@ class LearnerGroup:
         """anchor <- (1 - amount) anchor + amount policy on all ranks; then, if asked, the optimizer forgets."""
         self._all("move_anchor", name, amount, clear_optimizer, what=f"anchor {name} to move")
 
-    def weights(self, dtype: DType, readable: dict[str, tuple[int, ...]], version: int) -> tuple[Any, dict[str, Any]]:
+    def weights(self, dtype: DType, readable: dict[str, Held], version: int) -> tuple[Any, dict[str, Any]]:
         """A reference to all weights in Ray's object store, and probes to check an engine by."""
         pairs = [r.weights.options(num_returns=2).remote(dtype, readable, version) for r in self.ranks]
         wait([probes for _, probes in pairs], self.deadline, "the learner to gather its weights")
@@ -146,7 +147,7 @@ class LearnerGroup:
         master = wait(self.ranks[0].address.remote(), self.deadline, "an address for the weight transfer")
         self._all("connect", backend, engines, world_size, master, what="the weight transfer to connect")
 
-    def send_weights(self, dtype: DType, readable: dict[str, tuple[int, ...]], version: int) -> dict[str, Any]:
+    def send_weights(self, dtype: DType, readable: dict[str, Held], version: int) -> dict[str, Any]:
         """Send all weights to the connected engines. Returns probes to check them by."""
         return self._all("send_weights", dtype, readable, version, what="the weights to be sent")[0]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from torch import nn
 from rlpost.config import Lora, Model
 from rlpost.models.load import load_causal_lm
 from rlpost.models.source import ModelSource
+from rlpost.weights import tail
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -63,7 +64,11 @@ def add_lora(model: PreTrainedModel, lora: Lora) -> None:
 
 
 def checkpoint_tensors(
-    model: PreTrainedModel, keep: bool, dtype: torch.dtype, device: str | None = "cpu"
+    model: PreTrainedModel,
+    keep: bool,
+    dtype: torch.dtype,
+    device: str | None = "cpu",
+    wide: Collection[str] = (),
 ) -> dict[str, torch.Tensor]:
     """All weights under the names and shapes of the Hugging Face checkpoint format, and the buffers that go with them.
 
@@ -75,6 +80,7 @@ def checkpoint_tensors(
         dtype: of the result, but for what the model wants in float32 whatever its dtype: the bias that selects experts
             in some routers, which must not round differently in learner and engine.
         device: where copies are put; None leaves them where they are.
+        wide: ends of names (`rlpost.weights.tail`) of what is wanted in float32 besides.
     """
     from transformers.core_model_loading import revert_weight_conversion
 
@@ -99,7 +105,7 @@ def checkpoint_tensors(
             tensors[name] = buffer.detach().to(device, copy=True) if device else buffer.detach().clone()
     exact = tuple(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
     return {
-        name: tensor.to(torch.float32 if any(part in name for part in exact) else dtype)
+        name: tensor.to(torch.float32 if tail(name) in wide or any(part in name for part in exact) else dtype)
         for name, tensor in revert_weight_conversion(model, tensors).items()
     }
 

@@ -19,6 +19,7 @@ from rlpost.learner.batch import Batch, MicroBatch
 from rlpost.learner.references import AnchorSpec
 from rlpost.meter import Meter
 from rlpost.models.source import ModelSource
+from rlpost.weights import Held
 
 
 @dataclass(frozen=True)
@@ -498,17 +499,17 @@ class LearnerRank:
 
     # ------------------------------------------------------------------------------------------------ weights
 
-    def weights(self, dtype: DType, readable: dict[str, tuple[int, ...]], version: int) -> tuple[Any, Any]:
+    def weights(self, dtype: DType, readable: dict[str, Held], version: int) -> tuple[Any, Any]:
         """All weights as numpy arrays by checkpoint name, and probes of a few; (None, None) but from rank 0.
 
         Args:
             dtype: the engine's.
-            readable: names and shapes the engines can be asked for.
+            readable: names, shapes and dtypes of what the engines can be asked for.
         """
         from rlpost.learner.model import DTYPES, checkpoint_tensors
-        from rlpost.weights import make_probes, to_numpy
+        from rlpost.weights import held_wide, make_probes, to_numpy
 
-        tensors = checkpoint_tensors(self.model, self.rank == 0, DTYPES[dtype])
+        tensors = checkpoint_tensors(self.model, self.rank == 0, DTYPES[dtype], wide=held_wide(readable))
         if self.rank != 0:
             return None, None
         if (noise := amount("router.noise", version)) is not None:
@@ -535,7 +536,7 @@ class LearnerRank:
             info, client=RayVLLMWeightSyncClient(engines), source=self._source
         )
 
-    def send_weights(self, dtype: DType, readable: dict[str, tuple[int, ...]], version: int) -> Any:
+    def send_weights(self, dtype: DType, readable: dict[str, Held], version: int) -> Any:
         """Send all weights to the connected engines. Returns probes from rank 0. All ranks."""
         self._source.begin(dtype, readable, version)
         self._sender.send_weights()

@@ -10,10 +10,10 @@ from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
 
 from rlpost.config import DType
 from rlpost.learner.model import DTYPES, checkpoint_tensors
-from rlpost.weights import make_probes, to_numpy
+from rlpost.weights import held_wide, make_probes, to_numpy
 
 if TYPE_CHECKING:
-    from rlpost.weights import Probe
+    from rlpost.weights import Held, Probe
 
 
 class LearnerWeights(WeightSource):
@@ -25,18 +25,21 @@ class LearnerWeights(WeightSource):
     def __init__(self, model: Any, dtype: DType) -> None:
         self._model = model
         self._dtype = dtype
+        self._wide: set[str] = set()
         self._tensors: dict[str, torch.Tensor] = {}
         self.probes: dict[str, Probe] = {}
 
-    def begin(self, dtype: DType, readable: dict[str, tuple[int, ...]], version: int) -> None:
+    def begin(self, dtype: DType, readable: dict[str, Held], version: int) -> None:
         """Gather this round's weights and make its probes."""
-        self._dtype = dtype
+        self._dtype, self._wide = dtype, held_wide(readable)
         self._gather()
         names = [n for n in readable if n in self._tensors]
         self.probes = make_probes({n: to_numpy(self._tensors[n].cpu()) for n in names}, readable, version)
 
     def _gather(self) -> None:
-        self._tensors = checkpoint_tensors(self._model, keep=True, dtype=DTYPES[self._dtype], device=None)
+        self._tensors = checkpoint_tensors(
+            self._model, keep=True, dtype=DTYPES[self._dtype], device=None, wide=self._wide
+        )
 
     def metadata(self) -> list[ParamMeta]:
         if not self._tensors:

@@ -27,7 +27,7 @@ from rlpost.rollout import probes as read_back
 from rlpost.rollout.request import EngineSpec, SampleRequest
 from rlpost.routing import Routes
 from rlpost.types import FinishReason, Rollout
-from rlpost.weights import Probe
+from rlpost.weights import Held, Probe
 
 
 class StaleEngineError(RuntimeError):
@@ -124,8 +124,8 @@ class Engine:
 
         await self._do(load)
 
-    async def readable(self) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of the tensors whose bits can be read back: see `rlpost.rollout.probes.readable`."""
+    async def readable(self) -> dict[str, Held]:
+        """Names, shapes and dtypes of the tensors whose bits can be read back: see `rlpost.rollout.probes.readable`."""
         return await self._do(lambda: self._engine.collective_rpc(read_back.readable)[0])
 
     async def accept_version(self, version: int, probes: dict[str, Probe] | None) -> None:

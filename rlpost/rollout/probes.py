@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from rlpost.weights import Probe, checksum, to_numpy
+from rlpost.weights import Held, Probe, checksum, to_numpy
 
 
-def readable(worker: Any) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors an engine keeps as they are in the checkpoint: embeddings, norms, biases.
+def readable(worker: Any) -> dict[str, Held]:
+    """Names, shapes and dtypes of the tensors an engine keeps as they are in the checkpoint: embeddings, norms, biases.
 
     Others are fused, sharded or packed for a kernel (an empty tensor is left behind), and have other names or shapes.
     """
     held = worker.model_runner.get_model().named_parameters()
-    return {name: tuple(tensor.shape) for name, tensor in held if tensor.numel()}
+    return {n: Held(tuple(t.shape), str(t.dtype).removeprefix("torch.")) for n, t in held if t.numel()}
 
 
 def wrong_probes(worker: Any, probes: dict[str, Probe]) -> list[str]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rlpost.rollout.probes import readable, wrong_probes
-from rlpost.weights import PROBED_TENSORS, checksum, make_probes, to_numpy, to_tensor
+from rlpost.weights import PROBED_TENSORS, Held, checksum, held_wide, make_probes, to_numpy, to_tensor
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -35,7 +35,7 @@ def worker(**tensors: torch.Tensor) -> SimpleNamespace:
 
 def test_packed_tensors_are_not_readable():
     held = readable(worker(norm=torch.ones(4), packed=torch.empty(0)))
-    assert held == {"norm": (4,)}
+    assert held == {"norm": Held((4,), "float32")}
 
 
 def test_probes_find_a_tensor_that_was_not_updated_also_behind_a_padded_vocabulary():
@@ -52,7 +52,7 @@ def test_probes_find_a_tensor_that_was_not_updated_also_behind_a_padded_vocabula
 
 def test_other_tensors_are_probed_with_each_version():
     arrays = {f"n{i}": np.ones(2, np.float32) for i in range(40)}
-    held = {name: (2,) for name in arrays}
+    held = {name: Held((2,), "float32") for name in arrays}
     chosen = [set(make_probes(arrays, held, version=v)) for v in range(5)]
     assert all(len(c) == PROBED_TENSORS for c in chosen)
     assert len(set().union(*chosen)) > PROBED_TENSORS
@@ -60,4 +60,18 @@ def test_other_tensors_are_probed_with_each_version():
 
 def test_an_update_that_could_not_be_checked_is_refused():
     with pytest.raises(ValueError, match="no tensor of the learner"):
-        make_probes({"a": np.ones(2, np.float32)}, {"b": (2,)}, version=0)
+        make_probes({"a": np.ones(2, np.float32)}, {"b": Held((2,), "float32")}, version=0)
+
+
+def test_a_probe_is_of_the_dtype_an_engine_holds_a_tensor_in():
+    """vLLM keeps states of linear attention and biases of routers in float32 in a bfloat16 engine."""
+    sent = torch.randn(8).bfloat16()
+    engine = worker(A_log=sent.float(), norm=sent)
+    probes = make_probes({"A_log": to_numpy(sent), "norm": to_numpy(sent)}, readable(engine), version=0)
+    assert wrong_probes(engine, probes) == []
+    assert wrong_probes(worker(A_log=sent.float() + 1e-4, norm=sent), probes) == ["A_log"]
+
+
+def test_what_engines_hold_in_float32_is_known_by_the_end_of_its_name():
+    held = {"model.layers.0.gate.bias": Held((2,), "float32"), "model.norm.weight": Held((2,), "bfloat16")}
+    assert held_wide(held) == {"gate.bias"}
