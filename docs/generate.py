@@ -30,7 +30,7 @@ rlpost train configs/quickstart.yaml steps=20 learner.lr=1e-4 verifiers.0.name=e
   may hold `~`, `$VARIABLE` and `${VARIABLE}`; `$$` is a dollar sign, and a variable that is not set is an error.
   Relative paths start at the current directory. A run's own `config.yaml` has all of these replaced, so that a resume
   needs no variable.
-- Mappings are merged key by key, but an entry with another name replaces the whole entry; and so is a list's item that is a mapping (`verifiers.0.weight=2`); all else is
+- Mappings are merged key by key, but an entry with another name replaces the whole entry, and a source of another kind all keys that say where rows are; and so is a list's item that is a mapping (`verifiers.0.weight=2`); all else is
   replaced.
 - A key that is not known, or is given twice, is an error that names the nearest known key. `1e-6` is a number.
 - Relative paths start at the current directory.

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from rlpost import __version__
-from rlpost.config import Config, ConfigError, load_arguments, split_arguments
+from rlpost.config import Config, ConfigError, load, split_arguments
 from rlpost.exit_codes import BAD_USAGE, DONE, FAULT
 
 app = typer.Typer(
@@ -79,6 +79,7 @@ def eval(
     top_p: Annotated[float, typer.Option(min=0.01, max=1)] = 1.0,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest response.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most this many prompts.")] = None,
+    on: Annotated[str, typer.Option(help="Which of the run's prompts: test (held out) or train.")] = "test",
     out: Annotated[Path | None, typer.Option(help="Where to write the results as JSON.")] = None,
 ) -> None:
     """pass@k with bootstrap intervals over prompts, several seeds, decoding settings recorded."""
@@ -100,6 +101,7 @@ def eval(
         max_tokens=max_tokens,
         limit=limit,
         out=out,
+        on=on,
     )
     raise typer.Exit(run(request))
 
@@ -195,9 +197,10 @@ def submit(
     deadline: Annotated[float, typer.Option(min=1, help="Seconds the cluster may take to accept the job.")] = 120.0,
 ) -> None:
     """Run a configuration as a job of an existing Ray cluster. Tokens: RAY_AUTH_MODE=token, as for `ray job submit`."""
+    config = _load(arguments)
     from rlpost.commands.submit import run
 
-    raise typer.Exit(run(arguments, address, working_dir, detach, deadline))
+    raise typer.Exit(run(config, arguments, address, working_dir, detach, deadline))
 
 
 @app.command()
@@ -241,7 +244,12 @@ def options(
 
 
 def _load(arguments: list[str]) -> Config:
-    return load_arguments(*split_arguments(arguments))
+    files, overrides = split_arguments(arguments)
+    if not files:
+        raise ConfigError(
+            "no configuration file given, only overrides; for example: rlpost train configs/quickstart.yaml"
+        )
+    return load(files, overrides)
 
 
 def _integers(option: str, text: str) -> list[int]:

@@ -9,6 +9,8 @@ import hypothesis
 import pytest
 import yaml
 
+from rlpost.config.schema import SOURCE_KEYS
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # How long an example takes says more of the machine than of the code.
@@ -84,6 +86,8 @@ def tiny(**changes: object) -> dict:
 
 def merge(low: dict, high: dict) -> dict:
     out = dict(low)
+    if high.get("source", low.get("source")) != low.get("source"):  # as configuration files are merged
+        out = {key: value for key, value in low.items() if key not in SOURCE_KEYS}
     for key, value in high.items():
         out[key] = merge(out[key], value) if isinstance(value, dict) and isinstance(out.get(key), dict) else value
     return out

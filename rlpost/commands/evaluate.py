@@ -13,7 +13,7 @@ import numpy as np
 from rlpost import checkpoint, cluster
 from rlpost.atomic import write_json
 from rlpost.config import Config, ConfigError, load, parse
-from rlpost.data import load_prompts
+from rlpost.data import PromptSets, load_prompts
 from rlpost.exit_codes import DONE
 from rlpost.models.load import load_tokenizer
 from rlpost.models.source import ModelSource
@@ -22,6 +22,7 @@ from rlpost.observe.console import Console
 from rlpost.rollout.request import Sampling
 from rlpost.rollout.sampler import GroupSampler
 from rlpost.run.evaluation import evaluate, pass_at
+from rlpost.types import Prompt
 from rlpost.verify import open_pool
 from rlpost.verify.references import checker
 
@@ -45,6 +46,7 @@ class Request:
     max_tokens: int | None
     limit: int | None
     out: Path | None
+    on: str = "test"
 
 
 def run(request: Request) -> int:
@@ -58,8 +60,10 @@ def run(request: Request) -> int:
     started = time.monotonic()
     tokenizer = load_tokenizer(ModelSource.of(config.model, model))
     sets = load_prompts(config.data, tokenizer, config.seed, checker(config.verifiers, config.verifier_pool))
-    prompts = (sets.test or sets.train)[: request.limit]
-    console.info(f"{model}: {len(prompts)} prompts x {samples} samples x {len(request.seeds)} seed(s)")
+    on, prompts = _asked(request, sets)
+    prompts = prompts[: request.limit]
+    said = {"test": "held-out prompts", "train": "prompts of data.train, which are learned from", "data": "prompts"}[on]
+    console.info(f"{model}: {len(prompts)} {said} x {samples} samples x {len(request.seeds)} seed(s)")
 
     from rlpost.run.start import start_fleet
 
@@ -90,6 +94,7 @@ def run(request: Request) -> int:
             console.info(f"{name}: spread over seeds {np.std(values, ddof=1):.4f} (standard deviation)")
     written = {
         "model": model,
+        "on": on,
         "pass": {name: list(value) for name, value in pooled.items()},
         "seeds": {str(seed): value for seed, value in per_seed.items()},
         "prompts": len(prompts),
@@ -113,6 +118,24 @@ def run(request: Request) -> int:
     else:
         print(json.dumps(written))
     return DONE
+
+
+def _asked(request: Request, sets: PromptSets) -> tuple[str, list[Prompt]]:
+    """What is evaluated on, "test", "train" or "data" (a file of the command line), and its prompts."""
+    if request.data is not None:
+        if request.on != "test":
+            raise ConfigError(f"--on {request.on} and --data {request.data} both say on what to evaluate: give one")
+        return "data", sets.train
+    if request.on not in ("test", "train"):
+        raise ConfigError(f"--on {request.on}: must be test (held-out prompts) or train")
+    if request.on == "train":
+        return "train", sets.train
+    if not sets.test:
+        raise ConfigError(
+            f"{request.config or request.target} has no test set: its configuration has neither data.test nor "
+            "data.holdout. Give --data FILE or --config FILE, or evaluate on what is learned from by --on train"
+        )
+    return "test", sets.test
 
 
 def _resolve(request: Request) -> tuple[str, Config, RunFolder | None]:
@@ -145,7 +168,7 @@ def _resolve(request: Request) -> tuple[str, Config, RunFolder | None]:
     values["warmup"] = None
     values["routing"] = {"replay": "off"}  # nothing is learned: no routes are wanted, nor what they forbid refused
     if request.data is not None:
-        kind = "parquet" if request.data.suffix == ".parquet" else "jsonl"
+        kind = {".parquet": "parquet", ".json": "json"}.get(request.data.suffix, "jsonl")
         source = {"source": kind, "path": str(request.data), "prompt": request.prompt, "reference": request.reference}
         values["data"] = {**values.get("data", {}), "train": source, "test": None, "holdout": None}
         values["evaluation"] = {"before": False, "after": False}

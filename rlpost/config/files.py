@@ -10,7 +10,7 @@ from typing import Any, get_args, get_origin
 import yaml
 from pydantic import ValidationError
 
-from rlpost.config.schema import Config
+from rlpost.config.schema import SOURCE_KEYS, Config, Source
 from rlpost.config.section import AtKey, Component, ConfigError, Section
 from rlpost.user_code import nearest
 
@@ -27,15 +27,6 @@ def load(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> Config:
     for override in overrides:
         merged = _merge(merged, _parse_override(override))
     return parse(merged, origin=", ".join(str(p) for p in paths))
-
-
-def load_arguments(files: Sequence[str | Path], overrides: Sequence[str]) -> Config:
-    """`load` for a command line, where at least one file must be named."""
-    if not files:
-        raise ConfigError(
-            "no configuration file given, only overrides; for example: rlpost train configs/quickstart.yaml"
-        )
-    return load(files, overrides)
 
 
 def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -110,7 +101,7 @@ def _merge(low: Any, high: Any, place: Any = Config) -> Any:
 
     A bare name that gets keys is an entry with that name: `grpo` and `{eps: 1e-4}` make `{name: grpo, eps: 1e-4}`. An
     entry that gets another name is another entry, and takes the place of the whole one: `{name: gspo}` over
-    `{name: ppo_clip, low: 0.2}` has no `low`.
+    `{name: ppo_clip, low: 0.2}` has no `low`. So with a source of another kind: a task's parameters are none of a file.
 
     Args:
         place: the schema's type at this place of the file; None where the schema does not say.
@@ -120,6 +111,9 @@ def _merge(low: Any, high: Any, place: Any = Config) -> Any:
     if isinstance(low, dict) and isinstance(high, dict):
         if _holds(place, Component) and high.get("name", low.get("name")) != low.get("name"):
             return high
+        if _holds(place, Source) and high.get("source", low.get("source")) != low.get("source"):
+            # Where rows are is said anew; what the columns mean stays.
+            low = {key: value for key, value in low.items() if key == "path" or key not in SOURCE_KEYS}
         return {**low, **{k: _merge(low[k], v, _place_of(place, k)) if k in low else v for k, v in high.items()}}
     if isinstance(low, list) and isinstance(high, dict) and high and all(str(k).isdigit() for k in high):
         merged = list(low)

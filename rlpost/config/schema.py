@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from rlpost.config.checks import check_batch, check_method, check_placement, check_routing
 from rlpost.config.objective import Objective
-from rlpost.config.paths import ConfiguredPath, HubPath, OutputPath
+from rlpost.config.paths import ConfiguredPath, HubPath, LocalPath, OutputPath
 from rlpost.config.section import AtKey, Component, DType, Named, Section, as_component
 
 
@@ -73,21 +73,42 @@ class Model(Section):
         return self
 
 
+# Which sources know a key that not all of them have.
+SOURCE_KEYS = {
+    "path": ("jsonl", "json", "parquet", "hf"),
+    "split": ("jsonl", "json", "parquet", "hf"),
+    "field": ("json",),
+    "name": ("hf",),
+    "revision": ("hf",),
+    "task": ("reasoning_gym",),
+    "params": ("reasoning_gym",),
+    "size": ("reasoning_gym",),
+    "seed": ("reasoning_gym",),
+}
+
+
 class Source(Section):
     """Where rows come from and which column means what.
+
+    `path` is a file (`jsonl`, `json`, `parquet`), a folder of such files, or for `hf` whatever `load_dataset` reads.
+    A key that the kind of source has no use for is an error.
 
     `prompt`, `reference`, `completion` and `id` are a column's name, or a template when they contain braces:
     `"{numbers} {target}:"`; nested values as `{metadata[target]}`.
     """
 
-    source: Literal["jsonl", "parquet", "hf", "reasoning_gym"]
+    source: Literal["jsonl", "json", "parquet", "hf", "reasoning_gym"]
     path: HubPath | None = None
-    name: str | None = Field(None, description="configuration of a Hugging Face data set")
-    split: str = "train"
-    task: str | None = Field(None, description="reasoning-gym task")
-    params: dict[str, Any] = Field(default_factory=dict, description="parameters of the reasoning-gym task")
-    size: int | None = Field(None, gt=0, description="how many rows a procedural task makes")
-    seed: int = 0
+    name: str | None = Field(None, description="hf: configuration of the data set")
+    split: str | None = Field(
+        None, description="hf: train by default; of a folder: the files that are named by it, such as train-0.parquet"
+    )
+    revision: str | None = Field(None, description="hf: branch, tag or commit of the hub")
+    field: str | None = Field(None, description="json: key of the list of rows, where the file is an object")
+    task: str | None = Field(None, description="reasoning_gym: the task")
+    params: dict[str, Any] = Field(default_factory=dict, description="reasoning_gym: parameters of the task")
+    size: int | None = Field(None, gt=0, description="reasoning_gym: how many rows are made")
+    seed: int | None = Field(None, description="reasoning_gym: other seeds, other rows; 0 by default")
     limit: int | None = Field(None, gt=0, description="at most this many rows")
     prompt: str | None = None
     reference: str | None = None
@@ -97,6 +118,13 @@ class Source(Section):
 
     @model_validator(mode="after")
     def _complete(self) -> Source:
+        for key in SOURCE_KEYS:
+            if getattr(self, key) not in (None, {}) and self.source not in SOURCE_KEYS[key]:
+                value, known = getattr(self, key), ", ".join(SOURCE_KEYS[key])
+                no_use = (
+                    f"{value!r}: a {self.source} source has no use for {key}, which belongs to {known}: leave it out"
+                )
+                raise AtKey(key, ValueError(no_use))
         if self.source == "reasoning_gym":
             if not self.task or not self.size:
                 raise ValueError("a reasoning_gym source needs `task` and `size`")
@@ -115,15 +143,58 @@ class Source(Section):
                 if not Path(path).exists():
                     missing = f"{path.shown} does not exist (relative paths start at the current directory)"
                     raise AtKey("path", ValueError(missing))
+            self._check_place(Path(self.path))
         return self
+
+    def _check_place(self, path: Path) -> None:
+        """Refuse what only a folder or the hub has."""
+        if path.is_file() and self.source != "hf" and self.split is not None:
+            why = f"{self.split!r}: {self.path} is one file, which has no splits: leave it out"
+            raise AtKey("split", ValueError(why))
+        for key in ("revision", *(["name"] if path.is_file() else [])):
+            if path.exists() and getattr(self, key) is not None:
+                why = f"{getattr(self, key)!r}: {self.path} is on this machine and has none: leave it out"
+                raise AtKey(key, ValueError(why))
+
+
+# What a chat template is given by itself, or decides how it is called.
+TEMPLATE_ARGUMENTS = [
+    "messages",
+    "conversation",
+    "tools",
+    "documents",
+    "chat_template",
+    "add_generation_prompt",
+    "continue_final_message",
+    "tokenize",
+    "padding",
+    "truncation",
+    "max_length",
+    "return_tensors",
+    "return_dict",
+    "return_assistant_tokens_mask",
+    "tokenizer_kwargs",
+    "sanitize_control_tokens",
+]
 
 
 class Template(Section):
-    """How a row becomes what the model reads."""
+    """How a row becomes what the model reads.
+
+    A prompt that is a list of messages (role and content) needs `kind: chat` and goes to the chat template as it is, but
+    for `prompt` around its last user message. A last message of the assistant is continued.
+    """
 
     kind: Literal["plain", "chat"] = "plain"
     prompt: str = Field("{prompt}", description="plain: the text around the prompt; chat: the user's message")
-    system: str | None = None
+    system: str | None = Field(None, description="chat: the system message, where a prompt has none of its own")
+    chat_template: LocalPath | None = Field(
+        None, description="chat: a file with a Jinja template, in place of the tokenizer's; saved with the model"
+    )
+    chat_template_kwargs: dict[str, Any] = Field(
+        default_factory=dict,
+        description="chat: values for the template's variables, such as {enable_thinking: false}; saved as its defaults",
+    )
 
     @model_validator(mode="after")
     def _has_prompt(self) -> Template:
@@ -131,6 +202,15 @@ class Template(Section):
             raise ValueError("template.prompt must contain {prompt}")
         if self.system is not None and self.kind == "plain":
             raise ValueError("template.system needs template.kind: chat; write it into template.prompt otherwise")
+        if self.kind == "plain" and (self.chat_template is not None or self.chat_template_kwargs):
+            key = "chat_template" if self.chat_template is not None else "chat_template_kwargs"
+            raise AtKey(key, ValueError("needs template.kind: chat; a plain template asks no chat template"))
+        if self.chat_template is not None and not Path(self.chat_template).is_file():
+            raise AtKey("chat_template", ValueError(f"{self.chat_template!r} is no file"))
+        for name in self.chat_template_kwargs:
+            if name in TEMPLATE_ARGUMENTS or not name.isidentifier():
+                why = "is no variable of a template" if not name.isidentifier() else "is given by rlpost"
+                raise AtKey(f"chat_template_kwargs.{name}", ValueError(f"{name!r} {why}: leave it out"))
         return self
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import string
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,8 @@ from rlpost.data.errors import DataError, RowError, did_you_mean
 class Column:
     """One value of a row: a column by name, or a `str.format` template when `spec` contains braces.
 
-    A name keeps the column's type; a template gives text. `{metadata[target]}` reaches into nested values.
+    A name keeps the column's type; a template gives text. `{metadata[target]}` reaches into nested values, and
+    `{table!j}` writes one as JSON.
 
     Raises:
         DataError: the template is malformed, or has a field without a column's name.
@@ -22,8 +24,8 @@ class Column:
     def __init__(self, role: str, spec: str) -> None:
         self.role = role
         self.spec = spec
-        self._is_template = "{" in spec or "}" in spec
-        if self._is_template:
+        self.is_template = "{" in spec or "}" in spec
+        if self.is_template:
             _check_template(role, spec)
 
     def of(self, values: Mapping[str, Any]) -> Any:
@@ -32,7 +34,7 @@ class Column:
         Raises:
             RowError: it is missing, null, or does not fit the template's format.
         """
-        if not self._is_template:
+        if not self.is_template:
             return _not_null(self.spec, find(values, self.spec))
         try:
             return _FILLER.vformat(self.spec, (), values)
@@ -43,7 +45,7 @@ class Column:
 
     def parts_of(self, values: Mapping[str, Any]) -> list[Any]:
         """The values it is made of: the column's, or those of a template's fields, without the words around them."""
-        if not self._is_template:
+        if not self.is_template:
             return [self.of(values)]
         fields = [field for _, field, _, _ in _FILLER.parse(self.spec) if field is not None]
         return [_FILLER.get_field(field, (), values)[0] for field in fields]
@@ -55,17 +57,31 @@ class Column:
             RowError: as `of`; or it is not text, blank, or not valid Unicode.
         """
         value = self.of(values)
+        if isinstance(value, list | tuple | Mapping):
+            raise RowError(
+                f"{self.role} {self.spec!r} is a {type(value).__name__}, not text: a template '{{{self.spec}!j}}' writes "
+                f"it as JSON, and '{{{self.spec}[...]}}' takes a part of it"
+            )
         if not isinstance(value, str):
             raise RowError(
                 f"{self.role} {self.spec!r} is a {type(value).__name__}, not text; a template '{{{self.spec}}}' prints it"
             )
-        if not value.strip():
-            raise RowError(f"{self.role} {self.spec!r} is empty")
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:  # half a surrogate pair, which JSON can spell and no tokenizer reads
-            raise RowError(f"{self.role} {self.spec!r} is not valid Unicode: {error}") from error
-        return value
+        return checked_text(f"{self.role} {self.spec!r}", value)
+
+
+def checked_text(what: str, text: str) -> str:
+    """`text`, which must have something in it.
+
+    Raises:
+        RowError: it is blank, or not valid Unicode.
+    """
+    if not text.strip():
+        raise RowError(f"{what} is empty")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # half a surrogate pair, which JSON can spell and no tokenizer reads
+        raise RowError(f"{what} is not valid Unicode: {error}") from error
+    return text
 
 
 def find(values: Mapping[str, Any], name: str) -> Any:
@@ -96,6 +112,19 @@ class _Filler(string.Formatter):
             find(kwargs, column)
             raise RowError(f"column {column!r} has nothing at {{{field_name}}}") from error
         return _not_null(field_name, value), first
+
+    def convert_field(self, value: Any, conversion: str | None) -> Any:
+        if conversion == "j":
+            return json.dumps(value, ensure_ascii=False)
+        if conversion is None and _has_mapping(value):
+            raise ValueError(
+                "a value with keys has no spelling of its own: write {column!j} for JSON, or {column[key]} for a part"
+            )
+        return super().convert_field(value, conversion)
+
+
+def _has_mapping(value: Any) -> bool:
+    return isinstance(value, Mapping) or (isinstance(value, list | tuple) and any(map(_has_mapping, value)))
 
 
 _FILLER = _Filler()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rlpost.config import Data, Source, Template
+from rlpost.data.chat import Messages, asked_in, check_messages, completion_of, messages_in, renderer
 from rlpost.data.columns import Column, find
 from rlpost.data.errors import DataError, RowError
 from rlpost.data.identity import Problems, problem_of
@@ -95,7 +96,7 @@ class _Draft:
     number: int
     id: str
     content: str
-    text: str
+    prompt: str | Messages
     asked: list[Any]
     reference: Any
     completion: str | None
@@ -125,9 +126,9 @@ def _load(
 ) -> tuple[list[_Item], SourceReport]:
     rows = read_rows(source)
     report = SourceReport(place, describe(source), rows=len(rows))
-    drafts = _distinct(rows, _reader(place, source, with_completion), report)
-    render = _renderer(data.template, tokenizer)
-    texts = [render(draft.text) for draft in drafts]
+    drafts = _distinct(rows, _reader(place, source, data.template, with_completion), report)
+    render = renderer(data.template, tokenizer)
+    texts = [render(draft.prompt) for draft in drafts]
     namespace = dataset(source) if source.id is not None else None
     items: list[_Item] = []
     numbers: list[int] = []
@@ -147,7 +148,10 @@ def _load(
         problems = check([item.prompt for item in items])
         report.bad += [(number, why) for number, why in zip(numbers, problems, strict=True) if why is not None]
         items = [item for item, why in zip(items, problems, strict=True) if why is None]
-    report.bad.sort()
+    # Rows of several files count through; a message says where one is found.
+    places = {row.number: row.place for row in rows if row.place is not None}
+    report.bad = sorted((n, f"{places[n]}: {why}" if n in places else why) for n, why in report.bad)
+    too_long = [(n, f"{places[n]}: {why}" if n in places else why) for n, why in too_long]
     report.too_long, report.kept = len(too_long), len(items)
     if not with_completion and source.source != "reasoning_gym":  # whose problems have many right answers
         report.notes += _contradictions([item.prompt for item in items])
@@ -155,7 +159,7 @@ def _load(
     return items, report
 
 
-def _reader(place: str, source: Source, with_completion: bool) -> Callable[[Row], _Draft]:
+def _reader(place: str, source: Source, template: Template, with_completion: bool) -> Callable[[Row], _Draft]:
     def column(role: str, spec: str | None) -> Column | None:
         return Column(f"{place}.{role}", spec) if spec is not None else None
 
@@ -169,19 +173,30 @@ def _reader(place: str, source: Source, with_completion: bool) -> Callable[[Row]
         if row.error is not None:
             raise RowError(row.error)
         values = row.values
-        text = prompt.text_of(values)
+        messages = None if prompt.is_template else messages_in(prompt.spec, prompt.of(values))
+        if messages is None:
+            text: str | Messages = prompt.text_of(values)
+            asked = [text, prompt.parts_of(values)]
+        else:
+            check_messages(prompt.spec, messages, template)
+            text, asked = messages, [asked_in(messages)]
         # Tasks with many right answers (graph_color, rush_hour) have no answer to show; their scorer reads the entry.
         open_ended = procedural and source.reference == "answer" and values["answer"] is None
         answer = plain(reference.of(values)) if reference and not open_ended else None
-        example = completion.text_of(values) if completion else None
+        example = _example(completion, values) if completion else None
         metadata = {name: plain(find(values, name)) for name in source.metadata}
         if procedural:
             metadata |= {"entry": values, "task": source.task}
         content = _digest([text, answer] if example is None else [text, answer, example])
         name = content if identity is None else _configured_id(identity, row)
-        return _Draft(row.number, name, content, text, [text, prompt.parts_of(values)], answer, example, metadata)
+        return _Draft(row.number, name, content, text, asked, answer, example, metadata)
 
     return read
+
+
+def _example(column: Column, values: Mapping[str, Any]) -> str:
+    message = None if column.is_template else completion_of(column.spec, column.of(values))
+    return column.text_of(values) if message is None else message
 
 
 def _configured_id(column: Column, row: Row) -> str:
@@ -213,28 +228,6 @@ def _distinct(rows: list[Row], read: Callable[[Row], _Draft], report: SourceRepo
         else:
             report.bad.append((row.number, f"id {draft.id!r} is also row {first.number}'s, with other content"))
     return list(drafts.values())
-
-
-def _renderer(template: Template, tokenizer: PreTrainedTokenizerBase) -> Callable[[str], str]:
-    # Replaced, not formatted: braces in the prompt, and in a template that asks for \boxed{}, are only braces.
-    if template.kind == "plain":
-        return lambda text: template.prompt.replace("{prompt}", text)
-    if tokenizer.chat_template is None:
-        raise DataError(
-            "data.template.kind is chat and this model's tokenizer has no chat template; "
-            "use kind: plain, or a model whose tokenizer_config.json has one"
-        )
-    from jinja2 import TemplateError
-
-    def chat(text: str) -> str:
-        system = [{"role": "system", "content": template.system}] if template.system is not None else []
-        messages = [*system, {"role": "user", "content": template.prompt.replace("{prompt}", text)}]
-        try:
-            return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        except TemplateError as error:
-            raise DataError(f"data.template: the tokenizer's chat template refuses {messages}: {error}") from error
-
-    return chat
 
 
 def _encode(texts: list[str], template: Template, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:

@@ -6,13 +6,15 @@ import dataclasses
 import functools
 import json
 import math
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
 from rlpost.config import Source
 from rlpost.data.errors import DataError, RowError, did_you_mean
+from rlpost.data.files import SourceFile, files_of, open_bytes
 
 # What `datasets` calls the reader of a single local file.
 _HF_READERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet", ".arrow": "arrow"}
@@ -26,17 +28,19 @@ class Row:
         number: 1-based position in the source; for jsonl the line in the file.
         values: the columns by name; empty when the row could not be read.
         error: why it could not be read, None when it could.
+        place: its file and position there, where a source has several files.
     """
 
     number: int
     values: Mapping[str, Any]
     error: str | None = None
+    place: str | None = None
 
 
 def read_rows(source: Source) -> list[Row]:
-    """The first `source.limit` rows of a source, in its own order.
+    """The first `source.limit` rows of a source, in its own order; files of a folder in the order of their names.
 
-    A jsonl line that is not a JSON object becomes a Row with an `error`; blank lines are no rows. The entries of a
+    A jsonl line or an item of a json array that is not a JSON object becomes a Row with an `error`; blank lines are no rows. The entries of a
     reasoning-gym task come as plain JSON data (tuples as lists).
 
     Raises:
@@ -53,11 +57,11 @@ def describe(source: Source) -> str:
 def dataset(source: Source) -> str:
     """What the rows are rows of: two sources of one file or one data set's split say the same, however it is read."""
     if source.source == "reasoning_gym":
-        return json.dumps([source.task, source.params, source.seed])
+        return json.dumps([source.task, source.params, source.seed or 0])
     path = _path(source)
     if path.exists():
         return json.dumps([str(path.resolve()), source.split if path.is_dir() else None])
-    return json.dumps([source.path, source.name, source.split])
+    return json.dumps([source.path, source.name, source.split or "train"])
 
 
 def plain(value: Any) -> Any:
@@ -83,39 +87,99 @@ def _path(source: Source) -> Path:
     return Path(str(source.path)).expanduser()
 
 
-def _jsonl(source: Source) -> list[Row]:
-    path = _path(source)
-    if path.is_dir():
-        raise DataError(f"{describe(source)} is a folder; a jsonl source is one file")
-    with path.open("rb") as file:
-        lines = ((number, line) for number, line in enumerate(file, 1) if line.strip())
-        return [_json_row(number, line) for number, line in islice(lines, source.limit)]
+def _from_files(kind: str, read: Callable[[Source, Path], Iterator[Row]], source: Source) -> list[Row]:
+    """The rows of all files of a source. Of several, rows count through, and each knows its file."""
+    files = files_of(kind, _path(source), source.split, describe(source))
+    if len(files) == 1 and not files[0].name:
+        return list(islice(read(source, files[0].path), source.limit))
+    rows = (_placed(file, row) for file in files for row in read(source, file.path))
+    return [dataclasses.replace(row, number=number) for number, row in enumerate(islice(rows, source.limit), 1)]
+
+
+def _placed(file: SourceFile, row: Row) -> Row:
+    return dataclasses.replace(row, values={**file.columns, **row.values}, place=f"{file.name} row {row.number}")
+
+
+def _jsonl(source: Source, path: Path) -> Iterator[Row]:
+    with open_bytes(path) as file:
+        try:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield _json_row(number, line)
+        except (OSError, EOFError, zlib.error) as error:  # of what is compressed
+            raise DataError(f"{describe(source)}: {path} cannot be read: {error}") from error
 
 
 def _json_row(number: int, line: bytes) -> Row:
     try:
         values = json.loads(line.decode("utf-8-sig"), parse_constant=_refuse_constant)
-    except ValueError as error:  # of the encoding as well as of the JSON
-        return Row(number, {}, f"not JSON: {error}")
+    except (ValueError, RecursionError) as error:  # of the encoding as well as of the JSON
+        array = "; for one JSON array in a file say source: json" if number == 1 and line.lstrip()[:1] == b"[" else ""
+        return Row(number, {}, f"not JSON: {error}{array}")
     if not isinstance(values, dict):
-        return Row(number, {}, f"not a JSON object but a {type(values).__name__}")
+        array = "; for one JSON array in a file say source: json" if isinstance(values, list) else ""
+        return Row(number, {}, f"not a JSON object but a {type(values).__name__}{array}")
     return Row(number, values)
+
+
+def _json(source: Source, path: Path) -> Iterator[Row]:
+    """The items of a file's array, or of the list that its object holds under `field`."""
+    try:
+        with open_bytes(path) as file:
+            values = json.loads(file.read().decode("utf-8-sig"))
+    except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
+        lines = "; for one object a line say source: jsonl" if "Extra data" in str(error) else ""
+        raise DataError(f"{describe(source)}: {path} is not one JSON value: {error}{lines}") from error
+    for number, item in enumerate(_items(source, path, values), 1):
+        if not isinstance(item, dict):
+            yield Row(number, {}, f"not a JSON object but a {type(item).__name__}")
+            continue
+        try:
+            yield Row(number, plain(item))
+        except RowError as error:
+            yield Row(number, {}, f"not JSON: {error}")
+
+
+def _items(source: Source, path: Path, values: Any) -> list[Any]:
+    if isinstance(values, list) and source.field is None:
+        return values
+    if isinstance(values, list):
+        raise DataError(f"{describe(source)}: field {source.field!r}: {path} is an array already; leave it out")
+    if not isinstance(values, dict):
+        raise DataError(f"{describe(source)}: {path} holds a {type(values).__name__}, not an array of objects")
+    if source.field is not None:
+        if not isinstance(values.get(source.field), list):
+            known = [key for key, value in values.items() if isinstance(value, list)]
+            raise DataError(f"{describe(source)}: field {source.field!r} of {path} is no list ({_lists(known)})")
+        return list(values[source.field])
+    known = [key for key, value in values.items() if isinstance(value, list)]
+    raise DataError(
+        f"{describe(source)}: {path} holds an object, not an array: name the list by `field` ({_lists(known)})"
+    )
+
+
+def _lists(known: list[str]) -> str:
+    return f"its lists: {', '.join(known)}" if known else "it has no list"
 
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON number")
 
 
-def _parquet(source: Source) -> list[Row]:
+def _parquet(source: Source, path: Path) -> Iterator[Row]:
     import pyarrow as pa
-    import pyarrow.dataset
+    import pyarrow.parquet as pq
 
+    number = 0
     try:
-        files = pyarrow.dataset.dataset(_path(source), format="parquet")
-        table = files.head(source.limit) if source.limit else files.to_table()
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches():
+                for values in batch.to_pylist():
+                    number += 1
+                    yield Row(number, values)
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"{describe(source)} cannot be read as parquet: {error}") from error
-    return [Row(number, values) for number, values in enumerate(table.to_pylist(), 1)]
+        where = f"{describe(source)}" + (f": {path.name}" if _path(source).is_dir() else "")
+        raise DataError(f"{where} cannot be read as parquet: {error}") from error
 
 
 def _hf(source: Source) -> list[Row]:
@@ -127,7 +191,7 @@ def _hf(source: Source) -> list[Row]:
         if isinstance(error, DataError):
             raise
         raise DataError(
-            f"{describe(source)} (name {source.name!r}, split {source.split!r}) cannot be loaded: {error}"
+            f"{describe(source)} (name {source.name!r}, split {_split(source)!r}) cannot be loaded: {error}"
         ) from error
     return [Row(number, values) for number, values in enumerate(islice(table, source.limit), 1)]
 
@@ -140,16 +204,21 @@ def _hf_table(source: Source) -> Any:
     if path.is_file():
         if path.suffix not in _HF_READERS:
             raise DataError(f"{describe(source)}: files of type {path.suffix!r} are unknown ({', '.join(_HF_READERS)})")
-        return datasets.load_dataset(_HF_READERS[path.suffix], data_files=str(path), split=source.split)
+        return datasets.load_dataset(_HF_READERS[path.suffix], data_files=str(path), split=_split(source))
+    split = _split(source)
     if not ((path / "dataset_dict.json").exists() or (path / "state.json").exists()):
         where = str(path) if path.is_dir() else source.path
-        return datasets.load_dataset(where, source.name, split=source.split)
+        return datasets.load_dataset(where, source.name, split=split, revision=source.revision)
     saved = datasets.load_from_disk(str(path))
     # A lone data set need not know the name of its split; `train` is what a source says when it says nothing.
     splits = saved if isinstance(saved, datasets.DatasetDict) else {str(saved.split or "train"): saved}
-    if source.split not in splits:
-        raise DataError(f"{describe(source)} has no split {source.split!r} ({did_you_mean(source.split, splits)})")
-    return splits[source.split]
+    if split not in splits:
+        raise DataError(f"{describe(source)} has no split {split!r} ({did_you_mean(split, splits)})")
+    return splits[split]
+
+
+def _split(source: Source) -> str:
+    return source.split or "train"
 
 
 # Most of reasoning-gym's tasks draw item i from seed + i: data sets of seeds 1 and 2 would share all items but one.
@@ -177,7 +246,7 @@ def _procedural_rows(source_json: str) -> tuple[Row, ...]:
         if name not in known:
             raise DataError(f"reasoning-gym task {task!r} has no parameter {name!r}; {did_you_mean(name, known)}")
     try:
-        dataset = reasoning_gym.create_dataset(task, seed=source.seed * SEED_STRIDE, size=size, **source.params)
+        dataset = reasoning_gym.create_dataset(task, seed=(source.seed or 0) * SEED_STRIDE, size=size, **source.params)
     except (AssertionError, AttributeError, TypeError, ValueError) as error:  # how its tasks refuse parameters
         raise DataError(f"reasoning-gym task {task!r} refuses {source.params}: {error}") from error
     _check_scores_survive_json(task, dataset)
@@ -206,8 +275,9 @@ def _check_scores_survive_json(task: str, dataset: Any) -> None:
 
 
 _READERS: dict[str, Callable[[Source], list[Row]]] = {
-    "jsonl": _jsonl,
-    "parquet": _parquet,
+    "jsonl": functools.partial(_from_files, "jsonl", _jsonl),
+    "json": functools.partial(_from_files, "json", _json),
+    "parquet": functools.partial(_from_files, "parquet", _parquet),
     "hf": _hf,
     "reasoning_gym": _reasoning_gym,
 }

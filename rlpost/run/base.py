@@ -14,6 +14,7 @@ import numpy as np
 from rlpost import cluster
 from rlpost.config import Config, ConfigError, Learner, Objective, Optimizer, Sft, Term
 from rlpost.data import PromptOrder, encode_completion, load_examples, load_prompts
+from rlpost.data.chat import save_chat_template
 from rlpost.data.identity import Problems, left_out
 from rlpost.learner.batch import Batch
 from rlpost.learner.group import LearnerGroup
@@ -120,6 +121,7 @@ def _teach(
                     f"epoch {order.consumed / len(examples):.2f}"
                 )
         group.save_model(into)
+        save_chat_template(into, config.data.template, tokenizer)
     finally:
         group.shutdown()
         placement.release()

@@ -15,6 +15,7 @@ import numpy as np
 from rlpost import checkpoint
 from rlpost.config import Config
 from rlpost.data import PromptOrder, PromptSets, fill, judge_group
+from rlpost.data.chat import save_chat_template
 from rlpost.learner.batch import Batch
 from rlpost.learner.group import LearnerGroup
 from rlpost.observe import Recorder, Watch
@@ -215,6 +216,7 @@ class Run:
             if unshared := self.learner.unshared(draft):
                 raise checkpoint.CheckpointError(unshared)
             self.learner.save(draft)
+            save_chat_template(draft / "model", self.config.data.template, self.tokenizer)
             checkpoint.save_roles(draft, self.roles())
             (draft / "probe.json").write_text(json.dumps(probe_to_json(probe, logp, self.config.rollout.temperature)))
 

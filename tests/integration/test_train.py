@@ -104,7 +104,10 @@ def test_a_run_trains_evaluates_records_saves_exports_and_is_evaluated_again(con
     assert set(found["seeds"]) == {"0", "1"}
     assert found["pass"]["pass@1"][0] <= found["pass"]["pass@2"][0]
     assert found["decoding"]["temperature"] == 1.0
-    rlpost("eval", exported, "--config", path, "--k", "1", "--limit", "4")
+    assert found["on"] == "test"
+    done = rlpost("eval", exported, "--config", path, "--k", "1", "--limit", "4", "--on", "train")
+    assert "4 prompts of data.train, which are learned from" in done.stdout
+    assert json.loads(done.stdout.splitlines()[-1])["on"] == "train"
 
     problems = tmp_path / "problems.jsonl"
     problems.write_text("".join(json.dumps({"q": f"[{i}, 2] {i + 2}:", "a": f"{i} + 2"}) + "\n" for i in range(1, 6)))
@@ -112,7 +115,8 @@ def test_a_run_trains_evaluates_records_saves_exports_and_is_evaluated_again(con
         "eval", exported, "--data", problems, "--prompt", "q", "--reference", "a", "--verifier", "exact",
         "--k", "1,4", "--max-tokens", "12",
     )  # fmt: skip
-    assert json.loads(done.stdout.splitlines()[-1])["prompts"] == 5
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert (found["prompts"], found["on"]) == (5, "data")
 
 
 def test_rewards_rise_on_an_easy_task(config):

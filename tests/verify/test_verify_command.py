@@ -295,7 +295,7 @@ def tiny_rows(folder: Path) -> dict:
     """A source that is not procedural, so that a run's other columns are not looked for."""
     write(folder / "rows.jsonl", [{"prompt": "a?", "reference": "a"}])
     nothing = dict.fromkeys(["task", "size", "completion"])
-    return {**nothing, "source": "jsonl", "path": "rows.jsonl", "prompt": "prompt", "params": {}, "seed": 0}
+    return {**nothing, "source": "jsonl", "path": "rows.jsonl", "prompt": "prompt"}
 
 
 def test_a_run_is_scored_again_with_its_settings_and_compared_with_its_verdicts(recorded, capsys):
