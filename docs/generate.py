@@ -47,8 +47,8 @@ Where a table says *name*, write the name alone (`grpo`), or a mapping of the na
 """
 
 # A section that appears in more than one place comes once.
-TITLES = {"data.train": "data.train`, `data.test`, `warmup.train"}
-COLLAPSED = ("data.test", "warmup.train")
+TITLES = {"data.train": "data.train`, `data.train.NAME", "data.test": "data.test`, `data.test.NAME"}
+COLLAPSED = ("data.train.template", "data.test.template")
 
 CONSTRAINTS = (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<="))
 

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 
 def train(run: Run) -> None:
-    """Train until `steps`, or until `run.stop_requested`. A finished step k leaves weights of version k everywhere."""
-    config, last = run.config, run.config.steps
-    while run.step < last and not run.stop_requested:
+    """Train until `run.last`, or until `run.stop_requested`. A finished step k leaves weights of version k everywhere."""
+    config = run.config
+    while run.step < run.last and not run.stop_requested:
         # Evaluated after the save of that step, so that an evaluation that fails costs no step that would be saved; and
         # with no save before the next step is done. So a checkpoint is always from before the evaluation of its step,
         # and a run that resumes from it comes by here and does again what the evaluation did to anchors.
@@ -45,7 +45,7 @@ def advance(run: Run, step: int) -> None:
     config, clock = run.config, Clock()
 
     run.say("sampling")
-    for ahead in range(step, min(step + config.rollout.max_staleness, config.steps) + 1):
+    for ahead in range(step, min(step + config.rollout.max_staleness, run.last) + 1):
         submit(run, ahead)
     groups = collect(run, step)
     clock.lap("generate", until=max((g.sampled_at for g in groups), default=None))
@@ -72,7 +72,7 @@ def advance(run: Run, step: int) -> None:
 
 def submit(run: Run, step: int) -> None:
     """Start sampling the prompts of a step, unless they already are."""
-    if step <= run.submitted:
+    if step <= run.submitted or step > run.last:
         return
     prompts, wanted = run.drawn.setdefault(step, []), run.config.learner.prompts_per_step
     prompts += [run.strategy.next() for _ in range(wanted - len(prompts))]  # after a resume they were drawn before

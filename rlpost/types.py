@@ -31,6 +31,8 @@ class Prompt:
         completion: a worked example, for supervised warm-up only.
         metadata: other columns of the row, injected into verifiers by name. Plain JSON data.
         problem: digests of what is asked (`rlpost.data.identity`): prompts that share one are the same problem.
+        source: name of the training or test source it comes from; empty where there is one without a name.
+        verifiers: labels of the verifiers that score it, of which the first is its judge; empty for all.
     """
 
     id: str
@@ -40,6 +42,8 @@ class Prompt:
     completion: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     problem: tuple[str, ...] = ()
+    source: str = ""
+    verifiers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,7 @@ class Rollout:
         text: the response decoded, without special tokens.
         seed: the sampling seed, a pure function of (run seed, step, prompt, its samples of the step before this one).
         routes: the experts chosen for each token; None when they are not captured.
-        verdicts: by verifier name; empty until scored.
+        verdicts: by the verifier's label, that of the prompt's judge first; empty until scored.
         reward: weighted sum of the verdicts' scores; None when not scored or any weighted verdict is unverified.
     """
 
@@ -119,9 +123,12 @@ class Rollout:
         """Whether this sample may enter a group's statistics and the loss."""
         return self.finish_reason != "abort" and self.reward is not None and len(self.response_ids) > 0
 
-    def judged(self, judge: str) -> Verdict:
-        """What the verifier `judge` says, or the first of the configuration that applied where it did not."""
-        if judge in self.verdicts:
+    def judged(self, judge: str | None = None) -> Verdict:
+        """What the verifier `judge` says; without it, or where it did not apply, what the prompt's own judge says.
+
+        That is the first of the verifiers of the prompt's source that applied to the row.
+        """
+        if judge is not None and judge in self.verdicts:
             return self.verdicts[judge]
         return next(iter(self.verdicts.values()), Verdict("unverified", None, "no_verifier"))
 
@@ -194,7 +201,7 @@ class Sample:
         """A usable rollout as the policy loss learns from it.
 
         Args:
-            judge: the verifier whose verdict says whether it is correct; None when none has scored it.
+            judge: the verifier whose verdict says whether it is correct; its prompt's own by default.
         """
         return cls(
             prompt_ids=rollout.prompt_ids,
@@ -205,7 +212,7 @@ class Sample:
             versions=rollout.versions,
             number=rollout.sample,
             reward=rollout.reward or 0.0,
-            correct=judge is not None and rollout.judged(judge).status == "correct",
+            correct=rollout.judged(judge).status == "correct",
             truncated=rollout.finish_reason == "length",
             routes=rollout.routes,
         )

@@ -26,6 +26,8 @@ def show(config: Config) -> int:
     for name, value in facts.items():
         table.add_row(name, f"{value:,}")
     out.print(table)
+    if config.ends_with is None and config.epochs is not None:
+        out.print(f"steps of the run: known once the prompts of data.train are loaded (epochs: {config.epochs:g})")
     placed = placement_plan(config)
     table = Table(f"placement ({placed['strategy']})", "GPU", "CPU", box=None)
     for bundle in placed["bundles"]:
@@ -67,7 +69,11 @@ def batch_arithmetic(config: Config) -> dict[str, int]:
         "samples a rank and optimizer step": -(-samples // le.optimizer_steps_per_batch // le.ranks),
         "tokens a step, at most": samples * config.max_sequence_tokens,
         "tokens a micro-batch, at most": le.tokens_per_micro_batch,
-        "optimizer steps of the run": config.steps * le.optimizer_steps_per_batch,
+        **(
+            {}
+            if config.ends_with is None
+            else {"optimizer steps of the run": config.ends_with * le.optimizer_steps_per_batch}
+        ),
         "samples in flight, at most": samples * (1 + ro.max_staleness),
     }
 

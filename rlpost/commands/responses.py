@@ -132,7 +132,9 @@ def _columns_of_prompts(
 ) -> dict[str, Mapping[str, Any]]:
     """The other columns of a run's prompts, by id, from the data it was trained on: its rollouts do not hold them."""
     run, config = _run_folder(data), run_config(data)
-    if run is None or config is None or not (config.data.train.metadata or config.data.train.source == "reasoning_gym"):
+    if run is None or config is None:
+        return {}
+    if not any(source.metadata or source.source == "reasoning_gym" for _, source in config.data.sources()):
         return {}
     try:
         folder = RunFolder.open(run)

@@ -35,10 +35,11 @@ def proceed(path: Path, overrides: list[str]) -> int:
     with Recorder(folder, config, resumed_at=state["step"]) as recorder:
         for line in rejected:
             recorder.console.warn(f"checkpoint passed over: {line}")
-        if state["step"] >= config.steps and _summarized(folder, state["step"]):
+        last = state["last"] if state["length"] == config.length else config.steps
+        if last is not None and state["step"] >= last and _summarized(folder, state["step"]):
+            more = f"steps={last + 100}" if config.epochs is None else f"epochs={config.epochs + 1:g}"
             recorder.console.info(
-                f"nothing to do: step {state['step']} of {config.steps} is done; to go on: "
-                f"rlpost resume {path} steps={config.steps + 100}"
+                f"nothing to do: step {state['step']} of {last} is done; to go on: rlpost resume {path} {more}"
             )
             return NOTHING_TO_DO
         recorder.console.info(f"resuming {folder.path} from {saved.path.name}")
@@ -131,7 +132,7 @@ def _train(
         train(run)
         if run.step and (store.last is None or store.last < run.step):
             run.save()
-        if run.stop_requested and run.step < config.steps:
+        if run.stop_requested and run.step < run.last:
             where = f"after step {run.step}; continue" if run.step else "before the first step; start anew"
             recorder.console.info(f"stopped {where} with: rlpost resume {recorder.folder.path}")
             return PREEMPTED

@@ -106,26 +106,59 @@ def check_method(c: Config) -> None:
     for name, reference in c.objective.references.items():
         watched = reference.params.get("metric", "pass@1")
         validated = {"patience", "max_drop"} & reference.params.keys()
-        known = {f"pass@{k}" for k in c.evaluation.k}
-        if reference.name == "hard_reset" and validated and (not c.evaluation.every or watched not in known):
+        if reference.name == "hard_reset" and validated and (not c.evaluation.every or watched not in c.evaluated):
             raise ValueError(
                 f"objective.references.{name}: {min(validated)} follows {watched} of evaluations on the way: set "
                 f"evaluation.every (now {c.evaluation.every}) and have its k in evaluation.k (now {c.evaluation.k})"
+                + (f"; evaluations give {', '.join(c.evaluated)}" if set(c.test_sets) - {""} else "")
             )
-    names = [v.name for v in c.verifiers]
-    if len(set(names)) != len(names):
-        raise ValueError(f"verifiers are named by their name, which must be unique; got {names}")
     for i, v in enumerate(c.verifiers):
         known_name(f"verifiers.{i}.name", v.name, VERIFIERS)
-    if all(v.weight == 0 for v in c.verifiers) and c.objective.likelihood is None:
-        raise ValueError("every verifier has weight 0: there is no reward")
-    if "reasoning_gym" in names and c.data.train.source != "reasoning_gym":
-        raise ValueError("the reasoning_gym verifier scores rows of a reasoning_gym source; data.train is another")
+    labels = [v.label for v in c.verifiers]
+    if len(set(labels)) != len(labels):
+        raise ValueError(
+            f"verifiers are known by their label, their name by default, which must be unique; got {labels}: give one of "
+            "them another label"
+        )
+    _check_judges(c)
     if (c.evaluation.before or c.evaluation.after or c.evaluation.every) and not (c.data.test or c.data.holdout):
         raise ValueError(
             "evaluation needs held-out prompts: give data.test or data.holdout, or set evaluation.before and "
             "evaluation.after to false and evaluation.every to 0"
         )
+
+
+def _check_judges(c: Config) -> None:
+    """Every source is scored by verifiers that are there, get what they need, and give a reward."""
+    by_label = {v.label: v for v in c.verifiers}
+    for key, source in c.data.sources():
+        for label in source.verifiers or ():
+            if label not in by_label:
+                raise ValueError(
+                    f"{key}.verifiers: {label!r} is no label of verifiers{nearest(label, by_label)} "
+                    f"(there are: {', '.join(by_label)})"
+                )
+        mine = [by_label[label] for label in source.verifiers] if source.verifiers else c.verifiers
+        trained = key.startswith("data.train")
+        if trained and all(v.weight == 0 for v in mine) and c.objective.likelihood is None:
+            where = f" that scores {key}" if source.verifiers else ""
+            raise ValueError(f"every verifier{where} has weight 0: there is no reward")
+        if any(v.name == "reasoning_gym" and not v.when for v in mine) and source.source != "reasoning_gym":
+            raise ValueError(
+                f"the reasoning_gym verifier scores rows of a reasoning_gym source; {key} is another: name in "
+                f"{key}.verifiers those that are for its rows"
+            )
+
+
+def check_evaluation(c: Config) -> None:
+    """A test set's own k and samples agree; those of `evaluation` were checked there."""
+    for name, test in c.test_sets.items():
+        key = f"data.test.{name}".rstrip(".")
+        if test.k and max(test.k) > test.samples_per_prompt:
+            raise ValueError(
+                f"{key}: pass@{max(test.k)} needs at least {max(test.k)} samples: raise {key}.samples_per_prompt "
+                f"({test.samples_per_prompt}; evaluation.samples_per_prompt where it is left out) or lower {key}.k"
+            )
 
 
 def _check_advantage(c: Config) -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, get_args, get_origin
 
 import yaml
-from pydantic import ValidationError
+from pydantic import Tag, ValidationError
 
 from rlpost.config.schema import SOURCE_KEYS, Config, Source
-from rlpost.config.section import AtKey, Component, ConfigError, Section
+from rlpost.config.section import KEY, NAMED, ONE, AtKey, Component, ConfigError, Section, complete, one_or_named
 from rlpost.user_code import nearest
 
 
@@ -23,9 +23,12 @@ def load(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> Config:
     """
     merged: dict[str, Any] = {}
     for path in paths:
-        merged = _merge(merged, _read_yaml(Path(path)))
-    for override in overrides:
-        merged = _merge(merged, _parse_override(override))
+        values = _read_yaml(Path(path))
+        merged = _merge(_without_other_length(merged, values), values)
+    given = [_parse_override(override) for override in overrides]
+    merged = _without_other_length(merged, {key: value for values in given for key, value in values.items()})
+    for values in given:
+        merged = _merge(merged, values)
     return parse(merged, origin=", ".join(str(p) for p in paths))
 
 
@@ -46,6 +49,12 @@ def parse(values: Mapping[str, Any], origin: str = "the configuration") -> Confi
 def dump(config: Config) -> str:
     """The resolved configuration as YAML; `load` of it gives the same configuration."""
     return yaml.safe_dump(config.model_dump(mode="json", exclude_none=False), sort_keys=False, allow_unicode=True)
+
+
+def _without_other_length(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
+    """`low` without `steps` where `high` says by `epochs` how long to train, and the other way round."""
+    others = {"steps": "epochs", "epochs": "steps"}
+    return {key: v for key, v in low.items() if key in high or high.get(others.get(key, "")) is None}
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -101,7 +110,8 @@ def _merge(low: Any, high: Any, place: Any = Config) -> Any:
 
     A bare name that gets keys is an entry with that name: `grpo` and `{eps: 1e-4}` make `{name: grpo, eps: 1e-4}`. An
     entry that gets another name is another entry, and takes the place of the whole one: `{name: gspo}` over
-    `{name: ppo_clip, low: 0.2}` has no `low`. So with a source of another kind: a task's parameters are none of a file.
+    `{name: ppo_clip, low: 0.2}` has no `low`. So with a source of another kind: a task's parameters are none of a file;
+    and several sources take the place of one, or one of several.
 
     Args:
         place: the schema's type at this place of the file; None where the schema does not say.
@@ -110,6 +120,8 @@ def _merge(low: Any, high: Any, place: Any = Config) -> Any:
         low = {"name": low}
     if isinstance(low, dict) and isinstance(high, dict):
         if _holds(place, Component) and high.get("name", low.get("name")) != low.get("name"):
+            return high
+        if _has_forms(place) and complete(high) and one_or_named(high) != one_or_named(low):
             return high
         if _holds(place, Source) and high.get("source", low.get("source")) != low.get("source"):
             # Where rows are is said anew; what the columns mean stays.
@@ -123,6 +135,11 @@ def _merge(low: Any, high: Any, place: Any = Config) -> Any:
             merged[int(index)] = _merge(merged[int(index)], value, _place_of(place, index))
         return merged
     return high
+
+
+def _has_forms(place: Any) -> bool:
+    """Whether one source or several may stand at a place."""
+    return any(isinstance(part, Tag) or _has_forms(part) for part in get_args(place))
 
 
 def _holds(place: Any, kind: type[Section]) -> bool:
@@ -149,15 +166,16 @@ def _explain(error: ValidationError, values: Mapping[str, Any], origin: str) -> 
 def _problems(error: ValidationError, above: str) -> Iterable[str]:
     """One line for each problem; `above` is the key under which the checked section stands."""
     for item in error.errors():
-        key = ".".join(filter(None, [above, *(str(part) for part in item["loc"])])) or "(whole file)"
+        place = [part for part in item["loc"] if part not in (ONE, NAMED, KEY)]
+        key = ".".join(filter(None, [above, *map(str, place)])) or "(whole file)"
         cause = item.get("ctx", {}).get("error")
         while isinstance(cause, AtKey):
             key, cause = f"{key}.{cause.key}", cause.problem
         if isinstance(cause, ValidationError):
             yield from _problems(cause, key)
         elif item["type"] == "extra_forbidden":
-            known = _keys_at(item["loc"][:-1]) if not above else []
-            fix = nearest(str(item["loc"][-1]), known) or f" (known here: {', '.join(sorted(known))})"
+            known = _keys_at(place[:-1]) if not above else []
+            fix = nearest(str(place[-1]), known) or f" (known here: {', '.join(sorted(known))})"
             yield f"  {key}: unknown key, value {item['input']!r}{fix}"
         elif item["type"] == "missing":
             yield f"  {key}: missing; it has no default"
@@ -169,13 +187,11 @@ def _problems(error: ValidationError, above: str) -> Iterable[str]:
 
 def _keys_at(location: Sequence[str | int]) -> list[str]:
     """The keys the schema knows at a place in the file."""
-    model: Any = Config
+    place: Any = Config
     for part in location:
-        if isinstance(part, int) or model is None:
-            continue
-        annotation = model.model_fields[part].annotation if part in model.model_fields else None
-        model = next(iter(_sections(annotation)), None)
-    return list(model.model_fields) if model is not None else []
+        place = _place_of(place, part)
+    section = next(iter(_sections(place)), None)
+    return list(section.model_fields) if section is not None else []
 
 
 def _sections(annotation: Any) -> Iterable[type[Section]]:

@@ -6,16 +6,17 @@ Each quantity has one name: `prompts_per_step`, `samples_per_prompt`, `optimizer
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
-from rlpost.config.checks import check_batch, check_method, check_placement, check_routing
+from rlpost.config.checks import check_batch, check_evaluation, check_method, check_placement, check_routing
 from rlpost.config.objective import Objective
 from rlpost.config.paths import ConfiguredPath, HubPath, LocalPath, OutputPath
-from rlpost.config.section import AtKey, Component, DType, Named, Section, as_component
+from rlpost.config.section import AtKey, Component, DType, Named, OneOrNamed, Section, as_component
 
 
 class CreateModel(Section):
@@ -252,11 +253,67 @@ class Identity(Section):
     )
 
 
-class Data(Section):
-    """Prompts to learn from and prompts to be judged by."""
+class TemplatedSource(Source):
+    """A source with a template of its own."""
 
-    train: Source
-    test: Source | None = None
+    template: Template | None = Field(None, description="in place of data.template")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_a_plain_one(cls, value: Any) -> Any:
+        return value.model_dump() if isinstance(value, Source) and not isinstance(value, cls) else value
+
+
+class ScoredSource(TemplatedSource):
+    """A source with verifiers of its own."""
+
+    verifiers: list[str] | None = Field(
+        None,
+        min_length=1,
+        description="labels of the entries of `verifiers` that score its rows; the first is its judge, which says what is "
+        "correct. All, and the first of all, where it is left out",
+    )
+
+    @model_validator(mode="after")
+    def _each_once(self) -> ScoredSource:
+        if self.verifiers and len(set(self.verifiers)) < len(self.verifiers):
+            raise AtKey("verifiers", ValueError(f"{self.verifiers} names a verifier twice"))
+        return self
+
+
+class TrainSource(ScoredSource):
+    """Prompts to learn from."""
+
+    weight: float = Field(1.0, gt=0, description="of several sources: its share of a step's prompts, over all weights")
+
+
+class TestSource(ScoredSource):
+    """Prompts to be judged by. What is left out is as `evaluation` and `rollout` say."""
+
+    __test__ = False
+
+    max_tokens: int | None = Field(None, ge=1, description="longest response; may be more than in training")
+    samples_per_prompt: int | None = Field(None, ge=1)
+    k: list[Annotated[int, Field(ge=1)]] | None = Field(None, min_length=1)
+    prompts: int | None = Field(None, gt=0, description="at most this many of its prompts")
+
+
+class Mix(Section):
+    """How several training sources become one stream of prompts: by weight, to within one prompt of every step."""
+
+    until: Literal["forever", "first_ends", "all_end"] = Field(
+        "forever",
+        description="each source begins anew when it ends; or the run ends with the step in which the first of them, or "
+        "the last, has been seen whole (`epochs` times, where that is given)",
+    )
+
+
+class Data(Section):
+    """Prompts to learn from and prompts to be judged by, each one source or several by name."""
+
+    train: OneOrNamed[TrainSource]
+    mix: Mix = Mix()
+    test: OneOrNamed[TestSource] | None = None
     holdout: int | float | None = Field(
         None, gt=0, description="rows (int) or share (float) of train kept for evaluation"
     )
@@ -271,6 +328,28 @@ class Data(Section):
     strategy: Named = Field(
         Component(name="uniform"), description="which prompts come next and what is learned from beside them"
     )
+
+    @property
+    def train_sources(self) -> dict[str, TrainSource]:
+        """By name; by "" where there is one without a name."""
+        return self.train if isinstance(self.train, dict) else {"": self.train}
+
+    @property
+    def test_sources(self) -> dict[str, TestSource]:
+        """By name; by "" where there is one without a name. Empty with `holdout`, and without a test."""
+        if self.test is None:
+            return {}
+        return self.test if isinstance(self.test, dict) else {"": self.test}
+
+    def test_or_held_out(self, name: str) -> TrainSource | TestSource:
+        """The source of a test set: its own, or the training source it is held out from."""
+        return (self.test_sources or self.train_sources)[name]
+
+    def sources(self) -> Iterator[tuple[str, TrainSource | TestSource]]:
+        """Every source and its key: `data.train`, or `data.train.sums`."""
+        for key, named in (("data.train", self.train_sources), ("data.test", self.test_sources)):
+            for name, source in named.items():
+                yield f"{key}.{name}".rstrip("."), source
 
     @model_validator(mode="after")
     def _one_test(self) -> Data:
@@ -298,6 +377,11 @@ class Data(Section):
 class VerifierSpec(Component):
     """A verifier by short name, entry point, or `file.py:function`; extra keys are passed to it by name."""
 
+    label: str = Field(
+        "",
+        description="what verdicts, metrics and `verifiers` of a source call it; `name` by default, so one verifier may "
+        "stand here twice with other parameters",
+    )
     weight: float = 1.0
     timeout: float = Field(
         10.0, gt=0, description="seconds a verdict may take before the worker is killed; 30 for code, 60 in C++"
@@ -319,6 +403,11 @@ class VerifierSpec(Component):
         if isinstance(value, dict) and value.get("name") == "code" and "timeout" not in value:
             return {**value, "timeout": 30.0 if value.get("language", "python") == "python" else 60.0}
         return value
+
+    @model_validator(mode="after")
+    def _called_by_its_name(self) -> VerifierSpec:
+        self.label = self.label or self.name
+        return self
 
     def applies(self, metadata: Mapping[str, Any]) -> bool:
         """Whether it scores samples of a row with these columns."""
@@ -436,16 +525,23 @@ class Routing(Section):
 class Sft(Optimizer):
     """Supervised warm-up on worked examples (`completion`), with the same learner."""
 
-    train: Source
+    train: OneOrNamed[TemplatedSource]
     steps: int = Field(gt=0)
     prompts_per_step: int = Field(128, ge=1)
     lr: float = Field(1e-3, gt=0)
 
     @model_validator(mode="after")
     def _has_completion(self) -> Sft:
-        if not self.train.completion:
-            raise ValueError("warm-up needs `completion` in its source: the column or template of the worked example")
+        for name, source in self.sources.items():
+            if not source.completion:
+                needs = ValueError("warm-up needs `completion`: the column or template of the worked example")
+                raise AtKey(f"train.{name}".rstrip("."), needs)
         return self
+
+    @property
+    def sources(self) -> dict[str, TemplatedSource]:
+        """By name; by "" where there is one without a name."""
+        return self.train if isinstance(self.train, dict) else {"": self.train}
 
 
 class Evaluation(Section):
@@ -525,13 +621,41 @@ class Cluster(Section):
     start_deadline: float = Field(600.0, gt=0, description="seconds the actors may take to start")
 
 
+@dataclass(frozen=True)
+class TestSet:
+    """How a test set is asked: as it says itself, and as `evaluation` and `rollout` say where it does not."""
+
+    __test__ = False
+
+    samples_per_prompt: int
+    k: tuple[int, ...]
+    max_tokens: int
+    prompts: int | None
+
+    @classmethod
+    def of(cls, source: TestSource | None, evaluation: Evaluation, max_tokens: int) -> TestSet:
+        return cls(
+            samples_per_prompt=(source and source.samples_per_prompt) or evaluation.samples_per_prompt,
+            k=tuple((source and source.k) or evaluation.k),
+            max_tokens=(source and source.max_tokens) or max_tokens,
+            prompts=(source and source.prompts) or evaluation.prompts,
+        )
+
+
 class Config(Section):
     """A whole run."""
 
     name: str | None = None
     runs_dir: OutputPath = "runs"
     seed: int = 0
-    steps: int = Field(100, ge=0)
+    steps: int | None = Field(
+        None, ge=0, description="how long to train; 100 where neither `epochs` nor data.mix.until says it"
+    )
+    epochs: float | None = Field(
+        None,
+        gt=0,
+        description="how often to see the prompts of data.train, in place of `steps`: rounded up to whole steps",
+    )
     model: Model
     data: Data
     verifiers: list[VerifierSpec] = Field(min_length=1)
@@ -546,6 +670,7 @@ class Config(Section):
     observe: Observe = Observe()
     alarms: Alarms = Alarms()
     cluster: Cluster = Cluster()
+    _last_step: int | None = PrivateAttr(None)
 
     @model_validator(mode="before")
     @classmethod
@@ -555,12 +680,73 @@ class Config(Section):
         return value
 
     @model_validator(mode="after")
+    def _one_length(self) -> Config:
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError(
+                f"steps: {self.steps} and epochs: {self.epochs:g} both say how long to train: give one, and null for the "
+                "other"
+            )
+        if self.steps is None and self.epochs is None:
+            if self.data.mix.until == "forever":
+                self.steps = 100
+            else:
+                self.epochs = 1.0
+        return self
+
+    @model_validator(mode="after")
     def _fits_together(self) -> Config:
         check_batch(self)
         check_placement(self)
         check_method(self)
+        check_evaluation(self)
         check_routing(self)
         return self
+
+    def ending(self, step: int) -> Config:
+        """This configuration, known to end with this step. What the file says stays as it is."""
+        known = self.model_copy()
+        known._last_step = step
+        return known
+
+    @property
+    def length(self) -> dict[str, Any]:
+        """What the file says of how long to train."""
+        return {"steps": self.steps, "epochs": self.epochs, "until": self.data.mix.until}
+
+    @property
+    def ends_with(self) -> int | None:
+        """The last step; None while only the prompts can tell."""
+        return self.steps if self._last_step is None else self._last_step
+
+    @property
+    def last_step(self) -> int:
+        """The last step.
+
+        Raises:
+            RuntimeError: `epochs` says it, and the prompts are not loaded yet.
+        """
+        if self.ends_with is None:
+            raise RuntimeError(
+                f"epochs: {self.epochs} is a number of steps once the prompts are loaded, and not before"
+            )
+        return self.ends_with
+
+    @property
+    def test_sets(self) -> dict[str, TestSet]:
+        """What evaluations ask, by name; by "" where there is one without a name."""
+        ev = self.evaluation
+        named = list(self.data.train_sources) if self.data.holdout else []
+        own: Mapping[str, TestSource | None] = self.data.test_sources or dict.fromkeys(named)
+        return {name: TestSet.of(source, ev, self.rollout.max_tokens) for name, source in own.items()}
+
+    def judge_of(self, source: ScoredSource) -> str:
+        """Label of the verifier that says what is correct of a source's rows."""
+        return source.verifiers[0] if source.verifiers else self.verifiers[0].label
+
+    @property
+    def evaluated(self) -> list[str]:
+        """Names of the pass@k that evaluations give: `pass@1`, or `sums/pass@1` of the test set `sums`."""
+        return [f"{name}/pass@{k}".lstrip("/") for name, test in self.test_sets.items() for k in test.k]
 
     @property
     def on_gpu(self) -> bool:
@@ -573,6 +759,12 @@ class Config(Section):
     @property
     def max_sequence_tokens(self) -> int:
         return self.data.max_prompt_tokens + self.rollout.max_tokens
+
+    @property
+    def max_served_tokens(self) -> int:
+        """The longest sequence an engine must hold: evaluations may have longer responses than training."""
+        longest = max([self.rollout.max_tokens, *(test.max_tokens for test in self.test_sets.values())])
+        return self.data.max_prompt_tokens + longest
 
     @property
     def weight_transfer(self) -> Literal["object_store", "nccl", "ipc"]:

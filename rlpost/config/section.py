@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     SerializerFunctionWrapHandler,
+    StringConstraints,
+    Tag,
     model_serializer,
     model_validator,
 )
@@ -78,6 +81,29 @@ class Component(Section):
 def as_component(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
+
+# What stands in the places of errors between a key and what is below it.
+ONE, NAMED, KEY = "<one>", "<named>", "[key]"
+
+
+def one_or_named(value: Any) -> str:
+    """Whether a value is one source or several by name: one says by `source` what kind it is."""
+    if isinstance(value, dict) and not isinstance(value.get("source"), str):
+        inner = value.values()
+        if complete(value) or (inner and all(isinstance(part, dict) for part in inner)):
+            return NAMED
+    return ONE
+
+
+def complete(value: dict[str, Any]) -> bool:
+    """Whether a value says of itself that it is one source or several: `source` is in it, or in what is named."""
+    inner = value.values()
+    return "source" in value or any(isinstance(p, Section) or (isinstance(p, dict) and "source" in p) for p in inner)
+
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+$")]
+S = TypeVar("S", bound=Section)
+OneOrNamed = Annotated[Annotated[S, Tag(ONE)] | Annotated[dict[Name, S], Tag(NAMED)], Discriminator(one_or_named)]
 
 Named = Annotated[Component, BeforeValidator(as_component)]
 # A number, or a schedule by name with its parameters.

@@ -4,6 +4,7 @@ Importable without torch, ray or vllm; transformers, datasets, pyarrow and reaso
 """
 
 from rlpost.data.errors import DataError
+from rlpost.data.mixture import MixedOrder, order_of, steps_until
 from rlpost.data.order import PromptOrder, fill, judge_group, still_missing
 from rlpost.data.prompts import PromptSets, load_examples, load_prompts
 from rlpost.data.report import DataReport, SourceReport
@@ -19,6 +20,7 @@ __all__ = [
     "DataReport",
     "Lab",
     "MasteryPartition",
+    "MixedOrder",
     "Pairs",
     "PromptOrder",
     "PromptSets",
@@ -34,6 +36,8 @@ __all__ = [
     "load_examples",
     "load_prompts",
     "make_tokenizer",
+    "order_of",
     "read_rows",
+    "steps_until",
     "still_missing",
 ]

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from typing import Any, Literal
 
 import numpy as np
@@ -34,8 +35,12 @@ class PromptOrder:
         self._fingerprint = _fingerprint(self._prompts)
         self._start(epoch=0, position=0)
 
-    def next(self) -> Prompt:
-        """The next prompt; after the last of an epoch, the first of the next."""
+    def next(self, instead: bool = False) -> Prompt:
+        """The next prompt; after the last of an epoch, the first of the next.
+
+        Args:
+            instead: in place of the one before, which is passed over: of several sources from the same.
+        """
         if self._position == len(self._prompts):
             self._start(self._epoch + 1, position=0)
         prompt = self._prompts[self._permutation[self._position]]
@@ -57,6 +62,10 @@ class PromptOrder:
         """How many prompts `next` has given since the first epoch began, resumed ones included."""
         return self._epoch * len(self._prompts) + self._position
 
+    def seen(self) -> dict[str, Fraction]:
+        """How often each source was seen, by its name; by "" where there is one without a name."""
+        return {"": Fraction(self.consumed, len(self._prompts))}
+
     def state_dict(self) -> dict[str, Any]:
         """Where the order stands, as plain JSON data."""
         return {"epoch": self._epoch, "position": self._position, **self._identity()}
@@ -68,6 +77,11 @@ class PromptOrder:
             DataError: the state was taken with other prompts, another seed or another `shuffle`: continuing would
                 repeat some prompts of the epoch and miss others.
         """
+        if "sources" in state:
+            raise DataError(
+                f"data.train: the saved order of prompts is of the sources {', '.join(state['sources'])}, and this run has "
+                "one without a name: a run goes on with the sources it began with"
+            )
         for name, ours in self._identity().items():
             if state.get(name) != ours:
                 raise DataError(

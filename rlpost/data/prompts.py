@@ -6,12 +6,12 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rlpost.config import Data, Source, Template
+from rlpost.config import Data, Source, Template, TemplatedSource, TestSource, TrainSource
 from rlpost.data.chat import Messages, asked_in, check_messages, completion_of, messages_in, renderer
 from rlpost.data.columns import Column, find
 from rlpost.data.errors import DataError, RowError
@@ -27,11 +27,29 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PromptSets:
-    """Prompts to learn from, prompts to be judged by (may be empty), and what became of every row."""
+    """Prompts to learn from, prompts to be judged by (may be empty), and what became of every row.
+
+    Attributes:
+        train: of all sources, one source after the other.
+        tests: by the name of the test set; by "" where there is one without a name.
+    """
 
     train: list[Prompt]
-    test: list[Prompt]
+    tests: dict[str, list[Prompt]]
     report: DataReport
+
+    @property
+    def test(self) -> list[Prompt]:
+        """Of all test sets, one after the other."""
+        return [prompt for prompts in self.tests.values() for prompt in prompts]
+
+    @property
+    def by_source(self) -> dict[str, list[Prompt]]:
+        """`train` by the name of its source; by "" where there is one without a name."""
+        found: dict[str, list[Prompt]] = {}
+        for prompt in self.train:
+            found.setdefault(prompt.source, []).append(prompt)
+        return found
 
 
 # Why each prompt's row cannot be verified, or None; `rlpost.verify.references.checker` makes one.
@@ -42,8 +60,9 @@ def load_prompts(data: Data, tokenizer: PreTrainedTokenizerBase, seed: int, chec
     """The train and test prompts of a run; no problem is in both (`data.identity`), and no row of one file.
 
     `data.holdout` chooses by a hash of (seed, prompt id), so the choice does not depend on the order of the rows;
-    `test` then comes in the order of that hash, and any first part of it is a fair sample. Ids are the configured
-    column, or 16 hex digits of the SHA-256 of (prompt before the template, reference).
+    the test then comes in the order of that hash, and any first part of it is a fair sample; of several sources each
+    gives its own test set. Ids are the configured column, or 16 hex digits of the SHA-256 of (prompt before the
+    template, reference), behind `name/` for a source with a name.
 
     Args:
         check: what it objects to is a bad row.
@@ -52,38 +71,117 @@ def load_prompts(data: Data, tokenizer: PreTrainedTokenizerBase, seed: int, chec
         DataError: a source cannot be read, has more bad rows than the configuration allows or too long prompts where
             those are errors; or nothing is left to train on or, where a test is asked for, to test on.
     """
-    train, train_report = _load("data.train", data.train, data, tokenizer, with_completion=False, check=check)
-    test: list[_Item] = []
-    reports = [train_report]
-    if data.test is not None:
-        test, test_report = _load("data.test", data.test, data, tokenizer, with_completion=False, check=check)
-        reports.append(test_report)
-        if not test:
-            raise DataError("\n".join(["data.test leaves no prompt to be judged by:", *test_report.lines()]))
-    elif data.holdout is not None:
-        train, test = _hold_out(train, data.holdout, seed)
-        train_report.held_out = len(test)
-    train = _without_leaks(train, test, train_report)
-    if not train:
-        lines = DataReport(tuple(reports)).lines()
-        raise DataError("\n".join(["data.train leaves no prompt to train on:", *lines]))
-    return PromptSets([item.prompt for item in train], [item.prompt for item in test], DataReport(tuple(reports)))
+    train = {name: _source("data.train", name, s, data, tokenizer, check) for name, s in data.train_sources.items()}
+    test = {name: _source("data.test", name, s, data, tokenizer, check) for name, s in data.test_sources.items()}
+    reports = [loaded.report for loaded in (*train.values(), *test.values())]
+    for loaded in test.values():
+        if not loaded.items:
+            place = loaded.report.place
+            raise DataError("\n".join([f"{place} leaves no prompt to be judged by:", *loaded.report.lines()]))
+    if data.holdout is not None:
+        for name, loaded in train.items():
+            loaded.items, held = _hold_out(loaded.items, data.holdout, seed, loaded.report.place)
+            loaded.report.held_out = len(held)
+            test[name] = _Loaded(loaded.source, held, loaded.report)
+    asked = [item for loaded in test.values() for item in loaded.items]
+    for loaded in train.values():
+        loaded.items = _without_leaks(loaded.items, asked, loaded.report)
+        if not loaded.items:
+            place = loaded.report.place
+            raise DataError("\n".join([f"{place} leaves no prompt to train on:", *DataReport(tuple(reports)).lines()]))
+    _count_shared(train)
+    return PromptSets(
+        [prompt for name, loaded in train.items() for prompt in loaded.prompts(name)],
+        {name: loaded.prompts(name) for name, loaded in test.items()},
+        DataReport(tuple(reports)),
+    )
 
 
-def load_examples(source: Source, data: Data, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Prompt], DataReport]:
+@dataclass
+class _Loaded:
+    """A source, its prompts, and what became of its rows."""
+
+    source: TrainSource | TestSource
+    items: list[_Item]
+    report: SourceReport
+
+    def prompts(self, name: str) -> list[Prompt]:
+        """With ids that no other source has."""
+        chosen = tuple(self.source.verifiers or ())
+        return [
+            replace(item.prompt, id=_named(name, item.prompt.id), source=name, verifiers=chosen) for item in self.items
+        ]
+
+
+def _source(
+    key: str,
+    name: str,
+    source: TrainSource | TestSource,
+    data: Data,
+    tokenizer: PreTrainedTokenizerBase,
+    check: Checker | None,
+) -> _Loaded:
+    """One source, checked by the verifiers it names, in its own template or that of `data`."""
+    chosen = tuple(source.verifiers or ())
+
+    def checked(prompts: Sequence[Prompt]) -> Sequence[str | None]:
+        assert check is not None
+        return check([replace(prompt, verifiers=chosen) for prompt in prompts])
+
+    place = f"{key}.{name}" if name else key
+    rules, verified = in_template(source, data), checked if check else None
+    try:
+        items, report = _load(place, source, rules, tokenizer, with_completion=False, check=verified)
+    except DataError as error:
+        if source.template is None:
+            raise
+        raise DataError(str(error).replace("data.template", f"{place}.template")) from error
+    return _Loaded(source, items, report)
+
+
+def _count_shared(train: Mapping[str, _Loaded]) -> None:
+    """Say how many problems of a source an earlier one has too. They stay: its verifiers or template are others."""
+    before: list[_Loaded] = []
+    for loaded in train.values():
+        for other in before:
+            shared = Problems(item.prompt for item in other.items)
+            if count := sum(shared.why(item.prompt) is not None for item in loaded.items):
+                loaded.report.notes.append(f"{count} of its problems are in {other.report.place} too, and stay in both")
+        before.append(loaded)
+
+
+def load_examples(
+    source: Source, data: Data, tokenizer: PreTrainedTokenizerBase, name: str = ""
+) -> tuple[list[Prompt], DataReport]:
     """Worked examples for supervised warm-up: prompts with `completion`, by the template and policies of `data`.
 
     Here the completion is part of the content: one prompt with two completions is two examples, with two ids.
 
+    Args:
+        name: of the source, where there are several. A template of its own is used.
+
     Raises:
         DataError: as `load_prompts`; or the source names no completion.
     """
+    place = f"warmup.train.{name}" if name else "warmup.train"
     if source.completion is None:
-        raise DataError("warmup.train.completion: missing; name the column or template of the worked example")
-    items, report = _load("warmup.train", source, data, tokenizer, with_completion=True)
+        raise DataError(f"{place}.completion: missing; name the column or template of the worked example")
+    items, report = _load(place, source, in_template(source, data), tokenizer, with_completion=True)
     if not items:
-        raise DataError("\n".join(["warmup.train leaves no example:", *report.lines()]))
-    return [item.prompt for item in items], DataReport((report,))
+        raise DataError("\n".join([f"{place} leaves no example:", *report.lines()]))
+    examples = [replace(item.prompt, id=_named(name, item.prompt.id), source=name) for item in items]
+    return examples, DataReport((report,))
+
+
+def in_template(source: Source, data: Data) -> Data:
+    """`data` with the template that the rows of this source get."""
+    own = source.template if isinstance(source, TemplatedSource) else None
+    return data.model_copy(update={"template": own}) if own is not None else data
+
+
+def _named(source: str, prompt: str) -> str:
+    """An id that no prompt of another source has."""
+    return f"{source}/{prompt}" if source else prompt
 
 
 @dataclass(frozen=True)
@@ -271,11 +369,13 @@ def _contradictions(prompts: Sequence[Prompt]) -> list[str]:
     return [f"{len(several)} prompts have more than one reference, such as {example}: one of them may be wrong"]
 
 
-def _hold_out(items: list[_Item], holdout: int | float, seed: int) -> tuple[list[_Item], list[_Item]]:
+def _hold_out(items: list[_Item], holdout: int | float, seed: int, place: str) -> tuple[list[_Item], list[_Item]]:
     """(rest in its order, held out in the order of their hashes)."""
     count = holdout if isinstance(holdout, int) else max(1, round(holdout * len(items)))
     if count >= len(items):
-        raise DataError(f"data.holdout {holdout} takes {count} of {len(items)} prompts and leaves none to train on")
+        raise DataError(
+            f"data.holdout {holdout} takes {count} of {len(items)} prompts of {place} and leaves none to train on"
+        )
     held = sorted(items, key=lambda item: hashlib.sha256(f"{seed}/{item.prompt.id}".encode()).digest())[:count]
     ids = {item.prompt.id for item in held}
     return [item for item in items if item.prompt.id not in ids], held

@@ -227,7 +227,7 @@ SEED_STRIDE = 10**7
 
 
 def _reasoning_gym(source: Source) -> list[Row]:
-    return list(_procedural_rows(source.model_dump_json()))
+    return list(_procedural_rows(source.model_dump_json(include=set(Source.model_fields))))
 
 
 @functools.lru_cache(maxsize=4)  # a warm-up asks for the held-out problems too; making rows takes a millisecond each

@@ -11,6 +11,9 @@ The run calls, in this order:
     load_state_dict(state)                    in a resumed run, in place of `prepare`
     next() ..., observe(all groups), samples(surviving groups), metrics()         every step
 
+`judge` is the label of the verifier that says what is correct, for `Rollout.judged` and `is_correct`; None where the
+sources of a mixture have judges of their own, whom a rollout knows.
+
 With `rollout.max_staleness` above 0 `next` is also called for later steps before `observe`. A resumed run draws those
 prompts again, and then knows what was observed meanwhile.
 """
@@ -46,8 +49,8 @@ class Lab(Protocol):
         """Tell who watches the run."""
 
     @property
-    def judge(self) -> str:
-        """Name of the verifier that says what is correct."""
+    def judge(self) -> str | None:
+        """Label of the verifier that says what is correct; None where prompts have judges of their own."""
 
     @property
     def tokenizer(self) -> Any:
@@ -91,10 +94,10 @@ class Strategy:
         """The next prompt to sample."""
         return self.order.next()
 
-    def observe(self, groups: Sequence[Group], judge: str) -> None:
+    def observe(self, groups: Sequence[Group], judge: str | None) -> None:
         """Take in all groups of a step, dropped ones included; comes before the step's `samples`."""
 
-    def samples(self, groups: Sequence[Group], judge: str, step: int) -> list[Sample]:
+    def samples(self, groups: Sequence[Group], judge: str | None, step: int) -> list[Sample]:
         """What step `step` learns from, given the groups that survived; unusable rollouts are left out."""
         return [Sample.on_policy(r, judge) for g in groups for r in g.rollouts if r.usable]
 
@@ -115,8 +118,8 @@ class Uniform(Strategy):
     """Every prompt once an epoch."""
 
 
-def is_correct(rollout: Rollout, judge: str) -> bool:
-    """Whether a rollout may be learned from and the verifier `judge` calls it correct."""
+def is_correct(rollout: Rollout, judge: str | None) -> bool:
+    """Whether a rollout may be learned from and is correct by `judge`, as of `Rollout.judged`."""
     return rollout.usable and rollout.judged(judge).status == "correct"
 
 

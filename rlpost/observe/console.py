@@ -43,14 +43,14 @@ class Console:
     Args:
         mode: "live" is a panel that stays in place, "plain" one line a step, "off" only warnings; "auto" is live on
             a terminal and plain elsewhere.
-        total_steps: of the whole run.
+        total_steps: of the whole run; None while that is not known, until `lasts`.
         out: where to write; standard output by default.
     """
 
-    def __init__(self, mode: Mode, total_steps: int, out: RichConsole | None = None) -> None:
+    def __init__(self, mode: Mode, total_steps: int | None, out: RichConsole | None = None) -> None:
         self._out = out or RichConsole()
         self.mode: Mode = mode if mode != "auto" else ("live" if self._out.is_terminal else "plain")
-        self._total_steps = total_steps
+        self._total_steps = total_steps or 0
         self._step = 0
         # The panel is drawn by a thread of rich: what it reads is replaced whole, never changed in place.
         self._metrics: dict[str, float] = {}
@@ -60,6 +60,10 @@ class Console:
         self._phase_since = time.monotonic()
         self._announced: set[str] = set()
         self._live: Live | None = None
+
+    def lasts(self, total_steps: int) -> None:
+        """How many steps the whole run has."""
+        self._total_steps = total_steps
 
     def __enter__(self) -> Console:
         if self.mode == "live" and self._live is None:

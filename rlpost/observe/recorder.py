@@ -41,7 +41,7 @@ class Recorder:
             ConfigError: if a tracker's package is not installed.
         """
         self.folder = folder
-        self.console = console or Console(config.observe.console, config.steps)
+        self.console = console or Console(config.observe.console, config.ends_with)
         self._seed = config.seed
         self._keep_rollouts = config.observe.rollouts
         self._sinks: list[Sink] = []

@@ -63,9 +63,12 @@ def worked_examples(
 ) -> tuple[Any, list[tuple[Prompt, np.ndarray]]]:
     """The tokenizer, and the examples to learn from with their completions' tokens: none of a held-out problem."""
     tokenizer = load_tokenizer(ModelSource.of(config.model, start))
-    examples, report = load_examples(sft.train, config.data, tokenizer)
-    for line in report.lines():
-        recorder.console.info(line)
+    examples: list[Prompt] = []
+    for name, source in sft.sources.items():
+        found, report = load_examples(source, config.data, tokenizer, name)
+        examples += found
+        for line in report.lines():
+            recorder.console.info(line)
     examples = apart_from_test(examples, config, tokenizer, recorder)
     return tokenizer, [(p, encode_completion(p.completion or "", tokenizer)) for p in examples]
 

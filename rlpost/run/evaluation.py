@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -60,11 +60,12 @@ def evaluate(
     judge: str,
     alarms: Alarms,
     step: int = 0,
+    name: str = "",
 ) -> Results:
     """Sample every prompt and count what the verifier `judge` calls correct.
 
     Args:
-        step: of the run, which an alarm names.
+        step: of the run, which an alarm names. name: of the test set.
 
     Raises:
         Alarm: more samples than `alarms.unverified_share` have no verdict, those on rows on which the verifier hangs or
@@ -76,9 +77,10 @@ def evaluate(
     reasons = Counter(v.reason or "no reason" for row in verdicts for v in row if v.status == "unverified")
     on_rows = sum(reasons[reason] for reason in ON_ROW.values())
     lost, of = reasons.total() - on_rows, sum(map(len, verdicts)) - on_rows
+    of_set = f" in data.test.{name}" if name else ""
     why = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
     look = (
-        f"Look at the reasons ({why}): `aborted` samples did not end within rollout.deadline; for others at the log of "
+        f"Look at the reasons{of_set} ({why}): `aborted` samples did not end within rollout.deadline; for others at the log of "
         f"{judge}, and at its rows with `rlpost verify`"
     )
     if lost / max(of, RECENT) > alarms.unverified_share:  # as among a step's verdicts: one is never a large share
@@ -89,12 +91,25 @@ def evaluate(
     if left_out == len(groups):
         limit = f"of {len(groups)} in the evaluation: there is no pass@{most}"
         raise Alarm(step, f"prompts with {most} verdicts of {judge}", 0.0, limit, look)
-    caveat = f"pass@{most} leaves out {left_out} of {len(groups)} prompts, with too few verdicts of {judge}: {why}"
+    caveat = (
+        f"{name}/pass@{most}".lstrip("/")
+        + f" leaves out {left_out} of {len(groups)} prompts, with too few verdicts of {judge}: {why}"
+    )
     intervals = {
         **pass_at(correct, k),
         **diversity([g for g, known in zip(groups, correct, strict=True) if known], judge, sampling.temperature == 0),
     }
     return Results(intervals, correct, reasons.total(), left_out, caveat if left_out else "", groups)
+
+
+def named_intervals(found: Mapping[str, Results]) -> dict[str, tuple[float, float, float]]:
+    """The intervals of several test sets in one: `pass@1` of the set `sums` is `sums/pass@1`."""
+    return {f"{name}/{key}".lstrip("/"): value for name, r in found.items() for key, value in r.intervals.items()}
+
+
+def named_counts(found: Mapping[str, Results]) -> dict[str, float]:
+    """As `named_intervals`, what was not measured."""
+    return {f"{name}/{key}".lstrip("/"): value for name, r in found.items() for key, value in r.counts.items()}
 
 
 def pass_at(correct: Sequence[Sequence[bool]], ks: Sequence[int]) -> dict[str, tuple[float, float, float]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, get_args
 
 import numpy as np
@@ -49,11 +49,28 @@ def step_metrics(
         counts = lesson.batch.counts()
         metrics["samples/learned"] = sum(counts[s][0] for s in SAMPLED if s in counts)
         metrics |= {f"samples/{s}": int(n) for s in SOURCES if (n := len(lesson.batch.of(s)))}
-    metrics |= verdict_metrics(groups, [v.name for v in run.config.verifiers])
+    metrics |= verdict_metrics(groups, [v.label for v in run.config.verifiers])
+    metrics |= source_metrics(groups, run.config.data.train_sources)
     if usable:
         metrics["reward/mean"] = float(np.mean([r.reward for r in usable]))
         metrics["reward/std"] = float(np.std([r.reward for r in usable]))
         metrics["train/pass@1"] = float(np.mean([r.judged(run.referee).status == "correct" for r in usable]))
+    return metrics
+
+
+def source_metrics(groups: Sequence[Group], names: Iterable[str]) -> dict[str, float]:
+    """Of each source with a name: its groups, their share of the step, reward, pass@1 by its judge, length."""
+    metrics: dict[str, float] = {}
+    for name in filter(None, names):
+        mine = [g for g in groups if g.prompt.source == name]
+        rollouts = [r for g in mine for r in g.rollouts]
+        usable = [r for r in rollouts if r.usable]
+        metrics |= {f"source/{name}/groups": len(mine), f"source/{name}/share": len(mine) / max(1, len(groups))}
+        if rollouts:
+            metrics[f"source/{name}/length/mean"] = float(np.mean([len(r.response_ids) for r in rollouts]))
+        if usable:
+            metrics[f"source/{name}/reward/mean"] = float(np.mean([r.reward for r in usable]))
+            metrics[f"source/{name}/train/pass@1"] = float(np.mean([r.judged().status == "correct" for r in usable]))
     return metrics
 
 

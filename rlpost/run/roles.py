@@ -27,7 +27,7 @@ class Roles:
             ConfigError: an entry does not take what it is given, or a term has no samples to be about.
         """
         settings = config.objective
-        self.credit = Credit(settings, config.steps)
+        self.credit = Credit(settings, config.ends_with or 0)  # not known yet where only the configuration is checked
         self.strategy = STRATEGIES.create(config.data.strategy)
         given = {*self.strategy.provides, *(["reference"] if settings.likelihood else [])}
         for key, summand in settings.summands():

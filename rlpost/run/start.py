@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from fractions import Fraction
 from typing import Any
 
 from rlpost import checkpoint, cluster
 from rlpost.config import Config, ConfigError
-from rlpost.data import load_prompts
+from rlpost.data import load_prompts, steps_until
 from rlpost.learner.group import LearnerGroup
 from rlpost.learner.rank import LearnerSpec
 from rlpost.models.load import load_tokenizer
@@ -39,13 +41,17 @@ def running(
         resume: continue from this checkpoint.
     """
     console = recorder.console
-    roles = Roles(config)
     tokenizer = load_tokenizer(ModelSource.of(config.model, base))
     prompts = load_prompts(config.data, tokenizer, config.seed, checker(config.verifiers, config.verifier_pool))
     for line in prompts.report.lines():
         console.info(line)
-    for line in repetitions(prompts.train, config.learner.prompts_per_step):
+    for line in repetitions(config, prompts.by_source):
         console.info(line)
+    config = config.ending(steps_of(config, prompts.by_source))
+    if config.ends_with != config.steps:
+        console.info(length(config, prompts.by_source))
+    console.lasts(config.last_step)
+    roles = Roles(config)
     likelihood = None
     if config.objective.likelihood is not None:
         likelihood = LikelihoodReward(config.objective.likelihood, tokenizer)
@@ -79,16 +85,46 @@ def running(
             yield run
 
 
-def repetitions(prompts: Sequence[Prompt], wanted: int) -> list[str]:
-    """What to say where the data has fewer prompts than a step takes."""
-    have, times = len(prompts), wanted / len(prompts)
-    if times <= 1:
-        return []
-    often = f"{times:g} times" if times == int(times) else f"{int(times)} or {int(times) + 1} times"
-    return [
-        f"data.train has {have} {'prompt' if have == 1 else 'prompts'}, a step takes {wanted}: each is drawn {often} a "
-        "step, with other samples each time"
-    ]
+def steps_of(config: Config, prompts: Mapping[str, Sequence[Prompt]]) -> int:
+    """The last step, by `steps`, `epochs` and `data.mix.until`. Refills and prompts passed over are not reckoned with.
+
+    Args:
+        prompts: by source.
+    """
+    wanted, until = config.learner.prompts_per_step, config.data.mix.until
+    if until == "forever" and config.epochs is None:
+        return config.last_step
+    epochs = Fraction(str(config.epochs or 1))
+    if until == "forever":
+        return math.ceil(epochs * sum(map(len, prompts.values())) / wanted)
+    weights = [config.data.train_sources[name].weight for name in prompts]
+    ended = steps_until([*map(len, prompts.values())], weights, wanted, epochs, all_of=until == "all_end")
+    return ended if config.steps is None else min(config.steps, ended)
+
+
+def length(config: Config, prompts: Mapping[str, Sequence[Prompt]]) -> str:
+    """How the length of a run came about."""
+    said = {key: value for key, value in config.length.items() if value is not None}
+    return (
+        f"{', '.join(f'{key}: {value}' for key, value in said.items())} of {sum(map(len, prompts.values()))} prompts, "
+        f"{config.learner.prompts_per_step} a step: the run ends with step {config.last_step}"
+    )
+
+
+def repetitions(config: Config, prompts: Mapping[str, Sequence[Prompt]]) -> list[str]:
+    """What to say of each source that has fewer prompts than a step takes of it."""
+    weights, lines = {name: config.data.train_sources[name].weight for name in prompts}, []
+    for name, those in prompts.items():
+        wanted = config.learner.prompts_per_step * weights[name] / sum(weights.values())
+        have, times = len(those), wanted / len(those)
+        if times > 1:
+            often = f"{times:g} times" if times == int(times) else f"{int(times)} or {int(times) + 1} times"
+            place, takes = f"data.train.{name}".rstrip("."), f"a step takes {wanted:g}{' of it' if name else ''}"
+            lines.append(
+                f"{place} has {have} {'prompt' if have == 1 else 'prompts'}, {takes}: each is drawn {often} a step, with "
+                "other samples each time"
+            )
+    return lines
 
 
 def check_sandbox(pool: VerifierPool | ClusterPool, recorder: Recorder) -> None:
@@ -121,7 +157,7 @@ def engine_spec(config: Config, path: str, max_model_len: int | None = None) -> 
     return EngineSpec(
         source=ModelSource.of(config.model, path),
         dtype=config.rollout_dtype,
-        max_model_len=max_model_len or config.max_sequence_tokens,
+        max_model_len=max_model_len or config.max_served_tokens,
         max_sequences=ro.max_sequences,
         tensor_parallel=ro.tensor_parallel,
         enforce_eager=ro.enforce_eager if ro.enforce_eager is not None else not config.on_gpu,
@@ -165,7 +201,7 @@ def learner_spec(config: Config, roles: Roles, path: str, pad_id: int) -> Learne
         model=config.model,
         learner=config.learner,
         objective=config.objective,
-        total_steps=config.steps * config.learner.optimizer_steps_per_batch,
+        total_steps=config.last_step * config.learner.optimizer_steps_per_batch,
         temperature=config.rollout.temperature,
         response_limit=config.rollout.max_tokens,
         pad_id=pad_id,

@@ -7,14 +7,15 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rlpost import checkpoint
-from rlpost.config import Config
-from rlpost.data import PromptOrder, PromptSets, fill, judge_group
+from rlpost.config import Config, TestSet
+from rlpost.data import PromptSets, fill, judge_group, order_of
 from rlpost.data.chat import save_chat_template
 from rlpost.learner.batch import Batch
 from rlpost.learner.group import LearnerGroup
@@ -24,7 +25,7 @@ from rlpost.rollout.request import Sampling
 from rlpost.rollout.sampler import GroupSampler
 from rlpost.routing import admitted
 from rlpost.run.credit import Lesson
-from rlpost.run.evaluation import Results, evaluate
+from rlpost.run.evaluation import Results, evaluate, named_counts, named_intervals
 from rlpost.run.metrics import step_metrics
 from rlpost.run.probe import probe_batch, probe_to_json
 from rlpost.types import Group, Prompt, Sample
@@ -66,10 +67,14 @@ class Run:
         self.pool = pool
         self.base = base
         self.tokenizer = tokenizer
-        self.referee = config.verifiers[0].name
+        judges = {config.judge_of(source) for source in config.data.train_sources.values()}
+        self.referee = judges.pop() if len(judges) == 1 else None  # then a rollout knows its own
         self.credit, self.references, self.wanted = roles.credit, roles.references, roles.wanted
         self.likelihood = likelihood
-        self.order = PromptOrder(prompts.train, config.seed, config.data.shuffle)
+        weights = {name: source.weight for name, source in config.data.train_sources.items()}
+        self.order = order_of(
+            prompts.by_source, weights, config.learner.prompts_per_step, config.seed, config.data.shuffle
+        )
         self.strategy = roles.strategy
         self.strategy.begin(self.order)
         self.sampler = GroupSampler(fleet, pool, config.seed, config.rollout.deadline)
@@ -87,6 +92,15 @@ class Run:
         self.tried: Counter[str] = Counter()  # by prompt id, samples that the strategy took outside of steps
         self.routing_metrics: dict[str, float] = {}
         self.stop_requested = False
+
+    @property
+    def last(self) -> int:
+        """The step the run ends with: with the one of the newest prompts, once `data.mix.until` has come true."""
+        until, epochs = self.config.data.mix.until, Fraction(str(self.config.epochs or 1))
+        enough = {"forever": lambda _: False, "first_ends": any, "all_end": all}[until]
+        if enough(seen >= epochs for seen in self.order.seen().values()):
+            return max(self.step, *self.drawn) if self.drawn else self.step
+        return self.config.last_step
 
     def say(self, phase: str) -> None:
         self.recorder.console.phase(phase)
@@ -149,28 +163,39 @@ class Run:
 
     # ----------------------------------------------------------------------------------------------- evaluation
 
-    def evaluate(self, when: str) -> Results:
-        """pass@k on the held-out prompts with the weights the engines serve; recorded under `when`."""
-        ev = self.config.evaluation
+    def evaluate(self, when: str) -> dict[str, Results]:
+        """pass@k on each test set with the weights the engines serve; recorded under `when`.
+
+        Returns:
+            by the name of the test set. What is recorded of a set with a name is called `name/pass@1`.
+        """
         self.say(f"evaluating ({when})")
-        results = evaluate(
+        found = {name: self._ask(name, test) for name, test in self.config.test_sets.items()}
+        for results in found.values():
+            if results.caveat:
+                self.recorder.console.warn(results.caveat)
+        intervals, counts = named_intervals(found), named_counts(found)
+        self.recorder.evaluation(when, self.step, intervals, counts)
+        if self.step:
+            values = {name: interval[0] for name, interval in intervals.items()}
+            self._move({name: r.after_evaluation(self.step, values) for name, r in self.references.items()})
+        return found
+
+    def _ask(self, name: str, test: TestSet) -> Results:
+        """pass@k on one test set."""
+        ev = self.config.evaluation
+        return evaluate(
             self.sampler,
-            self.prompts.test[: ev.prompts],
-            samples=ev.samples_per_prompt,
-            k=ev.k,
-            sampling=Sampling(ev.temperature, self.config.rollout.max_tokens, ev.top_p, self.sampling.stop),
+            self.prompts.tests[name][: test.prompts],
+            samples=test.samples_per_prompt,
+            k=test.k,
+            sampling=Sampling(ev.temperature, test.max_tokens, ev.top_p, self.sampling.stop),
             seed=self.config.seed + EVALUATION_SEED,
-            judge=self.referee,
+            judge=self.config.judge_of(self.config.data.test_or_held_out(name)),
             alarms=self.config.alarms,
             step=self.step,
+            name=name,
         )
-        if results.caveat:
-            self.recorder.console.warn(results.caveat)
-        self.recorder.evaluation(when, self.step, results.intervals, results.counts)
-        if self.step:
-            values = {name: interval[0] for name, interval in results.intervals.items()}
-            self._move({name: r.after_evaluation(self.step, values) for name, r in self.references.items()})
-        return results
 
     # -------------------------------------------------------------------------------------------------- reports
 
@@ -227,6 +252,8 @@ class Run:
         """The driver's own state. Samples in flight are made again on resume, of the prompts that were drawn for them."""
         return {
             "step": self.step,
+            "last": self.last,
+            "length": self.config.length,
             "version": self.version,
             "order": self.order.state_dict(),
             "drawn": {str(step): [p.id for p in prompts] for step, prompts in self.drawn.items()},

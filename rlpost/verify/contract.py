@@ -180,7 +180,7 @@ def _scored(
         scored = pool.submit_group([cases[i].rollout for i in indices], cases[indices[0]].prompt)
         futures.update(zip(indices, scored, strict=True))
     for index in range(len(cases)):
-        yield futures[index].result().verdicts[spec.name]
+        yield futures[index].result().verdicts[spec.label]
         if progress is not None:
             progress(1)
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rlpost.types import Prompt, Rollout, Verdict
 from rlpost.verify.protocol import Traits, VerifierError
@@ -22,8 +22,14 @@ class Plan:
 
     entries: tuple[Entry, ...]
 
-    def applying(self, metadata: Mapping[str, Any]) -> list[Entry]:
-        return [entry for entry in self.entries if entry.spec.applies(metadata)]
+    def of(self, prompt: Prompt) -> list[Entry]:
+        """The verifiers of a prompt's source, the judge first: those it names, or all."""
+        by_label = {entry.spec.label: entry for entry in self.entries}
+        return [by_label[spec.label] for spec in chosen_by(prompt, [entry.spec for entry in self.entries])]
+
+    def applying(self, prompt: Prompt) -> list[Entry]:
+        """Those of them that score its row."""
+        return [entry for entry in self.of(prompt) if entry.spec.applies(prompt.metadata)]
 
     def items(self, rollouts: Sequence[Rollout], prompt: Prompt) -> list[Item]:
         """Items whose verdicts are still to come, but those of aborted rollouts and those that nothing will give.
@@ -31,13 +37,11 @@ class Plan:
         Raises:
             VerifierError: the prompt's reference or metadata is not plain JSON.
         """
-        applying = self.applying(prompt.metadata)
-        weighted = [e for e in self.entries if e.spec.weight != 0]
+        chosen, applying = self.of(prompt), self.applying(prompt)
+        weighted = [e for e in chosen if e.spec.weight != 0]
         # A row that nothing rewards must not have the reward of an empty sum.
-        missing = (
-            [] if any(e in applying for e in weighted) or (applying and not weighted) else weighted or self.entries
-        )
-        columns = {column: prompt.metadata.get(column) for e in self.entries for column in e.spec.when}
+        missing = [] if any(e in applying for e in weighted) or (applying and not weighted) else weighted or chosen
+        columns = {column: prompt.metadata.get(column) for e in chosen for column in e.spec.when}
         nothing = Verdict("unverified", None, "no_verifier", details=columns)
         items = []
         for rollout in rollouts:
@@ -45,11 +49,11 @@ class Plan:
             future: Future[Rollout] = Future()
             future.set_running_or_notify_cancel()
             verdicts: dict[str, Verdict | None] = {}
-            for entry in self.entries:
+            for entry in chosen:
                 if entry in applying or entry in missing:
                     to_come = None if entry in applying else nothing
-                    verdicts[entry.spec.name] = Verdict("unverified", None, "aborted") if aborted else to_come
-            weights = {e.spec.name: e.spec.weight for e in self.entries if e.spec.name in verdicts}
+                    verdicts[entry.spec.label] = Verdict("unverified", None, "aborted") if aborted else to_come
+            weights = {e.spec.label: e.spec.weight for e in chosen if e.spec.label in verdicts}
             sample = b"" if aborted else encoded(rollout, prompt)
             items.append(Item(rollout, sample, verdicts, weights, future))
         return items
@@ -57,8 +61,8 @@ class Plan:
     def tasks(self, items: Sequence[Item], prompt: Prompt) -> list[Task]:
         """What is to be done for the items of one prompt; each task is also put down where it waits for others."""
         tasks = []
-        applying = self.applying(prompt.metadata)
-        there = {entry.spec.name for entry in applying}
+        applying = self.applying(prompt)
+        there = {entry.spec.label for entry in applying}
         for entry in applying:
             needs = there.intersection(entry.needs)
             together = entry.traits.mode == "group" and items
@@ -72,6 +76,22 @@ class Plan:
         return tasks
 
 
+def chosen_by(prompt: Prompt, specs: Sequence[config.VerifierSpec]) -> list[config.VerifierSpec]:
+    """The verifiers of a prompt's source, the judge first: those it names, or all.
+
+    Raises:
+        VerifierError: it names one that is not there.
+    """
+    if not prompt.verifiers:
+        return list(specs)
+    by_label = {spec.label: spec for spec in specs}
+    if unknown := [label for label in prompt.verifiers if label not in by_label]:
+        raise VerifierError(
+            f"prompt {prompt.id!r} is scored by {unknown[0]!r}, which is not among the verifiers: {', '.join(by_label)}"
+        )
+    return [by_label[label] for label in prompt.verifiers]
+
+
 def made_of(specs: Sequence[config.VerifierSpec], traits: Sequence[Traits], prefixes: Sequence[bytes]) -> Plan:
     """The plan of a configuration.
 
@@ -80,8 +100,8 @@ def made_of(specs: Sequence[config.VerifierSpec], traits: Sequence[Traits], pref
     Raises:
         VerifierError: `of` names a verifier that is not there, or the verifiers wait for each other.
     """
-    plain = tuple(spec.name for spec, t in zip(specs, traits, strict=True) if not t.dependent)
-    names = [spec.name for spec in specs]
+    plain = tuple(spec.label for spec, t in zip(specs, traits, strict=True) if not t.dependent)
+    names = [spec.label for spec in specs]
     entries = []
     for index, (spec, trait, prefix) in enumerate(zip(specs, traits, prefixes, strict=True)):
         of = spec.params.get("of", plain) if trait.dependent else ()
@@ -89,11 +109,11 @@ def made_of(specs: Sequence[config.VerifierSpec], traits: Sequence[Traits], pref
         for name in of:
             if name not in names:
                 raise VerifierError(
-                    f"verifier {spec.name!r}: `of` names {name!r}, which is not among the verifiers: {', '.join(names)}"
+                    f"verifier {spec.label!r}: `of` names {name!r}, which is not among the verifiers: {', '.join(names)}"
                 )
         entries.append(Entry(index, spec, trait, of, prefix))
     try:
-        TopologicalSorter({entry.spec.name: entry.needs for entry in entries}).prepare()
+        TopologicalSorter({entry.spec.label: entry.needs for entry in entries}).prepare()
     except CycleError as error:
         raise VerifierError(f"verifiers wait for each other's verdicts: {' <- '.join(error.args[1])}") from None
     return Plan(tuple(entries))

@@ -52,13 +52,12 @@ class VerifierPool:
             start_deadline: seconds a worker process may take to load the verifiers, at first and when replaced.
 
         Raises:
-            VerifierError: a verifier is listed twice.
+            VerifierError: two verifiers have one label.
         """
-        if twice := [name for name, count in Counter(spec.name for spec in specs).items() if count > 1]:
+        if twice := [name for name, count in Counter(spec.label for spec in specs).items() if count > 1]:
             raise VerifierError(
-                f"verifier {twice[0]!r} is listed twice, and verdicts are kept by name. For another one with other "
-                "parameters write a file my_verifiers.py with `from rewards.length import verify as second`, or what it "
-                "is of yours, and name that my_verifiers.py:second"
+                f"verifier {twice[0]!r} is listed twice, and verdicts are kept by label. Give one of them another: "
+                f"{{name: {twice[0]}, label: second, ...}}"
             )
         self._specs = list(specs)
         self._settings = pool
@@ -72,7 +71,7 @@ class VerifierPool:
         self._threads: list[threading.Thread] = []
         self._stopped: VerifierError | None = None
         self._closing = threading.Event()  # set with `_stopped`
-        self._tallies = {spec.name: Tally() for spec in specs}
+        self._tallies = {spec.label: Tally() for spec in specs}
         self._restarts = 0
         self._sandbox: dict[str, Any] | None = None
 
@@ -133,7 +132,7 @@ class VerifierPool:
                 looks at groups.
         """
         plan = self._running(rollout)
-        grouping = [e.spec.name for e in plan.applying(prompt.metadata) if e.traits.mode == "group"]
+        grouping = [e.spec.label for e in plan.applying(prompt) if e.traits.mode == "group"]
         if grouping:
             raise VerifierError(f"verifier {grouping[0]!r} looks at all responses of a group: use submit_group")
         return self.submit_group([rollout], prompt)[0]
@@ -322,7 +321,7 @@ class VerifierPool:
                 return deque()
             calls = self._backlog.take()
             now = time.monotonic()
-            self._tallies[calls[0].entry.spec.name].waits += [now - t.queued for call in calls for t in call.tasks]
+            self._tallies[calls[0].entry.spec.label].waits += [now - t.queued for call in calls for t in call.tasks]
             return calls
 
     def _give_back(self, calls: deque[Call]) -> None:
@@ -336,7 +335,7 @@ class VerifierPool:
                 return
             self._restarts += 1
             if failure.cause == "timeout":
-                self._tallies[failure.call.entry.spec.name].timeouts += 1
+                self._tallies[failure.call.entry.spec.label].timeouts += 1
         details = {"error": failure.text, "worker": pid, "exit_code": code}
         for task in failure.call.tasks:
             self._erred(failure.call, task, failure.cause, details, failure.seconds)
@@ -348,14 +347,14 @@ class VerifierPool:
         allowed = TIMEOUT_ATTEMPTS if cause == "timeout" else self._settings.retries + 1
         with self._lock:
             if cause != "timeout":
-                self._tallies[task.entry.spec.name].errors += 1
+                self._tallies[task.entry.spec.label].errors += 1
             if batch or task.failures[cause] < allowed:
                 if self._stopped is None:
                     self._backlog.add(task, time.monotonic())
                     self._lock.notify()
                 return
         traits, rollout = task.entry.traits, task.items[0].rollout
-        details = {"verifier": task.entry.spec.name, "prompt_id": rollout.prompt_id, **details}
+        details = {"verifier": task.entry.spec.label, "prompt_id": rollout.prompt_id, **details}
         task.stopped = cause in ON_ROW and len(task.items) == 1 and not traits.service
         status, score = ("wrong", 0.0) if task.stopped else ("unverified", None)
         verdict = Verdict(status, score, cause, None, {}, details, seconds, task.failures.total())  # type: ignore[arg-type]
@@ -367,10 +366,10 @@ class VerifierPool:
         """Under the lock: put a task into the queue, unless its verdict is known, or on its way for another."""
         if task.key is not None:
             if (verdict := self._cache.find(task.key)) is not None:
-                self._tallies[task.entry.spec.name].cache_hits += 1
+                self._tallies[task.entry.spec.label].cache_hits += 1
                 return task, [verdict]
             if not self._cache.lead(task.key, task):
-                self._tallies[task.entry.spec.name].cache_hits += 1
+                self._tallies[task.entry.spec.label].cache_hits += 1
                 return None
         self._backlog.add(task, time.monotonic())
         self._lock.notify()
@@ -397,7 +396,7 @@ class VerifierPool:
         for task, verdicts in scored:
             known += [(task, verdicts)] if task.siblings is None else task.siblings.decided(task, verdicts[0])
         for task, verdicts in known:
-            name = task.entry.spec.name
+            name = task.entry.spec.label
             tally = self._tallies[name]
             for item, verdict in zip(task.items, verdicts, strict=True):
                 if not verdict.cached:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rlpost.types import Prompt, Rollout
+from rlpost.types import Prompt, Rollout, Verdict
 from rlpost.verify.pool import VerifierPool
 from rlpost.verify.protocol import ROW_FIELDS, SAMPLE_FIELDS, Bound, VerifierError, load
 from rlpost.verify.registry import resolve
@@ -49,23 +50,33 @@ def _problems(
 
     if not prompts:
         return []
-    asked = [{"name": s.name, "params": s.params, "timeout": s.timeout, "when": s.when} for s in specs]
-    spec = VerifierSpec.model_validate(
-        {
-            "name": NAME,
-            "timeout": max(SECONDS, *(s.timeout for s in specs)),
-            "env": sorted({name for s in specs for name in s.env}),
-            "batch_size": BATCH,
-            "verifiers": asked,
-        }
-    )
-    with VerifierPool([spec], settings.model_copy(update={"cache_mb": 0}), start_deadline) as pool:
-        # One row tells whether there is anything to ask.
-        first = pool.submit(_nothing(prompts[0]), prompts[0]).result()
-        if not first.verdicts[NAME].details.get("checks", True):
-            return [None] * len(prompts)
-        futures = [pool.submit(_nothing(prompt), prompt) for prompt in prompts[1:]]
-        return [_problem(r, spec.timeout) for r in (first, *(future.result() for future in futures))]
+    # What is asked of a row is what its source's verifiers check: each choice of verifiers is a check of its own.
+    choices = {chosen: f"{NAME} {i}" for i, chosen in enumerate(dict.fromkeys(p.verifiers for p in prompts))}
+    timeout = max(SECONDS, *(s.timeout for s in specs))
+    checks = [
+        VerifierSpec.model_validate(
+            {
+                "name": NAME,
+                "label": label,
+                "timeout": timeout,
+                "env": sorted({name for s in specs for name in s.env}),
+                "batch_size": BATCH,
+                "verifiers": [
+                    {"name": s.name, "params": s.params, "timeout": s.timeout, "when": s.when}
+                    for s in specs
+                    if not chosen or s.label in chosen
+                ],
+            }
+        )
+        for chosen, label in choices.items()
+    ]
+    rows = [replace(prompt, verifiers=(choices[prompt.verifiers],)) for prompt in prompts]
+    with VerifierPool(checks, settings.model_copy(update={"cache_mb": 0}), start_deadline) as pool:
+        # One row of each choice tells whether there is anything to ask.
+        first = {row.verifiers: pool.submit(_nothing(row), row) for row in reversed(rows)}
+        idle = {chosen for chosen, f in first.items() if not _only(f.result()).details.get("checks", True)}
+        futures = [None if row.verifiers in idle else pool.submit(_nothing(row), row) for row in rows]
+        return [None if future is None else _problem(future.result(), timeout) for future in futures]
 
 
 def _nothing(prompt: Prompt) -> Rollout:
@@ -73,8 +84,13 @@ def _nothing(prompt: Prompt) -> Rollout:
     return Rollout(prompt.id, 0, 0, NONE, NONE, np.zeros(0, np.float32), NONE, "stop", "", 0)
 
 
+def _only(rollout: Rollout) -> Verdict:
+    (verdict,) = rollout.verdicts.values()
+    return verdict
+
+
 def _problem(rollout: Rollout, timeout: float) -> str | None:
-    verdict = rollout.verdicts[NAME]
+    verdict = _only(rollout)
     if verdict.status == "unverified":
         raise VerifierError(
             f"the check of prompt {rollout.prompt_id!r} fails: {verdict.reason}: {verdict.details.get('error', '')}"

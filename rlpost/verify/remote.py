@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rlpost.types import Prompt, Rollout, Verdict
+from rlpost.verify.plan import chosen_by
 from rlpost.verify.pool import JOIN_SECONDS, VerifierPool, environment
 from rlpost.verify.protocol import VerifierError
 from rlpost.verify.task import Tally, described, encoded, summary
@@ -202,7 +203,7 @@ class ClusterPool:
             lost, self._lost = self._lost, 0
             waiting = sum(len(job.rollouts) for job in self._waiting)
         drained = {node.actor.drain.remote(): node for node in up}
-        tallies = {spec.name: Tally() for spec in self._specs}
+        tallies = {spec.label: Tally() for spec in self._specs}
         restarts = 0
         done, _ = ray.wait(list(drained), num_returns=len(drained), timeout=STATS_SECONDS) if drained else ([], [])
         for reference in done:
@@ -290,7 +291,7 @@ class ClusterPool:
         if error is None:
             node.revivals = 0
             for rollout, scored, future in zip(job.rollouts, reply.result(), job.futures, strict=True):
-                weights = {s.name: s.weight for s in self._specs if s.name in scored.verdicts}
+                weights = {s.label: s.weight for s in self._specs if s.label in scored.verdicts}
                 future.set_result(rollout.scored(scored.verdicts, weights))
         elif not isinstance(error, ray.exceptions.RayTaskError):  # the actor, its node, or the way there
             self._lose(node)
@@ -310,9 +311,10 @@ class ClusterPool:
                     return
         details = {"error": str(error)[:500], "prompt_id": job.prompt.id}
         verdict = Verdict("unverified", None, "node_lost", details=details, attempts=job.lost)
-        specs = [s for s in self._specs if s.applies(job.prompt.metadata)] or self._specs
+        chosen = chosen_by(job.prompt, self._specs)
+        specs = [s for s in chosen if s.applies(job.prompt.metadata)] or chosen
         for rollout, future in zip(job.rollouts, job.futures, strict=True):
-            future.set_result(rollout.scored({s.name: verdict for s in specs}, {s.name: s.weight for s in specs}))
+            future.set_result(rollout.scored({s.label: verdict for s in specs}, {s.label: s.weight for s in specs}))
 
     # ------------------------------------------------------------------------------------------------- actors come and go
 

@@ -41,7 +41,7 @@ class Item:
 
     rollout: Rollout
     sample: bytes
-    verdicts: dict[str, Verdict | None]  # in the order of the configuration; None is still to come
+    verdicts: dict[str, Verdict | None]  # by label, the judge's first; None is still to come
     weights: dict[str, float]
     future: Future[Rollout]
     dependents: dict[str, list[Task]] = field(default_factory=dict)  # by the name of the verdict they wait for

@@ -349,6 +349,27 @@ def test_a_later_file_goes_over_an_earlier_one_and_overrides_go_over_both(write_
     assert config.rollout.engines == 2
 
 
+def test_steps_and_epochs_are_two_ways_to_say_one_thing(write_config, tmp_path: Path):
+    path, second = write_config(), tmp_path / "second.yaml"
+    second.write_text("epochs: 2\n")
+    config = load([path, second])
+    assert config.length == {"steps": None, "epochs": 2, "until": "forever"}
+    assert load([path, second], ["steps=5"]).length == {"steps": 5, "epochs": None, "until": "forever"}, (
+        "the later one holds"
+    )
+    with pytest.raises(RuntimeError, match=r"epochs: 2\.0 is a number of steps once the prompts are loaded"):
+        _ = config.last_step
+    (tmp_path / "dumped.yaml").write_text(dump(config.ending(40)))
+    assert load([tmp_path / "dumped.yaml"]) == config, "the file keeps the epochs, not what they came to"
+    for given in (["steps=5", "epochs=2"], ["epochs=2", "steps=5"]):
+        with pytest.raises(ConfigError, match="steps: 5 and epochs: 2 both say how long to train: give one, and null"):
+            load([path], given)
+    assert refused(tiny(epochs=0)).count("epochs: Input should be greater than 0")
+    values = tiny()
+    del values["steps"]
+    assert parse(values).length == {"steps": 100, "epochs": None, "until": "forever"}
+
+
 def test_an_override_reaches_into_a_list_by_index(write_config):
     path = write_config(verifiers=["countdown", {"name": "exact"}])
     config = load([path], ["verifiers.1.weight=0.25"])

@@ -84,6 +84,7 @@ def stand_in_run(script: dict[str, list[float | None]], prompts: int = 20, **cha
         sampling=Sampling(1.0, 4),
         submitted=0,
         step=0,
+        last=config.last_step,
         version=0,
         judge=lambda g: judge_group(g.rewards, config.data.groups),
     )
@@ -103,7 +104,7 @@ def test_a_step_is_submitted_once_and_its_place_in_the_data_is_remembered():
 
 def test_what_was_drawn_for_a_step_in_flight_is_sampled_after_a_resume_and_no_refill_again():
     script = {"p0": [1.0, 1.0], "p1": [0.0, 0.0]}
-    refill = {"data": {"groups": {"no_signal": "refill", "max_rounds": 4}}}
+    refill = {"steps": 4, "data": {"groups": {"no_signal": "refill", "max_rounds": 4}}}
 
     def next_steps(run) -> list[list[str]]:
         for step in (2, 3, 4):
@@ -229,7 +230,7 @@ class AnchoredRun:
     def __init__(self, saved: tuple[int, dict] | None = None, kill_at: str = "") -> None:
         self.config = parse(tiny(steps=8, evaluation={"every": 2}, checkpoint={"every": 2}))
         self.anchor = HardReset(patience=2, metric="pass@1")
-        self.step, self.stop_requested, self.kill_at = 0, False, kill_at
+        self.step, self.stop_requested, self.kill_at, self.last = 0, False, kill_at, self.config.last_step
         self.log: list[str] = []
         self.saved = saved
         if saved is not None:

@@ -29,6 +29,7 @@ class StandInRun:
         self.config, self.recorder, self.store, self.script = config, recorder, store, script
         self.step = saved.step if saved else 0
         self.stop_requested = False
+        self.last = config.steps if config.epochs is None else int(3 * config.epochs)  # 3 steps an epoch
 
     def evaluate(self, when: str) -> None:
         self.recorder.evaluation(when, self.step, {"pass@1": (0.5, 0.4, 0.6)})
@@ -53,6 +54,7 @@ class StandInRun:
                 (folder / name).write_bytes(b"w")
 
         state = {"step": self.step, "base": "base", "ranks": 1, "zero_stage": 0}
+        state |= {"last": self.last, "length": self.config.length}
         self.store.write(self.step, state, fill)
         self.store.retain(self.config.checkpoint.keep)
 
@@ -69,7 +71,7 @@ def script(monkeypatch) -> dict[str, object]:
         yield StandInRun(config, recorder, store, resume, told)
 
     def train(made: StandInRun) -> None:
-        while made.step < made.config.steps and not made.stop_requested:
+        while made.step < made.last and not made.stop_requested:
             made.advance()
 
     monkeypatch.setattr(cluster, "connected", lambda config: nullcontext())
@@ -86,8 +88,9 @@ def start(tmp_path, script):
     def started(expect: int, **told: object) -> Path:
         path = tmp_path / "c.yaml"
         path.write_text(yaml.safe_dump(tiny(steps=4, name="run", runs_dir=str(tmp_path))))
+        overrides = told.pop("overrides", [])
         script.update(told)
-        assert run(["train", str(path)]) == expect
+        assert run(["train", str(path), *overrides]) == expect
         script.clear()
         return tmp_path / "run"
 
@@ -139,6 +142,22 @@ def test_a_summary_of_fewer_steps_is_not_the_end_of_a_run_that_went_on(start, sc
     script.clear()
     assert run(["resume", str(folder)]) == DONE
     assert json.loads((folder / "summary.json").read_text())["steps"] == 6
+
+
+def test_epochs_are_what_the_run_is_asked_for_and_resumed_by(start, script, capsys):
+    folder = start(DONE, overrides=["epochs=1"])
+    assert rows(folder)[-1] == (3, "after")
+    assert (yaml.safe_load((folder / "config.yaml").read_text())["steps"], load([folder / "config.yaml"]).epochs) == (
+        None,
+        1,
+    )
+    assert run(["resume", str(folder)]) == NOTHING_TO_DO
+    assert f"nothing to do: step 3 of 3 is done; to go on: rlpost resume {folder} epochs=2" in _said(capsys)
+    assert run(["resume", str(folder), "epochs=2"]) == DONE
+    assert rows(folder)[-1] == (6, "after")
+    assert run(["resume", str(folder), "steps=7"]) == DONE
+    assert load([folder / "config.yaml"]).length == {"steps": 7, "epochs": None, "until": "forever"}
+    assert run(["resume", str(folder)]) == NOTHING_TO_DO
 
 
 def test_what_is_overridden_on_resume_holds_for_good(start, script):

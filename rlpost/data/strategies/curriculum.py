@@ -23,7 +23,8 @@ class Curriculum(Strategy):
       over until a later epoch otherwise. One that was never sampled is always taken.
 
     A search ends after two epochs, which hold every prompt whatever their shuffle, and at once when all prompts are
-    mastered; then the next prompt of the order is taken as it is.
+    mastered; then the next prompt of the order is taken as it is. Of several sources, each keeps its share: in place of
+    a prompt that is passed over comes one of the same source.
 
     Args:
         mastered: pass rate from which on a prompt is passed over; None for never.
@@ -57,15 +58,15 @@ class Curriculum(Strategy):
 
     def next(self) -> Prompt:
         prompts = len(self.order.prompts)
-        for _ in range(2 * prompts if len(self._above) < prompts else 0):
-            prompt = self.order.next()
+        for tried in range(2 * prompts if len(self._above) < prompts else 0):
+            prompt = self.order.next(instead=tried > 0)
             if self._takes(prompt):
                 return prompt
             self._passed_over += 1
         self._fallbacks += 1
-        return self.order.next()
+        return self.order.next(instead=len(self._above) < prompts)
 
-    def observe(self, groups: Sequence[Group], judge: str) -> None:
+    def observe(self, groups: Sequence[Group], judge: str | None) -> None:
         for group in groups:
             usable = [r for r in group.rollouts if r.usable]
             if usable:

@@ -46,7 +46,7 @@ class SuccessMemory(Strategy):
         self._memory: dict[str, dict[bytes, np.ndarray]] = {}
         self._accepted = self._recalled = 0
 
-    def observe(self, groups: Sequence[Group], judge: str) -> None:
+    def observe(self, groups: Sequence[Group], judge: str | None) -> None:
         self._accepted = 0
         for group in groups:
             for rollout in group.rollouts:
@@ -54,7 +54,7 @@ class SuccessMemory(Strategy):
                     self._remember(group.prompt.id, np.array(rollout.response_ids, np.int32))
                     self._accepted += 1
 
-    def samples(self, groups: Sequence[Group], judge: str, step: int) -> list[Sample]:
+    def samples(self, groups: Sequence[Group], judge: str | None, step: int) -> list[Sample]:
         prompts = {g.prompt.id: g.prompt for g in groups}
         remembered = [(p, tokens) for p in prompts.values() for tokens in self._memory.get(p.id, {}).values()]
         self._recalled = len(remembered)

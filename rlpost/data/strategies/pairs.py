@@ -32,7 +32,7 @@ class Pairs(Strategy):
         self.per_prompt = per_prompt
         self._pairs = self._pairless = 0
 
-    def samples(self, groups: Sequence[Group], judge: str, step: int) -> list[Sample]:
+    def samples(self, groups: Sequence[Group], judge: str | None, step: int) -> list[Sample]:
         found: list[Sample] = []
         self._pairs = self._pairless = 0
         for index, group in enumerate(groups):
@@ -48,7 +48,7 @@ class Pairs(Strategy):
         """Of the last step: pairs, and surviving groups that gave none."""
         return {"strategy/pairs": self._pairs, "strategy/groups_without_pair": self._pairless}
 
-    def _of(self, group: Group, judge: str, step: int, index: int) -> list[tuple[Rollout, Rollout]]:
+    def _of(self, group: Group, judge: str | None, step: int, index: int) -> list[tuple[Rollout, Rollout]]:
         distinct: dict[str, Rollout] = {}
         for rollout in group.rollouts:
             if rollout.usable and rollout.judged(judge).status != "unverified":
@@ -70,5 +70,5 @@ def matched(winners: int, losers: int, most: int) -> list[tuple[int, int]]:
     return [(i % winners, (i + i // turn) % losers) for i in range(min(most, winners * losers))]
 
 
-def _side(rollout: Rollout, judge: str, group: int, number: int, weight: float) -> Sample:
+def _side(rollout: Rollout, judge: str | None, group: int, number: int, weight: float) -> Sample:
     return replace(Sample.on_policy(rollout, judge), source="pair", group=group, number=number, weight=weight)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any
@@ -98,6 +99,7 @@ class MasteryPartition(Strategy):
             if logp.shape != response.shape:
                 raise ValueError(f"log-probs of prompt {prompt.id!r}: {logp.shape} for {response.shape} tokens")
             self._store[prompt.id] = (response, logp.astype(np.float32))
+        self._check_left()
         self._rehearsal = self._order_of_store()
         lab.say(
             f"mastery partition: {len(mastered)} of {len(tried)} prompts tried are mastered and rehearsed; "
@@ -105,12 +107,12 @@ class MasteryPartition(Strategy):
         )
 
     def next(self) -> Prompt:
-        while True:  # `prepare` made sure that one is left in every epoch
-            prompt = self.order.next()
-            if prompt.id not in self._store:
-                return prompt
+        prompt = self.order.next()
+        while prompt.id in self._store:  # `prepare` made sure that one is left in every epoch of every source
+            prompt = self.order.next(instead=True)
+        return prompt
 
-    def samples(self, groups: Sequence[Group], judge: str, step: int) -> list[Sample]:
+    def samples(self, groups: Sequence[Group], judge: str | None, step: int) -> list[Sample]:
         on_policy = super().samples(groups, judge, step)
         self._rehearsed = self._count(len(on_policy)) if self._store else 0
         return [*on_policy, *(self._draw(step, i) for i in range(self._rehearsed))]
@@ -145,11 +147,16 @@ class MasteryPartition(Strategy):
                 f"of {self.tries} responses correct and one more; lower threshold (now {self.threshold}), raise prompts "
                 f"(now {self.prompts}), or start from a policy that can do some of the data"
             )
-        if mastered == len(self.order.prompts):
-            raise DataError(
-                f"data.strategy: mastery_partition left nothing to learn from: all {mastered} prompts are mastered with "
-                f"threshold {self.threshold} of {self.tries}; lower prompts (now {self.prompts}) or give harder data"
-            )
+
+    def _check_left(self) -> None:
+        left = Counter(p.source for p in self.order.prompts if p.id not in self._store)
+        for name, count in Counter(p.source for p in self.order.prompts).items():
+            if not left[name]:
+                raise DataError(
+                    f"data.strategy: mastery_partition left nothing to learn from: all {count} prompts "
+                    f"{f'of data.train.{name} ' if name else ''}are mastered with threshold {self.threshold} of "
+                    f"{self.tries}; lower prompts (now {self.prompts}) or give harder data"
+                )
 
     def _order_of_store(self) -> PromptOrder:
         """The prompts of D_pef, in the order of the data whatever that of the store."""

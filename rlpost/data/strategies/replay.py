@@ -72,7 +72,7 @@ class ReplayMixture(Strategy):
             )
         self._examples = PromptOrder(apart, self.order.seed, shuffle=True)
 
-    def samples(self, groups: Sequence[Group], judge: str, step: int) -> list[Sample]:
+    def samples(self, groups: Sequence[Group], judge: str | None, step: int) -> list[Sample]:
         assert self._examples is not None, "attach comes first"
         drawn = [self._examples.next() for _ in range(self.per_step)]
         return [

@@ -79,9 +79,8 @@ def test_a_run_warns_of_what_an_evaluation_left_out_and_records_how_much():
     run = SimpleNamespace(
         config=parse(tiny(evaluation={"samples_per_prompt": 2, "k": [1, 2]})),
         sampler=SimpleNamespace(sample_all=lambda *_: [group(i, row) for i, row in enumerate(rows)]),
-        prompts=SimpleNamespace(test=[]),
+        prompts=SimpleNamespace(tests={"": []}),
         sampling=Sampling(1.0, 8),
-        referee="v",
         step=3,
         say=lambda _: None,
         recorder=SimpleNamespace(
@@ -90,7 +89,8 @@ def test_a_run_warns_of_what_an_evaluation_left_out_and_records_how_much():
         references={"old": SimpleNamespace(after_evaluation=lambda step, values: (step, values["pass@1"]))},
         _move=moved.append,
     )
-    found = Run.evaluate(run, "step 3")
+    run._ask = lambda *test: Run._ask(run, *test)
+    found = Run.evaluate(run, "step 3")[""]
     assert warned == [found.caveat]
     assert recorded == [("step 3", 3, found.intervals, {"unverified": 1, "prompts_left_out": 1})]
     assert moved == [{"old": (3, 0.75)}]
@@ -99,6 +99,43 @@ def test_a_run_warns_of_what_an_evaluation_left_out_and_records_how_much():
     with pytest.raises(Alarm, match=r"alarm at step 3: .* there is no pass@2"):
         Run.evaluate(run, "step 3")
     assert (len(recorded), len(moved)) == (1, 1)
+
+
+def test_each_test_set_is_asked_in_its_own_way_and_recorded_by_its_name():
+    asked: dict[str, tuple] = {}
+
+    def sample_all(prompts, samples, sampling, seed):
+        asked[prompts[0].source] = len(prompts), samples, sampling.max_tokens
+        return [group(i, [RIGHT, WRONG][:samples]) for i in range(len(prompts))]
+
+    values = tiny(evaluation={"samples_per_prompt": 1, "k": [1]}, verifiers=["countdown", "exact"])
+    one = values["data"]["test"]
+    values["data"]["test"] = {
+        "sums": {**one, "verifiers": ["exact"], "k": [1, 2], "samples_per_prompt": 2, "max_tokens": 99, "prompts": 1},
+        "rest": one,
+    }
+    config, recorded, moved = parse(values), [], []
+    tests = {name: [Prompt(f"{name}/{i}", "", IDS, source=name) for i in range(3)] for name in ("sums", "rest")}
+    run = SimpleNamespace(
+        config=config,
+        sampler=SimpleNamespace(sample_all=sample_all),
+        prompts=SimpleNamespace(tests=tests),
+        sampling=Sampling(1.0, 12),
+        step=1,
+        say=lambda _: None,
+        recorder=SimpleNamespace(evaluation=lambda *said: recorded.append(said)),
+        references={"old": SimpleNamespace(after_evaluation=lambda step, values: values["sums/pass@2"])},
+        _move=moved.append,
+    )
+    run._ask = lambda *test: Run._ask(run, *test)
+    Run.evaluate(run, "after")
+    assert asked == {"sums": (1, 2, 99), "rest": (3, 1, 12)}
+    (_, _, intervals, counts) = recorded[0]
+    assert (intervals["sums/pass@1"][0], intervals["sums/pass@2"][0], intervals["rest/pass@1"][0]) == (0.5, 1.0, 1.0)
+    assert set(counts) == {f"{n}/{what}" for n in tests for what in ("unverified", "prompts_left_out")}
+    assert moved == [{"old": 1.0}]
+    assert config.evaluated == ["sums/pass@1", "sums/pass@2", "rest/pass@1"]
+    assert config.max_served_tokens == config.data.max_prompt_tokens + 99
 
 
 def test_verdicts_of_many_seeds_are_pooled_by_prompt():
