@@ -80,6 +80,9 @@ def eval(
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest response.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most this many prompts.")] = None,
     on: Annotated[str, typer.Option(help="Which of the run's prompts: test (held out) or train.")] = "test",
+    set_name: Annotated[
+        str | None, typer.Option("--set", help="Of several test sets or sources by name: this one alone.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Where to write the results as JSON.")] = None,
 ) -> None:
     """pass@k with bootstrap intervals over prompts, several seeds, decoding settings recorded."""
@@ -102,6 +105,7 @@ def eval(
         limit=limit,
         out=out,
         on=on,
+        set_name=set_name,
     )
     raise typer.Exit(run(request))
 

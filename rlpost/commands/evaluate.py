@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ from rlpost.observe import RunFolder
 from rlpost.observe.console import Console
 from rlpost.rollout.request import Sampling
 from rlpost.rollout.sampler import GroupSampler
-from rlpost.run.evaluation import evaluate, pass_at
+from rlpost.run.evaluation import by_name, evaluate, pass_at
 from rlpost.types import Prompt
+from rlpost.user_code import nearest
 from rlpost.verify import open_pool
 from rlpost.verify.references import checker
 
@@ -47,6 +48,7 @@ class Request:
     limit: int | None
     out: Path | None
     on: str = "test"
+    set_name: str | None = None
 
 
 def run(request: Request) -> int:
@@ -60,33 +62,43 @@ def run(request: Request) -> int:
     started = time.monotonic()
     tokenizer = load_tokenizer(ModelSource.of(config.model, model))
     sets = load_prompts(config.data, tokenizer, config.seed, checker(config.verifiers, config.verifier_pool))
-    on, prompts = _asked(request, sets)
-    prompts = prompts[: request.limit]
+    on, asked = _asked(request, sets)
+    asked = {name: prompts[: request.limit] for name, prompts in asked.items()}
     said = {"test": "held-out prompts", "train": "prompts of data.train, which are learned from", "data": "prompts"}[on]
-    console.info(f"{model}: {len(prompts)} {said} x {samples} samples x {len(request.seeds)} seed(s)")
+    for name, prompts in asked.items():
+        of = f" of {name}" if name else ""
+        console.info(f"{model}: {len(prompts)} {said}{of} x {samples} samples x {len(request.seeds)} seed(s)")
 
     from rlpost.run.start import start_fleet
 
-    judge = config.verifiers[0].name
+    own = config.test_sets if on == "test" and request.max_tokens is None else {}
+    limits = {name: own[name].max_tokens if name in own else config.rollout.max_tokens for name in asked}
+    judges = {name: [*prompts[0].verifiers, config.verifiers[0].label][0] for name, prompts in asked.items()}
     per_seed: dict[int, dict[str, Any]] = {}
-    correct: list[list[bool]] = [[] for _ in prompts]
+    correct: dict[str, list[list[bool]]] = {name: [[] for _ in prompts] for name, prompts in asked.items()}
     unverified = 0
     with cluster.connected(config), open_pool(config.verifiers, config.verifier_pool) as pool:
         # As long as these prompts need, and no longer: a model may hold less than the configuration allows for.
-        longest = max(len(p.token_ids) for p in prompts) + sampling.max_tokens
+        longest = max(len(p.token_ids) + limits[name] for name, prompts in asked.items() for p in prompts)
         fleet = start_fleet(config, model, cluster.place(config), max_model_len=longest)
         fleet.ready()
         sampler = GroupSampler(fleet, pool, config.seed, config.rollout.deadline)
         for seed in request.seeds:
-            found = evaluate(sampler, prompts, samples, request.k, sampling, seed, judge, config.alarms)
-            if found.caveat:
-                console.warn(f"seed {seed}: {found.caveat}")
-            per_seed[seed] = {name: list(value) for name, value in found.intervals.items()}
-            correct = [a + b for a, b in zip(correct, found.correct, strict=True)]
-            unverified += found.unverified
-            console.evaluation(f"seed {seed}", found.intervals)
+            intervals: dict[str, tuple[float, float, float]] = {}
+            for name, prompts in asked.items():
+                how = replace(sampling, max_tokens=limits[name])
+                found = evaluate(
+                    sampler, prompts, samples, request.k, how, seed, judges[name], config.alarms, name=name
+                )
+                if found.caveat:
+                    console.warn(f"seed {seed}: {found.caveat}")
+                intervals |= by_name({name: found.intervals})
+                correct[name] = [a + b for a, b in zip(correct[name], found.correct, strict=True)]
+                unverified += found.unverified
+            per_seed[seed] = {name: list(value) for name, value in intervals.items()}
+            console.evaluation(f"seed {seed}", intervals)
         fleet.shutdown()
-    pooled = pass_at(correct, request.k)
+    pooled = by_name({name: pass_at(mine, request.k) for name, mine in correct.items()})
     if len(request.seeds) > 1:
         console.evaluation("all seeds", pooled)
         for name in pooled:
@@ -97,15 +109,15 @@ def run(request: Request) -> int:
         "on": on,
         "pass": {name: list(value) for name, value in pooled.items()},
         "seeds": {str(seed): value for seed, value in per_seed.items()},
-        "prompts": len(prompts),
+        "prompts": sum(map(len, asked.values())),
         "samples_per_prompt": samples,
         "unverified": unverified,
-        "prompts_left_out": sum(len(known) < max(request.k) for known in correct),
-        "verifier": judge,
+        "prompts_left_out": sum(len(known) < max(request.k) for mine in correct.values() for known in mine),
+        "verifier": _alone(judges),
         "decoding": {
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
-            "max_tokens": sampling.max_tokens,
+            "max_tokens": _alone(limits),
             "stop": list(sampling.stop),
             "dtype": config.rollout_dtype,
         },
@@ -120,22 +132,36 @@ def run(request: Request) -> int:
     return DONE
 
 
-def _asked(request: Request, sets: PromptSets) -> tuple[str, list[Prompt]]:
-    """What is evaluated on, "test", "train" or "data" (a file of the command line), and its prompts."""
+def _alone(by_set: dict[str, Any]) -> Any:
+    """What holds for the test set without a name; by name where there are several."""
+    return by_set[""] if list(by_set) == [""] else by_set
+
+
+def _asked(request: Request, sets: PromptSets) -> tuple[str, dict[str, list[Prompt]]]:
+    """What is evaluated on, "test", "train" or "data" (a file of the command line), and its prompts by set."""
     if request.data is not None:
         if request.on != "test":
             raise ConfigError(f"--on {request.on} and --data {request.data} both say on what to evaluate: give one")
-        return "data", sets.train
-    if request.on not in ("test", "train"):
+        on, found = "data", {"": sets.train}
+    elif request.on not in ("test", "train"):
         raise ConfigError(f"--on {request.on}: must be test (held-out prompts) or train")
-    if request.on == "train":
-        return "train", sets.train
-    if not sets.test:
+    elif request.on == "train":
+        on, found = "train", sets.by_source
+    elif not sets.test:
         raise ConfigError(
             f"{request.config or request.target} has no test set: its configuration has neither data.test nor "
             "data.holdout. Give --data FILE or --config FILE, or evaluate on what is learned from by --on train"
         )
-    return "test", sets.test
+    else:
+        on, found = "test", sets.tests
+    if request.set_name is None:
+        return on, found
+    if request.set_name not in found:
+        named = ", ".join(filter(None, found)) or "one set, which has no name"
+        raise ConfigError(
+            f"--set {request.set_name}: no set of that name{nearest(request.set_name, found)} (there is {named})"
+        )
+    return on, {request.set_name: found[request.set_name]}
 
 
 def _resolve(request: Request) -> tuple[str, Config, RunFolder | None]:
@@ -174,6 +200,9 @@ def _resolve(request: Request) -> tuple[str, Config, RunFolder | None]:
         values["evaluation"] = {"before": False, "after": False}
     if request.verifier is not None:
         values["verifiers"] = [request.verifier]
+        for part in filter(None, (values["data"].get("train"), values["data"].get("test"))):
+            for source in [part] if isinstance(part.get("source"), str) else part.values():
+                source["verifiers"] = None
     if request.max_tokens is not None:
         values["rollout"]["max_tokens"] = request.max_tokens
         needed = values.get("data", {}).get("max_prompt_tokens", 512) + request.max_tokens

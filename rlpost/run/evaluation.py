@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from rlpost.rollout.request import Sampling
     from rlpost.rollout.sampler import GroupSampler
     from rlpost.types import Group, Prompt
+
+V = TypeVar("V")
 
 
 @dataclass(frozen=True)
@@ -102,14 +104,9 @@ def evaluate(
     return Results(intervals, correct, reasons.total(), left_out, caveat if left_out else "", groups)
 
 
-def named_intervals(found: Mapping[str, Results]) -> dict[str, tuple[float, float, float]]:
-    """The intervals of several test sets in one: `pass@1` of the set `sums` is `sums/pass@1`."""
-    return {f"{name}/{key}".lstrip("/"): value for name, r in found.items() for key, value in r.intervals.items()}
-
-
-def named_counts(found: Mapping[str, Results]) -> dict[str, float]:
-    """As `named_intervals`, what was not measured."""
-    return {f"{name}/{key}".lstrip("/"): value for name, r in found.items() for key, value in r.counts.items()}
+def by_name(found: Mapping[str, Mapping[str, V]]) -> dict[str, V]:
+    """What was found of several test sets in one: `pass@1` of the set `sums` is `sums/pass@1`."""
+    return {f"{name}/{key}" if name else key: value for name, mine in found.items() for key, value in mine.items()}
 
 
 def pass_at(correct: Sequence[Sequence[bool]], ks: Sequence[int]) -> dict[str, tuple[float, float, float]]:

@@ -25,7 +25,7 @@ from rlpost.rollout.request import Sampling
 from rlpost.rollout.sampler import GroupSampler
 from rlpost.routing import admitted
 from rlpost.run.credit import Lesson
-from rlpost.run.evaluation import Results, evaluate, named_counts, named_intervals
+from rlpost.run.evaluation import Results, by_name, evaluate
 from rlpost.run.metrics import step_metrics
 from rlpost.run.probe import probe_batch, probe_to_json
 from rlpost.types import Group, Prompt, Sample
@@ -174,7 +174,8 @@ class Run:
         for results in found.values():
             if results.caveat:
                 self.recorder.console.warn(results.caveat)
-        intervals, counts = named_intervals(found), named_counts(found)
+        intervals = by_name({name: r.intervals for name, r in found.items()})
+        counts = by_name({name: r.counts for name, r in found.items()})
         self.recorder.evaluation(when, self.step, intervals, counts)
         if self.step:
             values = {name: interval[0] for name, interval in intervals.items()}

@@ -44,8 +44,18 @@ def test_an_evaluation_without_a_test_set_is_exit_2_and_says_what_to_give(tmp_pa
 
 def test_what_is_evaluated_on_is_what_was_asked_for(rows, tmp_path):
     sets = load_prompts(Data.model_validate({"train": rows, "holdout": 1}), make_tokenizer("bytes"), seed=0)
-    assert _asked(request(), sets) == ("test", sets.test)
-    assert _asked(request(on="train"), sets) == ("train", sets.train)
-    assert _asked(request(data=tmp_path / "train.jsonl"), sets) == ("data", sets.train)
+    assert _asked(request(), sets) == ("test", {"": sets.test})
+    assert _asked(request(on="train"), sets) == ("train", {"": sets.train})
+    assert _asked(request(data=tmp_path / "train.jsonl"), sets) == ("data", {"": sets.train})
     with pytest.raises(ConfigError, match="--on train and --data"):
         _asked(request(data=tmp_path / "train.jsonl", on="train"), sets)
+
+
+def test_of_several_sets_all_are_asked_or_the_one_that_is_named(rows):
+    data = {"train": {"a": rows, "b": {**rows, "limit": 2}}, "holdout": 1}
+    sets = load_prompts(Data.model_validate(data), make_tokenizer("bytes"), seed=0)
+    assert _asked(request(), sets) == ("test", sets.tests)
+    assert _asked(request(set_name="b"), sets) == ("test", {"b": sets.tests["b"]})
+    assert _asked(request(on="train", set_name="a"), sets) == ("train", {"a": sets.by_source["a"]})
+    with pytest.raises(ConfigError, match=r"--set c: no set of that name.*there is a, b"):
+        _asked(request(set_name="c"), sets)
