@@ -75,11 +75,15 @@ def run(request: Request) -> int:
 
 
 def _spec(request: Request) -> VerifierSpec:
-    """The verifier; one that the run's configuration has under this name comes with what is set there."""
+    """The verifier; one that the run's configuration has under this label or name comes with what is set there."""
     config = run_config(request.data)
-    known = [spec for spec in (config.verifiers if config else []) if spec.name == request.verifier]
+    known = [spec for spec in (config.verifiers if config else []) if request.verifier in (spec.label, spec.name)]
     set_there = known[0].model_dump(exclude={"weight"}) if known else {}
-    values = {**set_there, **dict(_param(text) for text in request.params), "name": request.verifier}
+    values = {
+        **set_there,
+        **dict(_param(text) for text in request.params),
+        "name": known[0].name if known else request.verifier,
+    }
     if request.timeout is not None:
         values["timeout"] = request.timeout
     if request.env:

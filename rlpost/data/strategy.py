@@ -118,7 +118,7 @@ class Uniform(Strategy):
     """Every prompt once an epoch."""
 
 
-def is_correct(rollout: Rollout, judge: str | None) -> bool:
+def is_correct(rollout: Rollout, judge: str | None = None) -> bool:
     """Whether a rollout may be learned from and is correct by `judge`, as of `Rollout.judged`."""
     return rollout.usable and rollout.judged(judge).status == "correct"
 
