@@ -140,6 +140,10 @@ def verify(
     timeout: Annotated[
         float | None, typer.Option(min=0.01, help="Seconds a verdict may take.", show_default="10, or the run's")
     ] = None,
+    raw: Annotated[
+        bool | None,
+        typer.Option("--raw/--no-raw", help="Responses with special tokens.", show_default="as the run or it says"),
+    ] = None,
     contract: Annotated[
         bool, typer.Option("--contract", help="Also check determinism, time-out, bad input, concurrency and results.")
     ] = False,
@@ -167,6 +171,7 @@ def verify(
         env=tuple(env or ()),
         workers=workers,
         timeout=timeout,
+        raw=raw,
         contract=contract,
         limit=limit,
         show=show,

@@ -85,6 +85,7 @@ class Rollout:
         versions: int32 (R,), the weight version that sampled each token.
         finish_reason: "stop", "length" (hit max_tokens) or "abort" (the engine gave it up: not to be learned from).
         text: the response decoded, without special tokens.
+        raw: the same with them, the one that ended it included; None where it is known by `text` alone.
         seed: the sampling seed, a pure function of (run seed, step, prompt, its samples of the step before this one).
         routes: the experts chosen for each token; None when they are not captured.
         verdicts: by the verifier's label, that of the prompt's judge first; empty until scored.
@@ -101,6 +102,7 @@ class Rollout:
     finish_reason: FinishReason
     text: str
     seed: int
+    raw: str | None = None
     routes: Routes | None = None
     verdicts: Mapping[str, Verdict] = field(default_factory=dict)
     reward: float | None = None

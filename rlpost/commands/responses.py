@@ -16,7 +16,7 @@ from rlpost.data.errors import DataError, RowError, did_you_mean
 from rlpost.data.sources import Row, plain, read_rows
 from rlpost.models.load import load_tokenizer
 from rlpost.models.source import ModelSource
-from rlpost.observe.rollouts import SCHEMA
+from rlpost.observe.rollouts import SCHEMA, TOKENS
 from rlpost.observe.run_folder import RunFolder, RunFolderError
 from rlpost.verify.contract import Case, make_case
 
@@ -27,6 +27,7 @@ ROLES = ("prompt", "prompt_id", "finish_reason", "token_count")  # columns taken
 POSITIVE, NEGATIVE = ("correct", "true", "yes", "right", "1"), ("wrong", "incorrect", "false", "no", "0")
 DEFAULT_RESPONSE, DEFAULT_REFERENCE = "response", "reference"
 SHOWN_ERRORS = 5
+RECORDED = set(SCHEMA.names) - set(TOKENS)
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def read(request: Request) -> Loaded:
         rows += [(f"{prefix}row {row.number}", row) for row in read_rows(source)]
     _refuse([(name, row.error) for name, row in rows if row.error], request.data)
     values = [(name, row.values) for name, row in rows]
-    if values and set(SCHEMA.names) <= set(values[0][1]):
+    if values and set(values[0][1]) >= RECORDED:
         return _recorded(values, request)
     return _responses(values, request)
 
@@ -107,6 +108,7 @@ def _recorded(rows: Sequence[tuple[str, Mapping[str, Any]]], request: Request) -
             name,
             row["response"],
             None if row["reference"] is None else json.loads(row["reference"]),
+            raw=row.get("response_raw"),
             prompt=row["prompt"],
             prompt_id=row["prompt_id"],
             finish_reason=row["finish_reason"],

@@ -39,6 +39,7 @@ class Request:
     env: tuple[str, ...] = ()
     workers: int = 2
     timeout: float | None = None
+    raw: bool | None = None
     contract: bool = False
     limit: int | None = None
     show: int = 10
@@ -86,6 +87,8 @@ def _spec(request: Request) -> VerifierSpec:
     }
     if request.timeout is not None:
         values["timeout"] = request.timeout
+    if request.raw is not None:
+        values["raw"] = request.raw
     if request.env:
         values["env"] = list(request.env)
     try:
@@ -101,7 +104,7 @@ def _param(text: str) -> tuple[str, Any]:
         raise ConfigError(f"--param {text!r} must look like key=value, for example --param tolerance=0.01")
     if key in VerifierSpec.model_fields:
         raise ConfigError(
-            f"--param {text!r}: {key} is a setting of the pool; only --timeout and --env can be given here"
+            f"--param {text!r}: {key} is a setting of the pool; only --timeout, --env and --raw can be given here"
         )
     try:
         return key, yaml.safe_load(value)

@@ -391,6 +391,11 @@ class VerifierSpec(Component):
         description="score only rows whose metadata columns have these values; a list holds several",
     )
     batch_size: int = Field(16, ge=1, le=128, description="most samples a batched verifier gets at once")
+    raw: bool | None = Field(
+        None,
+        description="whether it gets responses with special tokens, the end of sequence included; by default as it says "
+        "itself (`verify.raw = True`), else without",
+    )
     concurrency: int | None = Field(None, ge=1, description="workers that may run it at once; all by default")
     env: list[str] = Field(
         default_factory=list, description="environment variables it sees beside the harmless ones, such as an API key"

@@ -18,7 +18,7 @@ from rlpost.data.errors import DataError, RowError
 from rlpost.data.identity import Problems, problem_of
 from rlpost.data.report import DataReport, SourceReport, bad_lines
 from rlpost.data.sources import Row, dataset, describe, plain, read_rows
-from rlpost.data.tokenizer import unknown_characters
+from rlpost.data.tokenizer import read_otherwise, unknown_characters
 from rlpost.types import Prompt
 
 if TYPE_CHECKING:
@@ -230,8 +230,9 @@ def _load(
     namespace = dataset(source) if source.id is not None else None
     items: list[_Item] = []
     numbers: list[int] = []
+    encoded = _encode(texts, data.template, tokenizer)
     too_long: list[tuple[int, str]] = []
-    for draft, text, ids in zip(drafts, texts, _encode(texts, data.template, tokenizer), strict=True):
+    for draft, text, ids in zip(drafts, texts, encoded, strict=True):
         if unknown := unknown_characters(text, ids, tokenizer):
             report.bad.append((draft.number, f"the tokenizer has no token for {unknown} of the prompt"))
         elif len(ids) > data.max_prompt_tokens:
@@ -251,6 +252,11 @@ def _load(
     report.bad = sorted((n, f"{places[n]}: {why}" if n in places else why) for n, why in report.bad)
     too_long = [(n, f"{places[n]}: {why}" if n in places else why) for n, why in too_long]
     report.too_long, report.kept = len(too_long), len(items)
+    report.notes += _changed("prompts", drafts, texts, encoded, tokenizer)
+    if with_completion:
+        examples = [str(draft.completion) for draft in drafts]
+        tokens = tokenizer(examples, add_special_tokens=False, verbose=False)["input_ids"] if examples else []
+        report.notes += _changed("completions", drafts, examples, tokens, tokenizer)
     if not with_completion and source.source != "reasoning_gym":  # whose problems have many right answers
         report.notes += _contradictions([item.prompt for item in items])
     _enforce(report, too_long, data)
@@ -355,6 +361,26 @@ def _enforce(report: SourceReport, too_long: list[tuple[int, str]], data: Data) 
             f"{data.max_prompt_tokens} (raise it, or set data.too_long: drop):"
         )
         raise DataError("\n".join([title, *bad_lines(too_long)]))
+
+
+def _changed(
+    what: str,
+    drafts: Sequence[_Draft],
+    texts: list[str],
+    ids: list[list[int]],
+    tokenizer: PreTrainedTokenizerBase,
+) -> list[str]:
+    """A line where the tokenizer gives another text back than it was given."""
+    found = read_otherwise(texts, ids, tokenizer)
+    if not found:
+        return []
+    index, read = found[0]
+    start = next((i for i, (a, b) in enumerate(zip(texts[index], read, strict=False)) if a != b), 0)
+    here = slice(max(0, start - 10), start + 30)
+    return [
+        f"warning: {len(found)} {what} are read otherwise than they are written, as the tokenizer changes them: row "
+        f"{drafts[index].number}, {texts[index][here]!r} is read as {read[here]!r}"
+    ]
 
 
 def _contradictions(prompts: Sequence[Prompt]) -> list[str]:

@@ -77,6 +77,32 @@ def encode_completion(text: str, tokenizer: PreTrainedTokenizerBase) -> np.ndarr
     return np.array([*ids, tokenizer.eos_token_id], dtype=np.int32)
 
 
+def read_otherwise(
+    texts: Sequence[str], ids: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase
+) -> list[tuple[int, str]]:
+    """Which of the texts their tokens do not hold as they are, with what is read in their place.
+
+    A tokenizer may change letters, quotes or white space before it cuts a text into tokens; then neither model nor
+    engine ever sees what the data has. Special tokens that it puts around a text are no change, nor is white space that
+    decoding puts beside those in it.
+    """
+    if not texts:
+        return []
+    read = tokenizer.batch_decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    found = []
+    for index, (text, raw) in enumerate(zip(texts, read, strict=True)):
+        if raw.endswith(text) or ("".join(raw.split()).endswith("".join(text.split())) and _marked(text, tokenizer)):
+            continue
+        plain = tokenizer.decode(ids[index], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        if plain != text:
+            found.append((index, raw.removeprefix(tokenizer.bos_token or "")))
+    return found
+
+
+def _marked(text: str, tokenizer: PreTrainedTokenizerBase) -> bool:
+    return any(token in text for token in tokenizer.all_special_tokens)
+
+
 def unknown_characters(text: str, ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
     """The characters of `text` that `ids` holds as the unknown token only, quoted; empty when there are none."""
     unknown = tokenizer.unk_token_id

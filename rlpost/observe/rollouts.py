@@ -14,6 +14,14 @@ import pyarrow.parquet as pq
 from rlpost import atomic
 from rlpost.types import Prompt, Rollout, Status, Verdict
 
+# What a rollout is made of, token by token, and its text with special tokens.
+TOKENS = {
+    "response_raw": pa.string(),
+    "prompt_ids": pa.list_(pa.int32()),
+    "response_ids": pa.list_(pa.int32()),
+    "logprobs": pa.list_(pa.float32()),
+    "versions": pa.list_(pa.int32()),
+}
 SCHEMA = pa.schema(
     [
         pa.field("step", pa.int64(), nullable=False),
@@ -35,6 +43,7 @@ SCHEMA = pa.schema(
         pa.field("version_max", pa.int64()),
         pa.field("seed", pa.int64(), nullable=False),
         pa.field("logprob_sum", pa.float64(), nullable=False),
+        *(pa.field(name, kind, nullable=False) for name, kind in TOKENS.items()),
     ]
 )
 
@@ -54,6 +63,8 @@ def write_rollouts(
         advantages: one a rollout; None where there is none (a sample that is not usable).
         learned: one a rollout, whether it entered the loss.
 
+    `response` is the text without special tokens, `response_raw` with them; `logprobs` are of the distribution sampled
+    from and `versions` the weights that sampled, both one a token of `response_ids`.
     `reference` and `verdicts` are JSON; a value JSON cannot hold is written as its text. `status` is null before
     scoring; of several verdicts it is "unverified" if any is, "correct" or "wrong" if all are, else "partial".
 
@@ -112,6 +123,11 @@ def _row(rollout: Rollout, prompt: Prompt, advantage: float | None, learned: boo
         "version_max": int(rollout.versions.max()) if has_tokens else None,
         "seed": rollout.seed,
         "logprob_sum": float(rollout.logprobs.sum(dtype=np.float64)),
+        "response_raw": rollout.text if rollout.raw is None else rollout.raw,
+        "prompt_ids": rollout.prompt_ids,
+        "response_ids": rollout.response_ids,
+        "logprobs": rollout.logprobs,
+        "versions": rollout.versions,
     }
 
 

@@ -24,6 +24,7 @@ from rlpost.faults import failpoint
 from rlpost.models.load import eos_token_ids, load_tokenizer
 from rlpost.rollout import capture
 from rlpost.rollout import probes as read_back
+from rlpost.rollout.decode import Decoder
 from rlpost.rollout.request import EngineSpec, SampleRequest
 from rlpost.routing import Routes
 from rlpost.types import FinishReason, Rollout
@@ -242,7 +243,7 @@ class Engine:
         self._engine = LLMEngine.from_engine_args(engine_args)
         if not s.on_gpu:
             torch.set_num_threads(s.threads)
-        self._tokenizer = load_tokenizer(s.source)
+        self._decode = Decoder(load_tokenizer(s.source))
         self._stop_ids = eos_token_ids(s.source)
         if s.capture_routes:
             self._layout = self._engine.collective_rpc(capture.find_layout)[0]
@@ -320,7 +321,7 @@ class Engine:
             group.future.set_result(self._rollouts(group))
 
     def _rollouts(self, group: _Group) -> list[Rollout]:
-        texts = self._tokenizer.batch_decode([s.tokens for s in group.samples], skip_special_tokens=True)
+        texts = self._decode([s.tokens for s in group.samples])
         found: list[Routes | None] = [None] * len(group.samples)
         if self._layout is not None and group.request.routes:
             captured = [
@@ -339,8 +340,9 @@ class Engine:
                 versions=np.array(sample.versions, np.int32),
                 finish_reason=sample.finish_reason or "abort",
                 text=text,
+                raw=raw,
                 seed=group.request.seeds[index],
                 routes=found[index],
             )
-            for index, (sample, text) in enumerate(zip(group.samples, texts, strict=True))
+            for index, (sample, (text, raw)) in enumerate(zip(group.samples, texts, strict=True))
         ]

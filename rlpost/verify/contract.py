@@ -71,6 +71,7 @@ def make_case(
     response: str,
     reference: Any = None,
     *,
+    raw: str | None = None,
     prompt: str = "",
     prompt_id: str | None = None,
     finish_reason: FinishReason = "stop",
@@ -81,6 +82,7 @@ def make_case(
     """A case from what a verifier sees of a sample.
 
     Args:
+        raw: the response with its special tokens, where that is known, for a verifier that asks for it.
         tokens: the response's length in tokens, which the verifier gets as `token_count`.
         prompt_id: `name` by default.
         metadata: the row's other columns; plain JSON data.
@@ -97,6 +99,7 @@ def make_case(
         versions=ids,
         finish_reason=finish_reason,
         text=response,
+        raw=raw,
         seed=0,
     )
     return Case(name, rollout, asked, group)
@@ -461,5 +464,5 @@ def short(text: str, length: int = 40) -> str:
 
 def _with(case: Case, name: str, **changes: Any) -> Case:
     """The case alone, with another `response`, `reference` or `metadata`."""
-    rollout = replace(case.rollout, text=changes.pop("response")) if "response" in changes else case.rollout
+    rollout = replace(case.rollout, text=changes.pop("response"), raw=None) if "response" in changes else case.rollout
     return Case(name, rollout, replace(case.prompt, **changes))

@@ -55,7 +55,8 @@ class Plan:
                     verdicts[entry.spec.label] = Verdict("unverified", None, "aborted") if aborted else to_come
             weights = {e.spec.label: e.spec.weight for e in chosen if e.spec.label in verdicts}
             sample = b"" if aborted else encoded(rollout, prompt)
-            items.append(Item(rollout, sample, verdicts, weights, future))
+            raw = encoded(rollout, prompt, raw=True) if not aborted and any(e.raw for e in applying) else b""
+            items.append(Item(rollout, sample, raw, verdicts, weights, future))
         return items
 
     def tasks(self, items: Sequence[Item], prompt: Prompt) -> list[Task]:

@@ -157,7 +157,7 @@ class VerifierPool:
                 and task.entry.traits.mode != "group"
                 and not task.entry.traits.dependent
             ):
-                task.key = self._cache.key(task.entry.prefix, task.items[0].sample)
+                task.key = self._cache.key(task.entry.prefix, task.entry.sample(task.items[0]))
         with self._lock:
             if self._stopped is not None:
                 raise VerifierError(f"cannot score {described(rollouts[0])}: {self._stopped}")

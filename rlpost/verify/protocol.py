@@ -12,6 +12,8 @@ Attributes of the function (`verify.group = True`, or arguments of `@verifier`) 
     deterministic   False: the same sample may get another verdict, so none is kept
     service         True: it waits for a service, so that a time-out is not the completion's doing
     version         what changes when its verdicts do; by default a digest of its file
+    raw             True: `response` keeps special tokens, the end of sequence included; `raw` of the configuration goes
+                    before
     programs        True: it runs programs in `rlpost.verify.sandbox`, which is then started with it, or refused
     check           `check(reference, **row) -> str | None`: why a row cannot be verified, asked when the data is loaded;
                     a function of that name beside `verify` in the module needs no attribute. True: the verifier itself
@@ -44,7 +46,7 @@ ROW_FIELDS = ("reference", "prompt", "prompt_id")
 EMPTY = {"response": "", "finish_reason": "stop", "token_count": 0}
 RESULT_KEYS = ("score", "reason", "extracted", "components", "details", "status")
 STATUSES = ("correct", "wrong", "partial", "unverified")
-TRAITS = ("batched", "group", "deterministic", "service", "version", "programs", "check")
+TRAITS = ("batched", "group", "deterministic", "service", "version", "programs", "check", "raw")
 # These come from the completion, which must not be able to flood the trainer's memory through them.
 MAX_EXTRACTED = 2000
 MAX_REASON = 1000
@@ -72,6 +74,7 @@ class Traits:
     service: bool = False
     version: str = ""
     programs: bool = False
+    raw: bool = False
 
 
 @dataclass(frozen=True)
@@ -220,6 +223,7 @@ def traits_of(function: Callable[..., Any]) -> Traits:
         service=bool(getattr(function, "service", False)),
         version=_version(function),
         programs=bool(getattr(function, "programs", False)),
+        raw=bool(getattr(function, "raw", False)),
     )
 
 

@@ -416,6 +416,7 @@ def _slim(rollout: Rollout) -> Rollout:
         versions=zeros,
         finish_reason=rollout.finish_reason,
         text=rollout.text,
+        raw=rollout.raw,
         seed=rollout.seed,
     )
 

@@ -34,6 +34,15 @@ class Entry:
     needs: tuple[str, ...]
     prefix: bytes  # of its keys in the cache
 
+    @property
+    def raw(self) -> bool:
+        """Whether it gets responses with their special tokens."""
+        return self.traits.raw if self.spec.raw is None else self.spec.raw
+
+    def sample(self, item: Item) -> bytes:
+        """The item as this verifier sees it."""
+        return item.raw if self.raw else item.sample
+
 
 @dataclass(eq=False)
 class Item:
@@ -41,6 +50,7 @@ class Item:
 
     rollout: Rollout
     sample: bytes
+    raw: bytes  # `sample` with special tokens; empty where no verifier asks for it
     verdicts: dict[str, Verdict | None]  # by label, the judge's first; None is still to come
     weights: dict[str, float]
     future: Future[Rollout]
@@ -118,9 +128,10 @@ class Call:
         return b'{"id":%d,"verifier":%d,"samples":[%s]}\n' % (self.id, self.entry.index, b",".join(samples))
 
     def _sample(self, item: Item) -> bytes:
+        sample = self.entry.sample(item)
         if not self.entry.traits.dependent:
-            return item.sample
-        return item.sample[:-1] + b',"verdicts":%s}' % json.dumps(item.scores(self.entry.needs)).encode()
+            return sample
+        return sample[:-1] + b',"verdicts":%s}' % json.dumps(item.scores(self.entry.needs)).encode()
 
 
 @dataclass
@@ -240,14 +251,14 @@ def described(rollout: Rollout) -> str:
     return f"prompt {rollout.prompt_id!r} sample {rollout.sample}"
 
 
-def encoded(rollout: Rollout, prompt: Prompt) -> bytes:
-    """The sample as its verifiers see it, in JSON.
+def encoded(rollout: Rollout, prompt: Prompt, raw: bool = False) -> bytes:
+    """The sample as its verifiers see it, in JSON; those that ask for the raw text, with `raw`.
 
     Raises:
         VerifierError: the reference or the metadata is not plain JSON.
     """
     sample = {
-        "response": rollout.text,
+        "response": rollout.raw if raw and rollout.raw is not None else rollout.text,
         "reference": prompt.reference,
         "prompt": prompt.text,
         "prompt_id": prompt.id,

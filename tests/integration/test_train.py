@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from transformers import AutoTokenizer
 
 from tests.conftest import COUNTDOWN, ROOT
 
@@ -86,6 +87,13 @@ def test_a_run_trains_evaluates_records_saves_exports_and_is_evaluated_again(con
     assert len(table) == 8 * 4
     assert {r["status"] for r in table} <= {"correct", "wrong"}
     assert all(r["prompt"].endswith(":") and r["version_min"] == 1 for r in table)
+    tokenizer = AutoTokenizer.from_pretrained(run / "checkpoints" / "step_000004" / "model")
+    for r in table:
+        assert len(r["response_ids"]) == len(r["logprobs"]) == len(r["versions"]) == r["response_tokens"]
+        assert r["response_raw"] == tokenizer.decode(r["response_ids"])
+        assert r["response"] == tokenizer.decode(r["response_ids"], skip_special_tokens=True)
+        assert r["prompt"] == tokenizer.decode(r["prompt_ids"], skip_special_tokens=True)
+        assert r["response_raw"].endswith("<eos>") == (r["finish_reason"] == "stop")
     groups = {r["group"] for r in table}
     for group in groups:
         advantages = [r["advantage"] for r in table if r["group"] == group]

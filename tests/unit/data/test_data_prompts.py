@@ -303,3 +303,27 @@ def test_examples_need_a_completion(tmp_path: Path) -> None:
     missing = source.model_copy(update={"completion": "c"})
     with pytest.raises(DataError, match="row 1: no column 'c'"):
         load_examples(missing, data, TOKENIZER)
+
+
+def test_text_that_the_tokenizer_changes_is_said_with_an_example(tmp_path: Path) -> None:
+    from tokenizers import normalizers
+
+    rows = [{"q": "what is 1+1?", "a": 2, "c": "two"}, {"q": "What is 2+1?", "a": 3, "c": "Three"}]
+    source = Source.model_validate(_source(tmp_path / "r.jsonl", rows, completion="c"))
+    data = Data.model_validate({"train": source.model_dump()})
+    lower = make_tokenizer("bytes")
+    lower.backend_tokenizer.normalizer = normalizers.Lowercase()
+    (line,) = load_prompts(data, lower, seed=0).report.lines()[1:]
+    assert line.strip() == (
+        "warning: 1 prompts are read otherwise than they are written, as the tokenizer changes them: row 2, "
+        "'What is 2+1?' is read as 'what is 2+1?'"
+    )
+    assert "1 completions are read otherwise" in load_examples(source, data, lower)[1].lines()[2]
+    assert len(load_prompts(data, TOKENIZER, seed=0).report.lines()) == 1
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.text(min_size=1).filter(str.strip))
+def test_a_tokenizer_that_gives_everything_back_changes_nothing(load: Load, text: str) -> None:
+    for template in ({"kind": "plain"}, {"kind": "chat"}):
+        assert len(load([{"q": text, "a": 1}], template=template).report.lines()) == 1

@@ -36,7 +36,7 @@ def rollout(sample: int = 0, tokens: int = 3, **given) -> Rollout:
 
 def test_every_column_holds_what_the_rollout_held(tmp_path: Path) -> None:
     path = tmp_path / "step_000012.parquet"
-    scored = rollout().scored({"math": CORRECT}, {"math": 1.0})
+    scored = rollout(raw="vier: 四\n<eos>").scored({"math": CORRECT}, {"math": 1.0})
     write_rollouts(path, [scored], PROMPTS, [0.7], [True], step=12)
     table = read_rollouts(path)
     assert table.schema.equals(SCHEMA)
@@ -63,6 +63,11 @@ def test_every_column_holds_what_the_rollout_held(tmp_path: Path) -> None:
         "version_max": 7,
         "seed": 2**32 - 1,
         "logprob_sum": -1.5,
+        "response_raw": "vier: 四\n<eos>",
+        "prompt_ids": [0, 1, 2, 3],
+        "response_ids": [0, 1, 2],
+        "logprobs": [-0.5, -0.5, -0.5],
+        "versions": [5, 6, 7],
     }
 
 
