@@ -47,8 +47,9 @@ SIZES: dict[str, Any] = {
 }
 OWN: dict[str, dict[str, Any]] = {
     "mamba2": {"num_heads": 4, "head_dim": 32, "n_groups": 1},
+    **{family: {"tie_word_embeddings": True} for family in ("gemma2", "vaultgemma", "gemma4_text", "gemma3n_text")},
     "gptj": {"rotary_dim": 16},
-    "codegen": {"rotary_dim": 16, "n_head": 4},
+    "codegen": {"rotary_dim": 16, "n_head": 4, "n_embd": 128},
     **{family: {"head_dim": 64} for family in ("axk1", "deepseek_v3", "longcat_flash")},
 }
 

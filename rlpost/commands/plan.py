@@ -11,6 +11,7 @@ from rlpost.cluster import placement_plan
 from rlpost.config import Config
 from rlpost.exit_codes import DONE
 from rlpost.models.architecture import experts_of, hf_config
+from rlpost.models.families import check_family
 from rlpost.models.source import ModelSource, OutOfReachError
 from rlpost.models.weights import WeightsError, parameter_count
 from rlpost.routing import bytes_per_token
@@ -20,6 +21,7 @@ BYTES = {"float32": 4, "bfloat16": 2}
 
 def show(config: Config) -> int:
     """Print the plan."""
+    check_family(config)
     facts = batch_arithmetic(config)
     out = Console(soft_wrap=True)
     table = Table("batch", "", box=None)

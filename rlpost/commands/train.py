@@ -9,6 +9,7 @@ from rlpost import atomic, checkpoint, cluster
 from rlpost.config import Config, ConfigError, dump, load
 from rlpost.exit_codes import DONE, NOTHING_TO_DO, PREEMPTED
 from rlpost.models.architecture import check_experts
+from rlpost.models.families import check_family
 from rlpost.observe import Recorder, RunFolder
 
 
@@ -66,6 +67,7 @@ def check_objective(config: Config) -> None:
     from rlpost.run.roles import Roles
 
     Roles(config)
+    check_family(config)
     check_experts(config)
 
 

@@ -490,7 +490,10 @@ class Learner(Optimizer):
     prompts_per_step: int = Field(64, ge=1, description="prompts sampled and learned from in a step")
     optimizer_steps_per_batch: int = Field(1, ge=1, description="updates made of one batch of samples")
     tokens_per_micro_batch: int = Field(8192, ge=1, description="tokens of one forward pass, padding included")
-    layout: Literal["packed", "padded"] = Field("packed", description="sequences end to end in rows, or one a row")
+    layout: Literal["packed", "padded"] = Field(
+        "packed",
+        description="sequences end to end in rows, or one a row: what a model's family allows is in families.md",
+    )
     row_tokens: int | None = Field(
         None, ge=1, description="packed: length of a row of sequences; tokens_per_micro_batch (one row) by default"
     )

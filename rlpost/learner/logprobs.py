@@ -12,6 +12,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
     from rlpost.learner.replay import Replay, RouteGrid, RouterStats
 
 
@@ -68,11 +70,12 @@ class TokenLogProbs(nn.Module):
     `full` cannot be had under ZeRO-3.
     """
 
-    def __init__(self, head: nn.Module, chunk_tokens: int, softcap: float | None = None) -> None:
+    def __init__(self, head: nn.Module, chunk_tokens: int, softcap: float | None = None, factor: float = 1.0) -> None:
         super().__init__()
         self.head = head
         self.chunk_tokens = chunk_tokens
         self.softcap = softcap
+        self.factor = factor
 
     def forward(
         self, hidden: torch.Tensor, targets: torch.Tensor, temperature: float, full: Sequence[Against] = ()
@@ -122,9 +125,19 @@ class TokenLogProbs(nn.Module):
     ) -> torch.Tensor:
         """float32 (N, V)."""
         logits = nn.functional.linear(hidden.to(weight.dtype), weight, bias).float()  # Mamba keeps residuals in float32
+        if self.factor != 1:
+            logits = logits * self.factor
         if self.softcap is not None:
             logits = self.softcap * torch.tanh(logits / self.softcap)
         return torch.log_softmax(logits / temperature, dim=-1)
+
+
+def logits_factor(config: PretrainedConfig) -> float:
+    """What a model multiplies the output of its head by, which families call by different names."""
+    factor = float(getattr(config, "logit_scale", None) or 1)  # Cohere
+    factor *= float(getattr(config, "lm_head_multiplier", None) or 1)  # Falcon-H1
+    scaling = float(getattr(config, "logits_scaling", None) or 1)
+    return factor * scaling if config.model_type == "hyperclovax" else factor / scaling  # Granite divides
 
 
 class Policy(nn.Module):
@@ -143,13 +156,8 @@ class Policy(nn.Module):
         self.model = model
         self.replay = replay
         self.routers: RouterStats | None = None
-        config = model.config
-        for key in ("logits_scaling", "logit_scale"):
-            if getattr(config, key, None) not in (None, 1, 1.0):
-                raise ValueError(f"{type(model).__name__} scales its logits by {key}, which the learner does not apply")
-        self.logprobs = TokenLogProbs(
-            model.get_output_embeddings(), chunk_tokens, getattr(config, "final_logit_softcapping", None)
-        )
+        softcap = getattr(model.config, "final_logit_softcapping", None)
+        self.logprobs = TokenLogProbs(model.get_output_embeddings(), chunk_tokens, softcap, logits_factor(model.config))
 
     def forward(
         self,

@@ -7,6 +7,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Qwen2Config
 
+from benchmarks.families import head as difference_of_heads
+from benchmarks.small_models import small_model
 from rlpost.learner.batch import Batch, make_grid, plan
 from rlpost.learner.logprobs import Against, LogProbs, Policy, TokenLogProbs
 
@@ -85,11 +87,18 @@ def test_entropy_is_that_of_the_tempered_distribution(model, batch):
     torch.testing.assert_close(entropy.double(), expected, atol=2e-6, rtol=0)
 
 
-def test_a_model_whose_logits_would_be_scaled_otherwise_is_refused(model):
-    model.config.logits_scaling = 8.0
-    with pytest.raises(ValueError, match="logits_scaling"):
-        Policy(model, 10)
-    del model.config.logits_scaling
+@pytest.mark.parametrize(
+    ("family", "scaled"),
+    [
+        ("granite", {"logits_scaling": 8.0}),
+        ("cohere", {"logit_scale": 0.25}),
+        ("falcon_h1", {"lm_head_multiplier": 0.5}),
+        ("hyperclovax", {"logits_scaling": 0.5}),
+        ("gemma2", {"final_logit_softcapping": 0.5}),
+    ],
+)
+def test_logits_are_scaled_as_the_model_scales_them(family, scaled):
+    assert difference_of_heads(small_model(family, **scaled).eval()) < 1e-4
 
 
 # ------------------------------------------------------------------------------- divergences over the vocabulary

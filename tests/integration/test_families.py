@@ -1,0 +1,54 @@
+"""The table of families says what the models do: the quick part, of the learner alone, in one process.
+
+`python benchmarks/families.py` asks every family, and engines too; tests/nightly asks engines of a few.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.families import learner
+from benchmarks.families_table import layout_of
+from rlpost.models.known_families import FAMILIES
+
+pytestmark = pytest.mark.integration
+
+QUICK = [
+    "llama",
+    "qwen2",
+    "qwen3",
+    "mistral",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "phi3",
+    "gpt2",
+    "gpt_neox",
+    "opt",
+    "bloom",
+    "falcon",
+    "starcoder2",
+    "smollm3",
+    "olmo2",
+    "olmo3",
+    "stablelm",
+    "glm4",
+    "exaone4",
+    "ernie4_5",
+    "qwen3_moe",
+    "mixtral",
+    "olmoe",
+    "phimoe",
+    "gpt_oss",
+    "deepseek_v3",
+    "qwen3_next",
+    "qwen3_5_text",
+    "lfm2",
+    "mamba",
+    "falcon_h1",
+]
+
+
+@pytest.mark.parametrize("family", QUICK)
+def test_the_table_has_the_layout_that_the_model_keeps_apart(family):
+    assert layout_of(learner(family))[0] == FAMILIES[family][0]
