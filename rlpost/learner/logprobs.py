@@ -188,7 +188,7 @@ class Policy(nn.Module):
         record: bool = False,
     ) -> torch.Tensor:
         """(M, H), what the head takes in at `predictors`."""
-        backbone = getattr(self.model, self.model.base_model_prefix)
+        backbone = getattr(self.model, self.model.base_model_prefix, None) or self.model.model  # Llama 4 names another
         with nullcontext() if self.replay is None else self.replay.using(routes, record) as self.routers:
             hidden = backbone(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
         return hidden.flatten(0, 1)[predictors]
