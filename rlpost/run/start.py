@@ -209,5 +209,5 @@ def learner_spec(config: Config, roles: Roles, path: str, pad_id: int) -> Learne
         on_gpu=config.on_gpu,
         threads=cluster.threads(config)[1],
         routing=config.routing,
-        longest=config.max_sequence_tokens,
+        longest=config.max_served_tokens,
     )

@@ -10,12 +10,13 @@ import pytest
 
 from rlpost import loop
 from rlpost.config import parse
-from rlpost.data import STRATEGIES, PromptOrder, judge_group
+from rlpost.data import STRATEGIES, MixedOrder, PromptOrder, judge_group
 from rlpost.learner.batch import Batch
 from rlpost.objective import Credit
 from rlpost.objective.reference import HardReset
 from rlpost.rollout.request import Sampling
 from rlpost.rollout.sampler import Account
+from rlpost.run.training import Run
 from rlpost.types import Group, Prompt, Rollout, Sample, Verdict
 from tests.conftest import tiny
 
@@ -300,3 +301,43 @@ def test_the_clock_divides_a_step_into_phases_without_a_gap():
     seconds = clock.seconds()
     assert seconds["time/generate"] == 0.0
     assert sum(v for k, v in seconds.items() if k != "time/total") <= seconds["time/total"]
+
+
+def ending(until: str, steps: int) -> tuple[SimpleNamespace, list[int]]:
+    """A run of the sources a, of 12 prompts, and b, of 2, one of b in each step of 4; the steps it took."""
+    values = tiny(steps=steps, learner={"prompts_per_step": 4})
+    one = values["data"]["train"]
+    values["data"] |= {"train": {"a": {**one, "weight": 3}, "b": one}, "mix": {"until": until}}
+    values["rollout"] |= {"max_staleness": 2}
+    run = stand_in_run({})
+    run.config = parse(values)
+    pools = {
+        n: [Prompt(f"{n}/{i}", "", np.ones(2, np.int32), source=n) for i in range(k)] for n, k in (("a", 12), ("b", 2))
+    }
+    run.order = MixedOrder(pools, {"a": 3, "b": 1}, 4, seed=0, shuffle=False)
+    run.strategy.begin(run.order)
+
+    class Ends(SimpleNamespace):
+        last = Run.last
+
+    del run.last
+    run = Ends(**vars(run))
+    taken = []
+    while run.step < run.last:
+        for ahead in range(run.step + 1, min(run.step + 1 + run.config.rollout.max_staleness, run.last) + 1):
+            loop.submit(run, ahead)
+        loop.collect(run, run.step + 1)
+        run.step += 1
+        taken.append(run.step)
+    return run, taken
+
+
+@pytest.mark.parametrize(
+    ("until", "steps", "ends"),
+    [("first_ends", 50, 2), ("all_end", 50, 4), ("forever", 6, 6), ("first_ends", 1, 1), ("all_end", 3, 3)],
+)
+def test_a_mixture_ends_with_its_source_and_nothing_is_submitted_beyond(until: str, steps: int, ends: int):
+    run, taken = ending(until, steps)
+    assert taken == list(range(1, ends + 1))
+    assert {step for step, _ in run.sampler.submitted} == set(taken)
+    assert run.drawn == {}
