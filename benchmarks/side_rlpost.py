@@ -17,6 +17,7 @@ HOW = (
 
 def measure(workload: Workload) -> tuple[str, list[Step]]:
     from rlpost import cluster
+    from rlpost.checkpoint import Store
     from rlpost.config import dump
     from rlpost.loop import train
     from rlpost.observe import Recorder, RunFolder
@@ -27,10 +28,11 @@ def measure(workload: Workload) -> tuple[str, list[Step]]:
     os.environ.update(RAY_worker_niceness="0")
     config = workload.config()
     folder = RunFolder.create(config.runs_dir, "benchmark", dump(config), sys.argv, config.seed)
+    store = Store(folder.checkpoints, folder.run_id)
     with (
         Recorder(folder, config) as recorder,
-        cluster.connected(config),
-        running(config, recorder, str(workload.model), resume=None) as run,
+        cluster.session(config) as join,
+        running(config, recorder, store, str(workload.model), None, join) as run,
     ):
         train(run)
     rows = read_metrics(folder.metrics)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from rlpost import __version__
 from rlpost.config import Config, ConfigError, load, split_arguments
-from rlpost.exit_codes import BAD_USAGE, DONE, FAULT
+from rlpost.exit_codes import BAD_USAGE, DONE, FAULT, PREEMPTED, STOPPED_AT_ONCE
+from rlpost.stop import STOP
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -64,7 +65,9 @@ def sft(arguments: Arguments) -> None:
 @app.command()
 def eval(
     target: Annotated[str, typer.Argument(metavar="RUN_DIR|MODEL", help="A run's folder, or a model's folder or id.")],
-    step: Annotated[int | None, typer.Option(min=0, help="Which checkpoint of the run; the newest by default.")] = None,
+    step: Annotated[
+        str | None, typer.Option(help="Which checkpoint of the run: a step, or `best`; the newest by default.")
+    ] = None,
     k: Annotated[str, typer.Option(help="Values of k for pass@k, separated by commas.")] = "1",
     data: Annotated[
         Path | None, typer.Option(help="JSONL or Parquet file of problems; by default the run's held-out prompts.")
@@ -90,7 +93,7 @@ def eval(
 
     request = Request(
         target=target,
-        step=step,
+        step=_checkpoint_step(step),
         k=_integers("--k", k),
         data=data,
         prompt=prompt,
@@ -186,13 +189,15 @@ def verify(
 def export(
     run: RunDir,
     to: Annotated[Path, typer.Option(help="New folder for the model.")],
-    step: Annotated[int | None, typer.Option(help="Which checkpoint; the newest by default.")] = None,
+    step: Annotated[
+        str | None, typer.Option(help="Which checkpoint: a step, or `best`; the newest by default.")
+    ] = None,
     check: Annotated[str, typer.Option(help="What reloads and compares it: transformers, vllm or both.")] = "both",
 ) -> None:
     """Write a checkpoint's weights in the Hugging Face format, reloaded and compared before it is called done."""
     from rlpost.commands.export import run as run_export
 
-    raise typer.Exit(run_export(run, to, step, check))
+    raise typer.Exit(run_export(run, to, _checkpoint_step(step), check))
 
 
 @app.command()
@@ -268,6 +273,14 @@ def _integers(option: str, text: str) -> list[int]:
         raise ConfigError(f"{option} {text!r} must be whole numbers separated by commas, such as 1,8,64") from None
 
 
+def _checkpoint_step(text: str | None) -> int | Literal["best"] | None:
+    if text is None or text == "best":
+        return text  # type: ignore[return-value]
+    if not text.isdecimal():
+        raise ConfigError(f"--step {text!r} must be a step's number, such as 100, or best")
+    return int(text)
+
+
 def _command() -> list[str]:
     return ["rlpost", *sys.argv[1:]]
 
@@ -279,16 +292,23 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(arguments: list[str] | None = None) -> int:
     """The command's exit code."""
-    try:
-        app(args=arguments, prog_name="rlpost")
-    except SystemExit as done:
-        return int(done.code or 0)
-    except Exception as error:  # noqa: BLE001 - the last place that can name it; unknown ones keep their traceback
-        return _explain(error)
-    except KeyboardInterrupt:
-        print("rlpost: stopped at once; the newest checkpoint is what is left", file=sys.stderr)
-        return 130
-    return DONE
+    code = DONE
+    with STOP.listening():
+        try:
+            app(args=arguments, prog_name="rlpost")
+        except SystemExit as done:
+            code = int(done.code or 0)
+        except Exception as error:  # noqa: BLE001 - the last place that can name it; unknown ones keep their traceback
+            code = _explain(error)
+        except KeyboardInterrupt:
+            code = STOPPED_AT_ONCE
+        if code != STOPPED_AT_ONCE:  # as typer has it, too
+            return code
+        if STOP.insisted:
+            print("rlpost: stopped at once; the newest checkpoint is what is left", file=sys.stderr)
+            return code
+        print("rlpost: stopped on request, with nothing to go on with", file=sys.stderr)
+        return PREEMPTED
 
 
 def _explain(error: Exception) -> int:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from rlpost.config import Config
+from rlpost.stop import STOP
 
 
 class PlacementError(RuntimeError):
@@ -55,6 +56,27 @@ def placement_plan(config: Config) -> dict[str, Any]:
 @contextmanager
 def connected(config: Config) -> Iterator[None]:
     """Join the cluster at `cluster.address`, or the one this job runs in, or start a private one; leave it after."""
+    with session(config) as join:
+        join()
+        yield
+
+
+@contextmanager
+def session(config: Config) -> Iterator[Callable[[], None]]:
+    """As `connected`, from the first call of what it gives on: what is refused before costs no start of Ray."""
+    import ray
+
+    def join() -> None:
+        if not ray.is_initialized():
+            _join(config)
+
+    try:
+        yield join
+    finally:
+        ray.shutdown()
+
+
+def _join(config: Config) -> None:
     import ray
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -63,22 +85,19 @@ def connected(config: Config) -> Iterator[None]:
     address = config.cluster.address or os.environ.get("RAY_ADDRESS")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address:
-        ray.init(address=address, **options)
+        options["address"] = address
     else:
         plan = placement_plan(config)
         # Ray runs workers at nice 15: whatever else the machine does would halve the speed of the actors.
         os.environ.setdefault("RAY_worker_niceness", "0")
-        ray.init(
-            address="local",
-            num_cpus=max(os.cpu_count() or 1, int(sum(b["CPU"] for b in plan["bundles"]) + 0.999)),
-            object_store_memory=int(config.cluster.object_store_gb * 2**30),
-            include_dashboard=False,
-            **options,
-        )
-    try:
-        yield
-    finally:
-        ray.shutdown()
+        options |= {
+            "address": "local",
+            "num_cpus": max(os.cpu_count() or 1, int(sum(b["CPU"] for b in plan["bundles"]) + 0.999)),
+            "object_store_memory": int(config.cluster.object_store_gb * 2**30),
+            "include_dashboard": False,
+        }
+    with STOP.through_start_of_ray():
+        ray.init(**options)
 
 
 def place(config: Config) -> Placement:

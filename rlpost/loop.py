@@ -36,7 +36,7 @@ def train(run: Run) -> None:
         advance(run, step)
         if failpoint("driver.kill", step):
             run.kill()
-        if config.checkpoint.every and step % config.checkpoint.every == 0:
+        if config.saves(step):
             run.save()
 
 

@@ -6,6 +6,7 @@
       state.json    the driver's: step, data position, counters
       probe.json    log-probs of fixed sequences by the learner itself, for `rlpost export` to compare with
       manifest.json what this is, with sizes and SHA-256 of all of the above
+      scores.json   what an evaluation said of it later
 
 A checkpoint is written under another name and renamed when its manifest is on disk; the old ones go after that. Users
 copy, rename, link and lay things beside: what is no folder with a manifest of this run is neither believed nor touched,
@@ -21,12 +22,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import filter as matching
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rlpost import atomic
 from rlpost.atomic import fsync
 from rlpost.checkpoint.manifest import FILE, Manifest, ManifestError, damage, described, read
-from rlpost.config import ConfigError
+from rlpost.config import Best, ConfigError
+
+SCORES = "scores.json"
 
 
 class CheckpointError(RuntimeError):
@@ -55,6 +58,14 @@ class Checkpoint:
     def state(self) -> dict[str, Any]:
         state: dict[str, Any] = json.loads((self.path / "state.json").read_text(encoding="utf-8"))
         return state
+
+    def scores(self) -> dict[str, float]:
+        """By metric what the latest evaluation of this step said; empty before there was one."""
+        try:
+            found = json.loads((self.path / SCORES).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return {k: v for k, v in found.items() if isinstance(v, (int, float))} if isinstance(found, dict) else {}
 
     def problems(self) -> list[str]:
         """Why this checkpoint cannot be believed; empty when it is as its manifest says. Reads everything."""
@@ -98,27 +109,53 @@ class Store:
             self.last = checkpoint.step
         return checkpoint, rejected
 
-    def choose(self, step: int | None, warn: Callable[[str], None]) -> Checkpoint:
-        """The checkpoint of a step, or the newest, that can be believed.
+    def choose(
+        self, step: int | Literal["best"] | None, warn: Callable[[str], None], best: Best | None = None
+    ) -> Checkpoint:
+        """The checkpoint of a step, the best one, or the newest, that can be believed.
 
         Args:
             warn: is told what was passed over and why.
+            best: which one is the best.
 
         Raises:
             ConfigError: there is none; says what there is.
         """
-        checkpoint, rejected = self._search(step)
+        if step == "best" and best is None:
+            raise ConfigError("--step best: checkpoint.best is not set in the run's configuration; name a step")
+        checkpoint, rejected = self._search(step, best)
         if checkpoint is None:
             asked = "" if step is None else f"--step {step}: "
             why = f" that can be believed ({'; '.join(rejected)})" if rejected else ""
             there = ", ".join(str(s) for s in sorted({c.step for c in self.finished()} - {step})) or "none"
+            if best is not None and step == "best":
+                there += f", of which {best.metric} is known: {', '.join(map(_scored(best), self._by_score(best))) or 'of none'}"
             raise ConfigError(f"{asked}{self.folder} has no such checkpoint{why}; steps that are there: {there}")
         for line in rejected:
             warn(f"checkpoint passed over: {line}")
         return checkpoint
 
-    def _search(self, step: int | None) -> tuple[Checkpoint | None, list[str]]:
+    def score(self, step: int, values: Mapping[str, float]) -> None:
+        """Write down what an evaluation said of a step, where the step has a checkpoint."""
+        for checkpoint in self._own():
+            if checkpoint.step == step:
+                atomic.write_json(checkpoint.path / SCORES, values)
+
+    def _own(self) -> list[Checkpoint]:
+        return [c for c in self.finished() if c.path.name == c.manifest.name]
+
+    def _by_score(self, best: Best) -> list[Checkpoint]:
+        """Checkpoints whose score is known, the best first, of equal ones the newest."""
+        scored = [(c.scores()[best.metric], c) for c in self.finished() if best.metric in c.scores()]
+        sign = -1 if best.mode == "max" else 1
+        return [c for _, c in sorted(scored, key=lambda pair: sign * pair[0])]  # stable: newest first before
+
+    def _search(
+        self, step: int | Literal["best"] | None, best: Best | None = None
+    ) -> tuple[Checkpoint | None, list[str]]:
         found, rejected = self._read()
+        if step == "best" and best is not None:
+            found, step = self._by_score(best), None
         for checkpoint in (c for c in found if step in (None, c.step)):
             problems = checkpoint.problems()
             self._believed[checkpoint.path] = not problems
@@ -167,16 +204,18 @@ class Store:
         self.last = step
         return written
 
-    def retain(self, keep: int) -> None:
-        """Keep the newest `keep` of the run's own checkpoints that can be believed; drop older ones, and old drafts.
+    def retain(self, keep: int, best: Best | None = None) -> None:
+        """Keep the newest `keep` of the run's own checkpoints that can be believed, and the best ones; drop older ones.
 
-        What is newer than those and damaged stays: it is not in the way, and something may be left to save.
+        What is newer than those and damaged stays: it is not in the way, and something may be left to save. Drafts that
+        the run left behind go.
         """
-        own = [c for c in self.finished() if c.path.name == c.manifest.name]
-        kept = [c for c in own if self._stands(c)][:keep]
-        oldest = min((c.step for c in kept), default=0)
+        own = self._own()
+        newest = [c for c in own if self._stands(c)][:keep]
+        oldest = min((c.step for c in newest), default=0)
+        spared = [c for c in self._by_score(best) if c in own and self._stands(c)][: best.keep] if best else []
         for checkpoint in own:
-            if checkpoint.step < oldest:
+            if checkpoint.step < oldest and checkpoint not in spared:
                 _remove(checkpoint)
         for path, manifest in self._folders():
             if isinstance(manifest, Manifest) and manifest.run == self.run and path.name == manifest.draft:
@@ -237,11 +276,16 @@ def _remove(checkpoint: Checkpoint) -> None:
         path = checkpoint.path / name
         if path.parent.resolve().is_relative_to(root) and not path.is_dir():
             path.unlink(missing_ok=True)
-    (checkpoint.path / FILE).unlink(missing_ok=True)
+    for name in (SCORES, FILE):
+        (checkpoint.path / name).unlink(missing_ok=True)
     below = [p for p in checkpoint.path.rglob("*") if p.is_dir() and not p.is_symlink()]
     for folder in [*sorted(below, key=lambda p: len(p.parts), reverse=True), checkpoint.path]:
         if not any(folder.iterdir()):
             folder.rmdir()
+
+
+def _scored(best: Best) -> Callable[[Checkpoint], str]:
+    return lambda checkpoint: f"{checkpoint.scores()[best.metric]:g} at step {checkpoint.step}"
 
 
 def _lacking(files: Iterable[str], state: Mapping[str, Any]) -> list[str]:

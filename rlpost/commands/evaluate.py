@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -33,7 +34,7 @@ class Request:
     """The command line of `rlpost eval`."""
 
     target: str
-    step: int | None
+    step: int | Literal["best"] | None
     k: list[int]
     data: Path | None
     prompt: str
@@ -123,7 +124,9 @@ def run(request: Request) -> int:
         },
         "seconds": time.monotonic() - started,
     }
-    out = request.out or (run_folder.path / f"eval-{time.strftime('%Y%m%d-%H%M%S')}.json" if run_folder else None)
+    out = request.out or (
+        run_folder.path / f"eval-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.json" if run_folder else None
+    )
     if out is not None:
         write_json(out, written)
         console.info(f"results  {out}")
@@ -173,8 +176,10 @@ def _resolve(request: Request) -> tuple[str, Config, RunFolder | None]:
         )
     if (Path(request.target) / "manifest.json").is_file():
         folder = RunFolder.open(request.target)
-        saved = checkpoint.Store(folder.checkpoints, folder.run_id).choose(request.step, Console("plain", 0).warn)
-        model, config = str(saved.model), load([request.config or folder.config])
+        config = load([request.config or folder.config])
+        best = load([folder.config]).checkpoint.best if request.step == "best" else None
+        store = checkpoint.Store(folder.checkpoints, folder.run_id)
+        model = str(store.choose(request.step, Console("plain", 0).warn, best).model)
     elif request.config is not None:
         model, config = request.target, load([request.config])
     elif request.data is not None and request.verifier is not None:

@@ -8,7 +8,7 @@ import shutil
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from rlpost.observe.console import Console
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.15}
 
 
-def run(path: Path, to: Path, step: int | None, check: str) -> int:
+def run(path: Path, to: Path, step: int | Literal["best"] | None, check: str) -> int:
     """Export and compare. The folder appears only when every comparison holds."""
     if check not in ("transformers", "vllm", "both"):
         raise ConfigError(f"--check {check!r} must be transformers, vllm or both")
@@ -33,7 +33,7 @@ def run(path: Path, to: Path, step: int | None, check: str) -> int:
     folder = RunFolder.open(path)
     config = load([folder.config])
     console = Console("plain", 0)
-    saved = checkpoint.Store(folder.checkpoints, folder.run_id).choose(step, console.warn)
+    saved = checkpoint.Store(folder.checkpoints, folder.run_id).choose(step, console.warn, config.checkpoint.best)
     probe = json.loads((saved.path / "probe.json").read_text())
     draft = to.with_name(f".{to.name}-{uuid.uuid4().hex[:8]}")
     try:

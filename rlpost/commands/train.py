@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from rlpost import atomic, checkpoint, cluster
@@ -11,12 +12,20 @@ from rlpost.exit_codes import DONE, NOTHING_TO_DO, PREEMPTED
 from rlpost.models.architecture import check_experts
 from rlpost.models.families import check_family
 from rlpost.observe import Recorder, RunFolder
+from rlpost.run.refusal import refused_leaves_nothing
+from rlpost.stop import STOP
 
 
 def start(config: Config, command: list[str]) -> int:
     """A new run."""
+    if config.resume.only is not None:
+        raise ConfigError(
+            f"resume.only: {config.resume.only} is for `rlpost resume RUN_DIR resume.only=[...]`: a new run takes nothing; "
+            "leave it out"
+        )
     check_objective(config)
-    return _from_the_start(config, _new_run(config, command))
+    with _new_run(config, command) as recorder, refused_leaves_nothing(recorder.folder):
+        return _go(config, recorder, _store(recorder.folder), resume=None)
 
 
 def proceed(path: Path, overrides: list[str]) -> int:
@@ -24,14 +33,15 @@ def proceed(path: Path, overrides: list[str]) -> int:
     folder = RunFolder.open(path)
     config = load([folder.config], overrides)
     check_objective(config)
-    store = checkpoint.Store(folder.checkpoints, folder.run_id)
+    store = _store(folder)
     saved, rejected = store.newest()
     if saved is None:
         check_nothing_is_lost(folder, rejected)
-        recorder = Recorder(folder, config, resumed_at=-1)  # the evaluation at step 0 is made again too
-        recorder.console.info(f"{folder.path} has no checkpoint yet: it starts anew")
-        return _from_the_start(config, recorder)
+        with Recorder(folder, config, resumed_at=-1) as recorder:  # the evaluation at step 0 is made again too
+            recorder.console.info(f"{folder.path} has no checkpoint yet: it starts anew")
+            return _go(config, recorder, store, resume=None)
     check_same_start(load([folder.config], []), config, saved)
+    check_can_be_taken(config, saved)
     state = saved.state()
     with Recorder(folder, config, resumed_at=state["step"]) as recorder:
         for line in rejected:
@@ -44,20 +54,23 @@ def proceed(path: Path, overrides: list[str]) -> int:
             )
             return NOTHING_TO_DO
         recorder.console.info(f"resuming {folder.path} from {saved.path.name}")
-        with cluster.connected(config):
-            return _train(config, recorder, store, state["base"], resume=saved)
+        return _go(config, recorder, store, resume=saved)
 
 
 def warm_up(config: Config, command: list[str]) -> int:
     """Supervised learning alone."""
     if config.warmup is None:
         raise ConfigError("rlpost sft needs a `warmup` section: its data, steps and learning rate")
-    with _new_run(config, command) as recorder, cluster.connected(config):
+    with (
+        _new_run(config, command) as recorder,
+        refused_leaves_nothing(recorder.folder),
+        cluster.session(config) as join,
+    ):
         from rlpost.run.base import base_model, supervise
 
-        start_from = base_model(config.model_copy(update={"warmup": None}), recorder)
+        start_from = base_model(config.model_copy(update={"warmup": None}), recorder, join)
         target = recorder.folder.path / "model"
-        supervise(config, config.warmup, start_from, target, recorder)
+        supervise(config, config.warmup, start_from, target, recorder, join)
         recorder.console.info(f"model  {target}")
     return DONE
 
@@ -103,42 +116,94 @@ def check_same_start(before: Config, now: Config, saved: checkpoint.Checkpoint) 
             )
 
 
+def check_can_be_taken(config: Config, saved: checkpoint.Checkpoint) -> None:
+    """Refuse shards that were cut for other ranks: what they hold cannot be dealt out anew."""
+    state, learner, takes = saved.state(), config.learner, config.resume.takes
+    was, now = (state["ranks"], state["zero_stage"]), (learner.ranks, learner.zero_stage)
+    if was == now:
+        return
+    before, asked = (f"learner.ranks={ranks} learner.zero_stage={stage}" for ranks, stage in (was, now))
+    if takes("optimizer"):
+        raise ConfigError(
+            f"{asked}: {saved.path} was written with {before}, and optimizer shards fit no other. Resume with those, or "
+            "with the weights alone: resume.only=[model] (or [model, data, roles])"
+        )
+    if 3 not in (was[1], now[1]):
+        return
+    if config.model.lora is not None:
+        raise ConfigError(f"{asked}: {saved.path} holds adapters of {before}, sharded; resume with those")
+    if takes("roles") and (saved.path / "anchors").is_dir():
+        raise ConfigError(
+            f"{asked}: {saved.path} holds anchors that moved, of {before}, sharded; resume with those, or leave roles out "
+            "of resume.only"
+        )
+
+
 def _summarized(folder: RunFolder, step: int) -> bool:
     """Whether the run came to its end at this step; a summary may also be of fewer steps, before more were asked for."""
     return folder.summary.is_file() and json.loads(folder.summary.read_text(encoding="utf-8"))["steps"] >= step
 
 
 def _new_run(config: Config, command: list[str]) -> Recorder:
-    return Recorder(RunFolder.create(config.runs_dir, config.name, dump(config), command, config.seed), config)
+    folder = RunFolder.create(config.runs_dir, config.name, dump(config), command, config.seed)
+    with refused_leaves_nothing(folder):
+        return Recorder(folder, config)
 
 
-def _from_the_start(config: Config, recorder: Recorder) -> int:
-    with recorder, cluster.connected(config):
-        from rlpost.run.base import base_model
+def _store(folder: RunFolder) -> checkpoint.Store:
+    return checkpoint.Store(folder.checkpoints, folder.run_id)
 
-        store = checkpoint.Store(recorder.folder.checkpoints, recorder.folder.run_id)
-        return _train(config, recorder, store, base_model(config, recorder), resume=None)
+
+def _go(config: Config, recorder: Recorder, store: checkpoint.Store, resume: checkpoint.Checkpoint | None) -> int:
+    """Run to the end, to an alarm, or to a stop that was asked for, and say how to go on then."""
+    try:
+        with cluster.session(config) as join:
+            from rlpost.run.base import base_model
+
+            base = str(resume.state()["base"]) if resume else base_model(config, recorder, join)
+            if _train(config, recorder, store, base, resume, join):
+                return DONE
+    except KeyboardInterrupt:
+        if STOP.insisted:
+            raise
+    where = "before the first step; start anew" if store.last is None else f"after step {store.last}; continue"
+    recorder.console.info(f"stopped {where} with: rlpost resume {recorder.folder.path}")
+    return PREEMPTED
 
 
 def _train(
-    config: Config, recorder: Recorder, store: checkpoint.Store, base: str, resume: checkpoint.Checkpoint | None
-) -> int:
+    config: Config,
+    recorder: Recorder,
+    store: checkpoint.Store,
+    base: str,
+    resume: checkpoint.Checkpoint | None,
+    join: Callable[[], None],
+) -> bool:
+    """Whether the run came to its end. A stop leaves a checkpoint of the last step that was finished.
+
+    Raises:
+        KeyboardInterrupt: a stop, where there is nothing more to save.
+    """
     from rlpost.loop import train
     from rlpost.run.start import running
 
-    with running(config, recorder, store, base, resume) as run:
+    with running(config, recorder, store, base, resume, join) as run:
         # What was overridden on resume holds for good, but not before the checkpoint was found to fit it.
-        atomic.write_text(recorder.folder.config, dump(config))
+        atomic.write_text(recorder.folder.config, dump(config.model_copy(update={"resume": type(config.resume)()})))
         if config.evaluation.before and resume is None:
             run.evaluate("before")
-        train(run)
-        if run.step and (store.last is None or store.last < run.step):
-            run.save()
-        if run.stop_requested and run.step < run.last:
-            where = f"after step {run.step}; continue" if run.step else "before the first step; start anew"
-            recorder.console.info(f"stopped {where} with: rlpost resume {recorder.folder.path}")
-            return PREEMPTED
+        with STOP.deferred():
+            try:
+                train(run)
+            except KeyboardInterrupt:  # in an evaluation between two steps
+                if STOP.insisted:
+                    raise
+            if run.step and (store.last is None or store.last < run.step):
+                run.save()
+        if run.stop_requested and (run.step < run.last or config.evaluation.after):
+            return False
         if config.evaluation.after:
             run.evaluate("after")
         recorder.finish({"base": base, "steps": run.step})
-    return DONE
+        STOP.defer()  # all is done: a stop that comes now is not to make it look otherwise
+    return True

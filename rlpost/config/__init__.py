@@ -23,6 +23,7 @@ from rlpost.config.objective import Likelihood, Objective, Regularizer, Term, We
 from rlpost.config.paths import Code, ConfiguredPath, HubPath, LocalPath, OutputPath, PathOf, paths_of
 from rlpost.config.schema import (
     Alarms,
+    Best,
     Checkpoint,
     Cluster,
     Config,
@@ -38,6 +39,7 @@ from rlpost.config.schema import (
     Model,
     Observe,
     Optimizer,
+    Resume,
     Rollout,
     Routing,
     Sft,
@@ -81,6 +83,7 @@ __all__ = [
     "VERIFIERS",
     "Aggregation",
     "Alarms",
+    "Best",
     "Checkpoint",
     "Cluster",
     "Code",
@@ -110,6 +113,7 @@ __all__ = [
     "OutputPath",
     "PathOf",
     "Regularizer",
+    "Resume",
     "Rollout",
     "Routing",
     "SampleSource",

@@ -161,6 +161,23 @@ def check_evaluation(c: Config) -> None:
             )
 
 
+def check_best(c: Config) -> None:
+    best = c.checkpoint.best
+    if best is None:
+        return
+    beside = ["distinct_correct", *(["nll"] if c.evaluation.temperature else [])]
+    known = [*c.evaluated, *(f"{name}/{metric}".lstrip("/") for name in c.test_sets for metric in beside)]
+    if not c.evaluation.every and not c.evaluation.after:
+        raise ValueError(
+            "checkpoint.best needs evaluations of checkpoints: set evaluation.every (now 0) or evaluation.after"
+        )
+    if best.metric not in known:
+        raise ValueError(
+            f"checkpoint.best.metric: no evaluation gives {best.metric!r}{nearest(best.metric, known)} "
+            f"(given: {', '.join(known)})"
+        )
+
+
 def _check_advantage(c: Config) -> None:
     advantage, samples = c.objective.advantage, c.rollout.samples_per_prompt
     alone = advantage.name in ("reinforce_pp", "trice") or advantage.params.get("mean") in ("none", "batch")

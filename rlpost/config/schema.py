@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, PrivateAttr, model_validator
 
-from rlpost.config.checks import check_batch, check_evaluation, check_method, check_placement, check_routing
+from rlpost.config.checks import check_batch, check_best, check_evaluation, check_method, check_placement, check_routing
 from rlpost.config.objective import Objective
 from rlpost.config.paths import ConfiguredPath, HubPath, LocalPath, OutputPath
 from rlpost.config.section import AtKey, Component, DType, Named, OneOrNamed, Section, as_component
@@ -574,9 +574,42 @@ class Evaluation(Section):
         return self
 
 
+class Best(Section):
+    """Checkpoints that stay because an evaluation said so; each evaluated step is saved. Of equal ones the newest."""
+
+    metric: str = Field(description="of an evaluation, such as pass@1; NAME/pass@1 where test sets have names")
+    mode: Literal["max", "min"] = "max"
+    keep: int = Field(1, ge=1, description="how many of the best stay")
+
+
 class Checkpoint(Section):
     every: int = Field(50, ge=0, description="steps between saves; 0 saves only at the end and on Ctrl-C")
     keep: int = Field(2, ge=1, description="how many of the newest stay")
+    best: Best | None = None
+
+
+class Resume(Section):
+    """What one `rlpost resume` takes of a checkpoint; all of it by default. The key is not kept for the next.
+
+    model: the weights. optimizer: its state, and the place in the learning rate's schedule. data: the place in the data,
+    and what the strategy knows of prompts. roles: coefficients, anchors, alarms. What is not taken begins anew.
+    """
+
+    only: list[Literal["model", "optimizer", "data", "roles"]] | None = Field(
+        None, min_length=1, description="parts that are taken, model among them"
+    )
+
+    @model_validator(mode="after")
+    def _model_is_taken(self) -> Resume:
+        if self.only is not None and "model" not in self.only:
+            raise ValueError(
+                f"resume.only: {self.only} leaves the model out, which is what a run is resumed for: add model, or start "
+                "a new run"
+            )
+        return self
+
+    def takes(self, part: Literal["model", "optimizer", "data", "roles"]) -> bool:
+        return self.only is None or part in self.only
 
 
 class Observe(Section):
@@ -675,6 +708,7 @@ class Config(Section):
     routing: Routing = Routing()
     evaluation: Evaluation = Evaluation()
     checkpoint: Checkpoint = Checkpoint()
+    resume: Resume = Resume()
     observe: Observe = Observe()
     alarms: Alarms = Alarms()
     cluster: Cluster = Cluster()
@@ -708,6 +742,7 @@ class Config(Section):
         check_method(self)
         check_evaluation(self)
         check_routing(self)
+        check_best(self)
         return self
 
     def ending(self, step: int) -> Config:
@@ -755,6 +790,11 @@ class Config(Section):
     def evaluated(self) -> list[str]:
         """Names of the pass@k that evaluations give: `pass@1`, or `sums/pass@1` of the test set `sums`."""
         return [f"{name}/pass@{k}".lstrip("/") for name, test in self.test_sets.items() for k in test.k]
+
+    def saves(self, step: int) -> bool:
+        """Whether a checkpoint is written of this step, on the way to the last."""
+        every, evaluated = self.checkpoint.every, self.evaluation.every if self.checkpoint.best else 0
+        return any(n > 0 and step % n == 0 for n in (every, evaluated))
 
     @property
     def on_gpu(self) -> bool:

@@ -1,26 +1,10 @@
-"""The DeepSpeed configuration rlpost makes from its own, and the learning rate at a step."""
+"""The DeepSpeed configuration rlpost makes from its own."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-from rlpost.config import DType, Learner, Optimizer
-
-
-def learning_rate(optimizer: Optimizer, step: int, total_steps: int) -> float:
-    """Learning rate of optimizer step `step` (from 0) of `total_steps`.
-
-    A pure function of the step, so that a resumed run cannot be at another place of the schedule.
-    """
-    if step < optimizer.warmup_steps:
-        return optimizer.lr * (step + 1) / optimizer.warmup_steps
-    if optimizer.schedule == "constant":
-        return optimizer.lr
-    span = max(1, total_steps - optimizer.warmup_steps)
-    done = min(1.0, (step - optimizer.warmup_steps) / span)
-    share = 1 - done if optimizer.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
-    return optimizer.lr * (optimizer.min_lr_ratio + (1 - optimizer.min_lr_ratio) * share)
+from rlpost.config import DType, Learner
 
 
 def deepspeed_config(learner: Learner, dtype: DType, ranks: int) -> dict[str, Any]:

@@ -162,8 +162,12 @@ class LearnerGroup:
     def save(self, folder: Path) -> None:
         self._all("save", str(folder), what="the learner to save")
 
-    def load(self, folder: Path) -> dict[str, int]:
-        states = self._all("load", str(folder), what="the learner to load a checkpoint")
+    def load_weights(self, folder: Path, taken: int, anchors: bool) -> None:
+        """See `LearnerRank.load_weights`."""
+        self._all("load_weights", str(folder), taken, anchors, what="the learner to load the weights of a checkpoint")
+
+    def load(self, folder: Path, anchors: bool = True) -> dict[str, float]:
+        states = self._all("load", str(folder), anchors, what="the learner to load a checkpoint")
         if any(s != states[0] for s in states):
             raise RuntimeError(f"learner ranks restored different states from {folder}: {states}")
         return states[0]

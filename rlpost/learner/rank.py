@@ -16,6 +16,7 @@ from rlpost.cluster import set_thread_environment
 from rlpost.config import DType, Learner, Model, Objective, Routing
 from rlpost.faults import amount
 from rlpost.learner.batch import Batch, MicroBatch
+from rlpost.learner.learning_rate import course_state, fresh_course, learning_rate, resumed_course
 from rlpost.learner.references import AnchorSpec
 from rlpost.meter import Meter
 from rlpost.models.source import ModelSource
@@ -152,6 +153,8 @@ class LearnerRank:
         self.anchors = References(spec.anchors, self._load_anchor, self.engine.module)
         self.terms = Terms(spec.objective)
         self.optimizer_steps = 0
+        self.begin = 0
+        self.course = fresh_course(spec.learner, spec.total_steps)
         self._check_isolation()
 
         def size(p: Any) -> int:
@@ -423,13 +426,12 @@ class LearnerRank:
     def _optimizer_step(
         self, batch: Batch, plan: StepPlan, coefs: Mapping[str, float], version: int, first: bool
     ) -> Meter:
-        from rlpost.learner.deepspeed_config import learning_rate
         from rlpost.objective import Denominators, mismatch_metrics
 
         meter = Meter()
         denominators = {name: Denominators(*count, self.spec.response_limit) for name, count in plan.counts.items()}
         norm: float | None = None
-        lr = learning_rate(self.spec.learner, self.optimizer_steps, self.spec.total_steps)
+        lr = learning_rate(self.spec.learner, self.optimizer_steps, self.course, self.begin)
         for k, micro in enumerate(plan.micro_batches):
             if first and k == 0 and self._compares(version):
                 meter.update(self._live_mismatch(batch, micro))
@@ -553,14 +555,24 @@ class LearnerRank:
         self.engine.save_checkpoint(
             str(Path(folder) / "deepspeed"),
             tag="state",
-            client_state={"optimizer_steps": self.optimizer_steps},
+            client_state={
+                "optimizer_steps": self.optimizer_steps,
+                "course": course_state(self.spec.learner, self.course, self.begin),
+            },
             save_latest=False,
         )
         self.anchors.save(Path(folder) / "anchors", self.rank)
         self.save_model(str(Path(folder) / "model"))
 
-    def load(self, folder: str) -> dict[str, int]:
-        """Restore what `save` wrote. A checkpoint that is not there is an error, not a fresh start."""
+    def load(self, folder: str, anchors: bool = True) -> dict[str, float]:
+        """Restore what `save` wrote. A checkpoint that is not there is an error, not a fresh start.
+
+        Args:
+            anchors: those that moved too.
+
+        Returns:
+            {"optimizer_steps": that were taken, "last_lr": of the latest of them, "lr": of the next}.
+        """
         shards = Path(folder) / "deepspeed" / "state"
         # DeepSpeed only warns, and starts afresh, when it finds nothing.
         path, state = None, {}
@@ -568,11 +580,37 @@ class LearnerRank:
             path, state = self.engine.load_checkpoint(str(shards.parent), tag=shards.name)
         if path is None:
             raise FileNotFoundError(f"no DeepSpeed state for rank {self.rank} of {self.world} in {shards}")
+        last_lr = self.engine.optimizer.param_groups[0]["lr"]
         for group in self.engine.optimizer.param_groups:
             group.update(self._constants())  # the saved ones came with the state; those asked for now hold
-        self.anchors.load(Path(folder) / "anchors", self.rank)
-        self.optimizer_steps = state["optimizer_steps"]
-        return {"optimizer_steps": self.optimizer_steps}
+        if anchors:
+            self.anchors.load(Path(folder) / "anchors", self.rank)
+        self.optimizer_steps = taken = state["optimizer_steps"]
+        self.begin = state["course"]["begin"]
+        self.course = resumed_course(state["course"], self.spec.learner, taken, self.spec.total_steps)
+        lr = learning_rate(self.spec.learner, taken, self.course, self.begin)
+        return {"optimizer_steps": taken, "last_lr": last_lr, "lr": lr}
+
+    def load_weights(self, folder: str, taken: int, anchors: bool = True) -> None:
+        """Go on from the weights of a checkpoint with an optimizer that begins anew, as its learning rate does. All ranks.
+
+        Whole weights are those this rank was started from. Adapters come from what DeepSpeed saved.
+
+        Args:
+            taken: optimizer steps of the run until here.
+            anchors: those that moved too.
+        """
+        if self.spec.model.lora is not None:
+            shards = Path(folder) / "deepspeed" / "state"
+            path, _ = self.engine.load_checkpoint(
+                str(shards.parent), tag=shards.name, load_optimizer_states=False, load_module_only=True
+            )
+            if path is None:
+                raise FileNotFoundError(f"no DeepSpeed state for rank {self.rank} of {self.world} in {shards}")
+        if anchors:
+            self.anchors.load(Path(folder) / "anchors", self.rank)
+        self.optimizer_steps = self.begin = taken
+        self.course = fresh_course(self.spec.learner, self.spec.total_steps, taken)
 
     def save_model(self, folder: str) -> None:
         """Write only the weights, in the Hugging Face format."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rlpost import config
 from rlpost.config import Component
+from rlpost.course import Course
 from rlpost.objective.advantage import ADVANTAGES, AdvantageEstimator
 from rlpost.objective.correction import CORRECTIONS, Correction, check_chain
 from rlpost.objective.divergence import DIVERGENCES, Divergence
@@ -65,7 +66,7 @@ class Credit:
     """
 
     def __init__(self, settings: config.Objective, steps: int) -> None:
-        self.steps = steps
+        self.course = Course(1, 0.0, steps)
         self.advantage: AdvantageEstimator = ADVANTAGES.create(settings.advantage)
         self.transforms: list[Transform] = [TRANSFORMS.create(c) for c in settings.transforms]
         self.corrections: list[Correction] = [CORRECTIONS.create(c) for c in settings.corrections]
@@ -154,7 +155,7 @@ class Credit:
         `policy_loss` is among them when terms are reweighted. Without `inputs` those of single samples are left out.
         """
         coefs: dict[str, float | Tensor] = {
-            label: schedule(Moment(step, self.steps, label, inputs, advantages))
+            label: schedule(Moment(step, self.course.end, label, self.course(step), inputs, advantages))
             for label, schedule in self.coefs.items()
             if inputs is not None or not schedule.per_sample
         }
@@ -176,10 +177,14 @@ class Credit:
         return {
             "coefs": {label: schedule.state_dict() for label, schedule in self.coefs.items()},
             "reweight": self.reweight.state_dict() if self.reweight is not None else None,
+            "course": [self.course.at, self.course.done, self.course.end],
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], step: int) -> None:
         """Continue where `state_dict` was taken.
+
+        Args:
+            step: the latest that was taken.
 
         Raises:
             ValueError: it was taken of another objective.
@@ -193,6 +198,7 @@ class Credit:
             schedule.load_state_dict(state["coefs"][label])
         if self.reweight is not None:
             self.reweight.load_state_dict(state["reweight"])
+        self.course = Course(*state["course"]).bent(step, self.course.end)
 
     def _with_penalties(self, inputs: CreditInputs, metrics: dict[str, float]) -> CreditInputs:
         """The inputs with every divergence that is placed in the reward taken from the tokens' rewards."""
@@ -219,7 +225,9 @@ class Credit:
                 raise config.ConfigError(
                     f"objective.regularizers: {penalty.label} has no form for placement: reward; place it in the loss"
                 )
-            coef = self.coefs[penalty.label](Moment(inputs.step, self.steps, penalty.label, inputs))
+            coef = self.coefs[penalty.label](
+                Moment(inputs.step, self.course.end, penalty.label, self.course(inputs.step), inputs)
+            )
             scale = coef[:, None] if isinstance(coef, Tensor) else coef
             token_rewards = token_rewards - scale * outputs.penalty.masked_fill(~inputs.mask, 0.0)
             if inputs.mask.any():

@@ -19,6 +19,7 @@ from pydantic import Field
 from torch import Tensor
 
 from rlpost.config import ConfigError
+from rlpost.course import Course
 from rlpost.objective.types import CreditInputs
 from rlpost.registry import Registry
 
@@ -34,6 +35,8 @@ class Moment:
 
     Attributes:
         step: from 1. steps: of the whole run.
+        done: share of the run that lies behind, 0 at the first step and 1 at the last. A run that was resumed with other
+            steps goes on from the share it had come to.
         label: of the term whose coefficient it is: `k3`, `js`, `sft`.
         batch, advantages: the on-policy samples of the step and their (B, T) advantages; None without any.
     """
@@ -41,6 +44,7 @@ class Moment:
     step: int
     steps: int
     label: str
+    done: float
     batch: CreditInputs | None = None
     advantages: Tensor | None = None
 
@@ -87,7 +91,7 @@ class Ramp(Schedule):
     """From `start` at step 1 to `end` at step `steps`, both exactly, and `end` from there on.
 
     Args:
-        steps: the whole run by default; a run that is resumed with more steps is then at another place of the ramp.
+        steps: the whole run by default; a run that is resumed with other steps then goes on from where it was.
     """
 
     def __init__(self, start: Finite, end: Finite, steps: Steps | None = None) -> None:
@@ -96,10 +100,8 @@ class Ramp(Schedule):
         self.steps = steps
 
     def __call__(self, moment: Moment) -> float:
-        last = moment.steps if self.steps is None else self.steps
-        if moment.step >= last:
-            return self.end
-        return self.between((moment.step - 1) / (last - 1))
+        done = moment.done if self.steps is None else Course(1, 0.0, self.steps)(moment.step)
+        return self.end if done >= 1 else self.between(done)
 
     def between(self, done: float) -> float:
         """The value where a share `done` of the ramp lies behind, 0 at its start and below 1."""

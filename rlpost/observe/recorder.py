@@ -182,5 +182,7 @@ class Recorder:
     def _rewind(self, step: int) -> None:
         self._metrics.truncate_after(step)
         for path in self.folder.rollouts.glob("step_*.parquet"):
-            if int(path.stem.removeprefix("step_")) > step:
+            number = path.stem.removeprefix("step_")
+            # A copy under another name is somebody's.
+            if number.isdecimal() and int(number) > step and path == self.folder.rollout_file(int(number)):
                 path.unlink()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import platform
 import secrets
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import rlpost
 from rlpost import atomic
 from rlpost.config import ConfigError
+from rlpost.locks import LockedError, holds, lock, unlock
 
 # vLLM's CPU build is published under a name of its own.
 _PACKAGES = {
@@ -27,17 +27,6 @@ _PACKAGES = {
     "deepspeed": ("deepspeed",),
     "transformers": ("transformers",),
 }
-
-# A forked child shares its parent's lock and would keep it after the parent was killed, so children let go of it.
-_held: set[int] = set()
-
-
-def _release_in_child() -> None:
-    while _held:
-        os.close(_held.pop())
-
-
-os.register_at_fork(after_in_child=_release_in_child)
 
 
 class RunFolderError(ConfigError):
@@ -78,21 +67,22 @@ class RunFolder:
         Raises:
             RunFolderError: if the name is no plain name, or a run is there already or is being written.
         """
-        now = datetime.now(UTC)
-        run_id = f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
         if name is not None and (name in ("", ".", "..") or Path(name).name != name):
             raise RunFolderError(
                 f"name: {name!r} must be the name of a folder; where runs lie is runs_dir ({str(runs_dir)!r})"
             )
-        # Absolute, because ranks and verifiers work in folders of their own.
-        folder = cls(Path(runs_dir).expanduser().resolve() / (name or run_id))
-        folder.path.mkdir(parents=True, exist_ok=True)
-        folder.lock()
+        now, run_id, folder, begun = cls._claim(Path(runs_dir).expanduser().resolve(), name)
         if folder.manifest.exists():
             folder.close()
             raise RunFolderError(
                 f"{folder.path} already holds a run: continue it with `rlpost resume {folder.path}`, or give this "
                 f"one another name (name={name}-2)"
+            )
+        if taken := folder._in_the_way(begun):
+            folder.close()
+            raise RunFolderError(
+                f"{folder.path} is no run but holds {', '.join(taken)}, which a run would write over: give this one "
+                f"another name (name={name}-2), or move them away"
             )
         for part in (folder.rollouts, folder.checkpoints, folder.logs):
             part.mkdir(exist_ok=True)
@@ -112,6 +102,34 @@ class RunFolder:
         return folder
 
     @classmethod
+    def _claim(cls, runs: Path, name: str | None) -> tuple[datetime, str, RunFolder, bool]:
+        """Make and lock a folder, which another process may be making, or taking away again, at this moment.
+
+        Returns:
+            when, the run's id, the folder, and whether a run was begun there before.
+        """
+        while True:
+            now = datetime.now(UTC)
+            run_id = f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+            # Absolute, because ranks and verifiers work in folders of their own.
+            folder = cls(runs / (name or run_id))
+            try:
+                folder.path.mkdir(parents=True, exist_ok=name is not None)
+                begun = (folder.path / "LOCK").exists()
+                folder.lock()
+            except FileNotFoundError:
+                continue  # taken away between the two
+            except FileExistsError:
+                if name is None:
+                    continue  # another run of this second
+                raise RunFolderError(f"{folder.path} is a file: give this run another name (name=...)") from None
+            except OSError as error:
+                raise RunFolderError(
+                    f"runs_dir: {folder.path} cannot be made ({error.strerror}): name a folder that can be written"
+                ) from None
+            return now, run_id, folder, begun
+
+    @classmethod
     def open(cls, path: str | Path) -> RunFolder:
         """The run at `path`, for reading.
 
@@ -126,6 +144,29 @@ class RunFolder:
                 f"{folder.path} is not a run: it has no manifest.json and config.yaml{_runs_near(folder.path)}"
             )
         return folder
+
+    def _in_the_way(self, begun: bool) -> list[str]:
+        """What a run would write over; a begun one that did not come to its manifest has but a configuration."""
+        files = (*(() if begun else (self.config,)), self.metrics, self.summary, self.report)
+        folders = (self.rollouts, self.checkpoints)
+        return [p.name for p in files if p.exists()] + [p.name for p in folders if p.is_dir() and any(p.iterdir())]
+
+    def is_untouched(self) -> bool:
+        """Whether nothing was done yet: no step and no evaluation is recorded, nothing is saved."""
+        recorded = self.metrics.is_file() and self.metrics.stat().st_size
+        return not recorded and not any(self.checkpoints.iterdir()) and not any(self.rollouts.iterdir())
+
+    def discard(self) -> None:
+        """Take away what `create` and a recorder made, so that the name is free; what else lies there stays."""
+        self.lock()
+        for events in self.tensorboard.glob("events.*"):
+            events.unlink()
+        for file in (self.manifest, self.config, self.metrics, self.path / "LOCK"):
+            file.unlink(missing_ok=True)
+        for folder in (self.tensorboard, self.rollouts, self.checkpoints, self.logs, self.path):
+            with suppress(OSError):  # not there, or not empty
+                folder.rmdir()
+        self.close()
 
     def rollout_file(self, step: int) -> Path:
         return self.rollouts / f"step_{step:06d}.parquet"
@@ -157,28 +198,21 @@ class RunFolder:
         Raises:
             RunFolderError: if another process, or another object of this one, writes here; names its pid.
         """
-        if self._lock is not None and self._lock in _held:
+        if self._lock is not None and holds(self._lock):
             return
-        descriptor = os.open(self.path / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            pid = os.pread(descriptor, 32, 0).decode().strip() or "not yet known"
-            os.close(descriptor)
+            descriptor = lock(self.path / "LOCK")
+        except LockedError as error:
             raise RunFolderError(
-                f"{self.path} is being written by another process (pid {pid}): wait for it, stop it, or give this "
-                f"run another name"
+                f"{self.path} is being written by another process (pid {error.pid}): wait for it, stop it, or give "
+                f"this run another name"
             ) from None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         self._lock = descriptor
-        _held.add(descriptor)
 
     def close(self) -> None:
         """Let go of the lock; harmless when it is not held."""
-        if self._lock is not None and self._lock in _held:
-            _held.remove(self._lock)
-            os.close(self._lock)
+        if self._lock is not None:
+            unlock(self._lock)
         self._lock = None
 
     def __enter__(self) -> RunFolder:

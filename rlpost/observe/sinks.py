@@ -72,7 +72,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl, also while it is written: an unfinished last line is left out.
 
     Raises:
-        ValueError: naming file and line, if a finished line is no JSON object with a `step`.
+        ConfigError: naming file and line, if a finished line is no JSON object with a `step`.
     """
     rows: list[dict[str, Any]] = []
     finished, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
@@ -80,9 +80,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise ValueError(f"{path}:{number} is not JSON ({error}): restore the file, or delete the line") from None
+            raise ConfigError(f"{path}:{number} is not JSON ({error}): restore the file, or delete the line") from None
         if not isinstance(row, dict) or "step" not in row:
-            raise ValueError(f"{path}:{number} has no `step`: restore the file, or delete the line")
+            raise ConfigError(f"{path}:{number} has no `step`: restore the file, or delete the line")
         rows.append(row)
     return rows
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +22,17 @@ from rlpost.models.create import create_model
 from rlpost.models.load import load_tokenizer
 from rlpost.models.source import ModelSource
 from rlpost.observe import Recorder
+from rlpost.run.cache import made_once
 from rlpost.types import Prompt
 from rlpost.verify.references import checker
 
 
-def base_model(config: Config, recorder: Recorder) -> str:
+def base_model(config: Config, recorder: Recorder, join: Callable[[], None]) -> str:
     """Folder or id of the weights reinforcement learning starts from.
 
     What is made (a created model, a warm-up) is kept in `<runs_dir>/.models` under a digest of everything it depends
-    on, and found there by the next run that asks for the same. Needs Ray for a warm-up.
+    on, and found there by the next run that asks for the same. `join` is called where a
+    warm-up needs Ray.
     """
     start = config.model.path or str(_created(config, recorder))
     if config.warmup is None:
@@ -40,22 +41,22 @@ def base_model(config: Config, recorder: Recorder) -> str:
     # The examples themselves: which there are depends on files and on what is held out.
     made_from = config.model_dump(mode="json", include={"model", "warmup", "seed"})
     folder = _cache(config) / f"warm-{_digest([made_from, [[p.token_ids.tolist(), c.tolist()] for p, c in examples]])}"
-    if (folder / "config.json").is_file():
+    warmup = config.warmup
+
+    def teach(draft: Path) -> None:
+        join()
+        _teach(config, warmup, start, tokenizer, examples, draft, recorder)
+
+    if made_once(folder, teach):
         recorder.console.info(f"warm-up: found in {folder}")
-        return str(folder)
-    draft = folder.with_name(f"tmp-{uuid.uuid4().hex}")
-    try:
-        _teach(config, config.warmup, start, tokenizer, examples, draft, recorder)
-        draft.rename(folder)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
     return str(folder)
 
 
-def supervise(config: Config, sft: Sft, start: str, into: Path, recorder: Recorder) -> None:
+def supervise(config: Config, sft: Sft, start: str, into: Path, recorder: Recorder, join: Callable[[], None]) -> None:
     """Train `start` on worked examples and write the model to `into`: the learner of the run, another objective."""
-    _teach(config, sft, start, *worked_examples(config, sft, start, recorder), into, recorder)
+    examples = worked_examples(config, sft, start, recorder)
+    join()
+    _teach(config, sft, start, *examples, into, recorder)
 
 
 def worked_examples(
@@ -169,22 +170,17 @@ def _created(config: Config, recorder: Recorder) -> Path:
     assert config.model.create is not None
     spec = config.model.create.model_copy(update={"seed": config.model.create.seed + config.seed})
     folder = _cache(config) / f"new-{_digest(spec.model_dump(mode='json'))}"
-    if not (folder / "config.json").is_file():
+
+    def make(draft: Path) -> None:
         recorder.console.phase("making a small model with random weights")
-        draft = folder.with_name(f"tmp-{uuid.uuid4().hex}")
-        try:
-            create_model(spec, draft)
-            draft.rename(folder)
-        except BaseException:
-            shutil.rmtree(draft, ignore_errors=True)
-            raise
+        create_model(spec, draft)
+
+    made_once(folder, make)
     return folder
 
 
 def _cache(config: Config) -> Path:
-    folder = Path(config.runs_dir).expanduser().resolve() / ".models"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    return Path(config.runs_dir).expanduser().resolve() / ".models"
 
 
 def _digest(value: object) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 
 from rlpost.observe import Alarm, bootstrap, summarize
 from rlpost.observe.alarms import RECENT
+from rlpost.stop import STOP
 from rlpost.verify.task import ON_ROW
 
 if TYPE_CHECKING:
@@ -73,7 +74,8 @@ def evaluate(
         Alarm: more samples than `alarms.unverified_share` have no verdict, those on rows on which the verifier hangs or
             crashes aside; or no prompt has enough of them.
     """
-    groups = sampler.sample_all(prompts, samples, sampling, seed)
+    with STOP.prompt():
+        groups = sampler.sample_all(prompts, samples, sampling, seed)
     verdicts = [[r.judged(judge) for r in group.rollouts] for group in groups]
     correct = [[v.status == "correct" for v in row if v.status != "unverified"] for row in verdicts]
     reasons = Counter(v.reason or "no reason" for row in verdicts for v in row if v.status == "unverified")

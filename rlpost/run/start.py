@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -21,7 +22,6 @@ from rlpost.rollout.request import EngineSpec
 from rlpost.run.lab import RunLab
 from rlpost.run.likelihood import LikelihoodReward
 from rlpost.run.roles import Roles
-from rlpost.run.signals import stop_signals
 from rlpost.run.training import Run
 from rlpost.types import Prompt
 from rlpost.verify import VerifierPool, open_pool
@@ -31,7 +31,12 @@ from rlpost.verify.remote import ClusterPool
 
 @contextmanager
 def running(
-    config: Config, recorder: Recorder, store: checkpoint.Store, base: str, resume: checkpoint.Checkpoint | None
+    config: Config,
+    recorder: Recorder,
+    store: checkpoint.Store,
+    base: str,
+    resume: checkpoint.Checkpoint | None,
+    join: Callable[[], None],
 ) -> Iterator[Run]:
     """All parts of a run, started; taken down on the way out, whatever happened.
 
@@ -39,6 +44,7 @@ def running(
         store: where its checkpoints go.
         base: folder or id of the weights the run started from.
         resume: continue from this checkpoint.
+        join: to a Ray cluster, called when the data were read.
     """
     console = recorder.console
     tokenizer = load_tokenizer(ModelSource.of(config.model, base))
@@ -58,13 +64,17 @@ def running(
         check_answers_fit(config, likelihood, prompts.train)
     with ExitStack() as stack:
         console.phase("starting verifiers, engines and learner")
+        join()
         placement = cluster.place(config)
         pool = open_pool(config.verifiers, config.verifier_pool, config.cluster.start_deadline)
         stack.enter_context(pool)
         check_sandbox(pool, recorder)
         fleet = start_fleet(config, base, placement)
         stack.callback(fleet.shutdown)
-        learner = start_learner(config, learner_spec(config, roles, base, tokenizer.pad_token_id), placement)
+        spec = learner_spec(config, roles, base, tokenizer.pad_token_id)
+        if resume is not None and not config.resume.takes("optimizer") and config.model.lora is None:
+            spec = replace(spec, source=ModelSource.of(config.model, str(resume.model)))
+        learner = start_learner(config, spec, placement)
         stack.callback(learner.shutdown)
         model, engine = learner.ready(), fleet.ready()
         check_same_routers(config, model["routing"], engine.get("routing"))
@@ -79,10 +89,9 @@ def running(
         if resume is not None:
             run.restore(resume)
         fleet.sync(learner, run.version, config.rollout_dtype)
-        if resume is None:
+        if resume is None or not config.resume.takes("data"):
             run.strategy.prepare(RunLab(run))
-        with stop_signals(run):
-            yield run
+        yield run
 
 
 def steps_of(config: Config, prompts: Mapping[str, Sequence[Prompt]]) -> int:

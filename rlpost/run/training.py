@@ -28,6 +28,7 @@ from rlpost.run.credit import Lesson
 from rlpost.run.evaluation import Results, by_name, evaluate
 from rlpost.run.metrics import step_metrics
 from rlpost.run.probe import probe_batch, probe_to_json
+from rlpost.stop import STOP
 from rlpost.types import Group, Prompt, Sample
 
 if TYPE_CHECKING:
@@ -91,7 +92,11 @@ class Run:
         self.drawn: dict[int, list[Prompt]] = {}  # by step what is in flight, but for refills
         self.tried: Counter[str] = Counter()  # by prompt id, samples that the strategy took outside of steps
         self.routing_metrics: dict[str, float] = {}
-        self.stop_requested = False
+
+    @property
+    def stop_requested(self) -> bool:
+        """Somebody asked for a stop, which waits until the step is done and saved."""
+        return STOP.requested
 
     @property
     def last(self) -> int:
@@ -179,6 +184,8 @@ class Run:
         self.recorder.evaluation(when, self.step, intervals, counts)
         if self.step:
             values = {name: interval[0] for name, interval in intervals.items()}
+            self.store.score(self.step, values)
+            self._retain()  # by the scores as they are now
             self._move({name: r.after_evaluation(self.step, values) for name, r in self.references.items()})
         return found
 
@@ -247,7 +254,10 @@ class Run:
             (draft / "probe.json").write_text(json.dumps(probe_to_json(probe, logp, self.config.rollout.temperature)))
 
         self.store.write(self.step, self.state_dict(), fill)
-        self.store.retain(self.config.checkpoint.keep)
+        self._retain()
+
+    def _retain(self) -> None:
+        self.store.retain(self.config.checkpoint.keep, self.config.checkpoint.best)
 
     def state_dict(self) -> dict[str, Any]:
         """The driver's own state. Samples in flight are made again on resume, of the prompts that were drawn for them."""
@@ -278,35 +288,43 @@ class Run:
     def restore(self, saved: checkpoint.Checkpoint) -> None:
         """Take up where a checkpoint left off."""
         state = saved.state()
-        for key in ("ranks", "zero_stage"):
-            now = getattr(self.config.learner, key)
-            if state[key] != now:
-                raise checkpoint.CheckpointError(
-                    f"{saved.path} was written with learner.{key}={state[key]}; optimizer shards cannot be restored "
-                    f"with {now}. Resume with learner.{key}={state[key]}, or start a new run from {saved.model}"
-                )
-        restored = self.learner.load(saved.path)
-        steps = self.config.learner.optimizer_steps_per_batch
-        if restored["optimizer_steps"] > state["step"] * steps:
+        takes, steps = self.config.resume.takes, self.config.learner.optimizer_steps_per_batch
+        if takes("optimizer"):
+            self._restore_learner(saved, steps, anchors=takes("roles"))
+        else:
+            self.learner.load_weights(saved.path, saved.step * steps, anchors=takes("roles"))
+        roles = checkpoint.load_roles(saved.path)
+        if takes("roles"):
+            self.credit.load_state_dict(roles["credit"], saved.step)
+            for name, reference in self.references.items():
+                reference.load_state_dict(roles["references"][name])
+            if self.likelihood is not None:
+                self.likelihood.load_state_dict(roles["likelihood"])
+            self.watch.load_state_dict(state["watch"])
+        if takes("data"):
+            self.strategy.load_state_dict(roles["strategy"])
+            self._restore_data(state)
+        self.sampler.load_state_dict(state["sampler"])
+        self.step = self.submitted = saved.step
+        self.version = state["version"]
+
+    def _restore_learner(self, saved: checkpoint.Checkpoint, steps: int, anchors: bool) -> None:
+        restored = self.learner.load(saved.path, anchors)
+        if restored["optimizer_steps"] > saved.step * steps:
             raise checkpoint.CheckpointError(
                 f"{saved.path}: the learner is at optimizer step {restored['optimizer_steps']}, the driver at step "
-                f"{state['step']} with {steps} each"
+                f"{saved.step} with {steps} each"
             )
-        roles = checkpoint.load_roles(saved.path)
-        self.credit.load_state_dict(roles["credit"])
-        for name, reference in self.references.items():
-            reference.load_state_dict(roles["references"][name])
-        self.strategy.load_state_dict(roles["strategy"])
-        if self.likelihood is not None:
-            self.likelihood.load_state_dict(roles["likelihood"])
+        self.recorder.console.info(
+            f"learning rate: {restored['last_lr']:.3g} at optimizer step {restored['optimizer_steps']:g}, "
+            f"{restored['lr']:.3g} comes next"
+        )
+
+    def _restore_data(self, state: dict[str, Any]) -> None:
         self.order.load_state_dict(state["order"])
         by_id = {p.id: p for p in self.order.prompts}
         self.drawn = {int(step): [by_id[i] for i in ids] for step, ids in state["drawn"].items()}
         self.tried = Counter(state["tried"])
-        self.watch.load_state_dict(state["watch"])
-        self.sampler.load_state_dict(state["sampler"])
-        self.step = self.submitted = state["step"]
-        self.version = state["version"]
 
     def kill(self) -> None:
         """The `driver.kill` failpoint."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,37 +16,40 @@ import rlpost.run.start
 import rlpost.run.training
 from rlpost import checkpoint, cluster
 from rlpost.cli import run
-from rlpost.config import load
+from rlpost.config import Learner, load
+from rlpost.data.errors import DataError
 from rlpost.exit_codes import BAD_USAGE, DONE, FAULT, NOTHING_TO_DO, PREEMPTED
 from rlpost.learner.group import LearnerGroup
+from rlpost.learner.learning_rate import course_state, fresh_course
 from rlpost.learner.rank import LearnerRank
+from rlpost.stop import STOP
 from tests.conftest import tiny
 
 
 class StandInRun:
-    """Counts steps. `script` is what goes otherwise: {"stop", "die"}: the name of an evaluation, or a step's number."""
+    """Counts steps. `script` is what goes otherwise: {"stop", "die", "refuse"}: where, by the name of an evaluation, a
+    step's number, or what comes before them: "base", "restore"."""
 
     def __init__(self, config, recorder, store, saved, script: dict[str, object]) -> None:
         self.config, self.recorder, self.store, self.script = config, recorder, store, script
         self.step = saved.step if saved else 0
-        self.stop_requested = False
         self.last = config.steps if config.epochs is None else int(3 * config.epochs)  # 3 steps an epoch
 
+    @property
+    def stop_requested(self) -> bool:
+        return STOP.requested
+
     def evaluate(self, when: str) -> None:
+        with STOP.prompt():
+            happens(when, self.script)
         self.recorder.evaluation(when, self.step, {"pass@1": (0.5, 0.4, 0.6)})
-        self.happens(when)
 
     def advance(self) -> None:
         self.step += 1
         self.recorder.step(self.step, {"lr": self.config.learner.lr})
-        self.happens(self.step)
+        happens(self.step, self.script)
         if self.config.checkpoint.every and self.step % self.config.checkpoint.every == 0:
             self.save()
-
-    def happens(self, what: object) -> None:
-        self.stop_requested |= self.script.get("stop") == what
-        if self.script.get("die") == what:
-            raise RuntimeError("killed")
 
     def save(self) -> None:
         def fill(folder: Path) -> None:
@@ -59,23 +63,37 @@ class StandInRun:
         self.store.retain(self.config.checkpoint.keep)
 
 
+def happens(what: object, script: dict[str, object]) -> None:
+    if script.get("stop") == what:
+        signal.raise_signal(script.get("signal", signal.SIGTERM))
+    if script.get("die") == what:
+        raise RuntimeError("killed")
+    if script.get("refuse") == what:
+        raise DataError("data.train: no rows")
+
+
 @pytest.fixture
 def script(monkeypatch) -> dict[str, object]:
     """What goes otherwise in the next runs; without it they go through."""
     told: dict[str, object] = {}
 
     @contextmanager
-    def running(config, recorder, store, base, resume):
-        if told.get("die") == "restore":
-            raise RuntimeError("does not fit")
+    def running(config, recorder, store, base, resume, join):
+        happens("restore", told)
         yield StandInRun(config, recorder, store, resume, told)
 
     def train(made: StandInRun) -> None:
         while made.step < made.last and not made.stop_requested:
+            if made.config.evaluation.every and made.step and made.step % made.config.evaluation.every == 0:
+                made.evaluate(f"step {made.step}")
             made.advance()
 
-    monkeypatch.setattr(cluster, "connected", lambda config: nullcontext())
-    monkeypatch.setattr(rlpost.run.base, "base_model", lambda config, recorder: "base")
+    def base_model(config, recorder, join):
+        happens("base", told)
+        return "base"
+
+    monkeypatch.setattr(cluster, "session", lambda config: nullcontext(lambda: None))
+    monkeypatch.setattr(rlpost.run.base, "base_model", base_model)
     monkeypatch.setattr(rlpost.run.start, "running", running)
     monkeypatch.setattr("rlpost.loop.train", train)
     return told
@@ -105,8 +123,10 @@ def rows(folder: Path) -> list[tuple[int, str | None]]:
 WHOLE = [(0, "before"), (1, None), (2, None), (3, None), (4, None), (4, "after")]
 
 
-def test_a_run_stopped_before_its_first_step_says_so_and_starts_anew_in_its_own_folder(start, capsys):
-    folder = start(PREEMPTED, stop="before")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("where", ["base", "restore", "before"])
+def test_a_run_stopped_before_its_first_step_says_so_and_starts_anew_in_its_own_folder(start, capsys, where, number):
+    folder = start(PREEMPTED, stop=where, signal=number)
     assert f"stopped before the first step; start anew with: rlpost resume {folder}" in _said(capsys)
     assert run(["resume", str(folder)]) == DONE
     assert rows(folder) == WHOLE
@@ -125,6 +145,52 @@ def test_a_stop_after_a_step_names_it_and_goes_on_from_there(start, capsys):
     assert f"stopped after step 3; continue with: rlpost resume {folder}" in _said(capsys)
     assert run(["resume", str(folder)]) == DONE
     assert rows(folder) == WHOLE
+
+
+def test_a_stop_in_an_evaluation_on_the_way_leaves_it_with_a_checkpoint_of_the_step(start, script, capsys):
+    folder = start(FAULT, die=1)
+    script["stop"] = "step 3"
+    assert run(["resume", str(folder), "evaluation.every=3"]) == PREEMPTED
+    assert f"stopped after step 3; continue with: rlpost resume {folder}" in _said(capsys)
+    script.clear()
+    assert run(["resume", str(folder)]) == DONE
+    assert rows(folder) == [*WHOLE[:4], (3, "step 3"), *WHOLE[4:]]
+
+
+@pytest.mark.parametrize("where", [4, "after"])
+def test_a_stop_with_the_last_step_leaves_the_evaluation_to_who_resumes(start, where):
+    folder = start(PREEMPTED, stop=where)
+    assert rows(folder) == WHOLE[:-1]
+    assert run(["resume", str(folder)]) == DONE
+    assert rows(folder) == WHOLE
+
+
+@pytest.mark.parametrize("where", ["base", "restore"])
+def test_a_refused_start_leaves_no_folder_and_does_not_take_the_name(start, where):
+    folder = start(BAD_USAGE, refuse=where)
+    assert not folder.exists()
+    start(DONE)
+    assert rows(folder) == WHOLE
+
+
+@pytest.mark.parametrize("where", ["before", 1])
+def test_what_is_refused_when_there_is_something_to_look_at_keeps_its_folder(start, where):
+    folder = start(BAD_USAGE, refuse=where)
+    assert folder.exists() == (where == 1)
+
+
+def test_a_start_that_breaks_keeps_its_folder_and_can_be_resumed(start):
+    folder = start(FAULT, die="restore")
+    assert run(["resume", str(folder)]) == DONE
+    assert rows(folder) == WHOLE
+
+
+def test_a_resume_that_is_refused_takes_nothing_away(start, script):
+    folder = start(FAULT, die="restore")
+    script["refuse"] = "restore"
+    assert run(["resume", str(folder)]) == BAD_USAGE
+    script.clear()
+    assert run(["resume", str(folder)]) == DONE
 
 
 def test_a_run_killed_after_its_last_save_is_evaluated_and_summed_up(start):
@@ -176,8 +242,89 @@ def test_what_the_checkpoint_does_not_fit_is_not_kept(start, script):
     folder = start(FAULT, die=3)
     before = (folder / "config.yaml").read_text()
     script["die"] = "restore"
-    assert run(["resume", str(folder), "learner.ranks=2"]) == FAULT
+    assert run(["resume", str(folder), "learner.lr=0.5"]) == FAULT
     assert (folder / "config.yaml").read_text() == before
+
+
+def test_parts_are_taken_once_and_not_by_the_next_resume(start, script):
+    folder = start(FAULT, die=3)
+    script["die"] = 4
+    assert run(["resume", str(folder), "resume.only=[model]", "learner.ranks=2"]) == FAULT
+    config = load([folder / "config.yaml"], [])
+    assert (config.resume.only, config.learner.ranks) == (None, 2)
+
+
+@pytest.mark.parametrize(
+    ("only", "says"),
+    [
+        ("[optimizer]", "leaves the model out"),
+        ("[]", "at least 1"),
+        ("[weights]", "resume.only"),
+        ("model", "valid list"),
+    ],
+)
+def test_parts_that_are_none_are_refused_with_the_key(start, capsys, only, says):
+    folder = start(FAULT, die=3)
+    assert run(["resume", str(folder), f"resume.only={only}"]) == BAD_USAGE
+    said = _said(capsys)
+    assert "resume.only" in said
+    assert says in said
+
+
+def test_a_new_run_takes_no_parts(tmp_path, script, capsys):
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(tiny(name="run", runs_dir=str(tmp_path))))
+    assert run(["train", str(tmp_path / "c.yaml"), "resume.only=[model]"]) == BAD_USAGE
+    assert "rlpost resume" in _said(capsys)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("change", ["learner.ranks=2", "learner.zero_stage=1"])
+def test_other_ranks_are_refused_before_anything_starts_and_can_be_had_without_the_optimizer(start, capsys, change):
+    folder = start(FAULT, die=3)
+    before = rows(folder)
+    assert run(["resume", str(folder), change]) == BAD_USAGE
+    said = _said(capsys)
+    assert change in said
+    assert "resume.only=[model]" in said
+    assert rows(folder) == before, "nothing was taken back for a resume that did not come about"
+    assert run(["resume", str(folder), change, "resume.only=[model]"]) == DONE
+
+
+def test_adapters_that_were_sharded_are_refused_elsewhere(start, capsys):
+    folder = start(FAULT, die=3)
+    assert (
+        run(["resume", str(folder), "learner.zero_stage=3", "resume.only=[model]", "model.lora={rank: 2}"]) == BAD_USAGE
+    )
+    assert "adapters" in _said(capsys)
+
+
+@pytest.mark.parametrize("torn", ["metrics.jsonl", "config.yaml", "manifest.json"])
+def test_a_torn_file_of_the_run_is_named_and_nothing_is_lost(start, capsys, torn):
+    folder = start(FAULT, die=3)
+    whole = (folder / torn).read_bytes()
+    (folder / torn).write_bytes(b"{\n" + whole[: len(whole) // 2])
+    kept = sorted(p.name for p in folder.rglob("*"))
+    capsys.readouterr()
+    assert run(["resume", str(folder)]) == BAD_USAGE
+    said = _said(capsys)
+    assert f"{folder / torn}" in said
+    assert "Traceback" not in said
+    assert sorted(p.name for p in folder.rglob("*")) == kept
+
+
+def test_the_best_checkpoint_stays_and_what_no_evaluation_says_is_refused(start, script, capsys):
+    folder = start(FAULT, die=1)
+    bad = "checkpoint.best={metric: pass@3}"
+    assert run(["resume", str(folder), bad]) == BAD_USAGE
+    assert "checkpoint.best.metric: no evaluation gives 'pass@3'" in _said(capsys)
+    for metric in ("pass@4", "distinct_correct", "nll"):
+        assert (
+            load([folder / "config.yaml"], [f"checkpoint.best={{metric: {metric}}}"]).checkpoint.best.metric == metric
+        )
+    config = load(
+        [folder / "config.yaml"], ["checkpoint.best={metric: pass@1}", "checkpoint.every=4", "evaluation.every=6"]
+    )
+    assert [step for step in range(1, 13) if config.saves(step)] == [4, 6, 8, 12]
 
 
 def test_other_weights_to_start_from_are_refused_once_there_is_a_checkpoint(start, capsys):
@@ -233,16 +380,17 @@ def test_what_the_optimizer_is_told_once_is_told_again_after_its_old_state_was_l
     (tmp_path / "deepspeed" / "state").mkdir(parents=True)
     rank = LearnerRank.__new__(LearnerRank)
     rank.rank, rank.world = 0, 1
-    rank.spec = SimpleNamespace(learner=SimpleNamespace(betas=(0.8, 0.9), eps=1e-6, weight_decay=0.2))
+    learner = Learner(betas=(0.8, 0.9), eps=1e-6, weight_decay=0.2, lr=0.5, schedule="linear")
+    rank.spec = SimpleNamespace(learner=learner, total_steps=10)
     rank.anchors = SimpleNamespace(load=lambda *_: None)
     rank.engine = SimpleNamespace(optimizer=SimpleNamespace(param_groups=[{}]))
 
     def load_checkpoint(folder: str, tag: str) -> tuple[str, dict[str, int]]:
         rank.engine.optimizer.param_groups = [{"lr": 1.0, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}]
-        return folder, {"optimizer_steps": 5}
+        return folder, {"optimizer_steps": 5, "course": course_state(learner, fresh_course(learner, 5))}
 
     rank.engine.load_checkpoint = load_checkpoint
-    assert rank.load(str(tmp_path)) == {"optimizer_steps": 5}
+    assert rank.load(str(tmp_path)) == {"optimizer_steps": 5, "last_lr": 1.0, "lr": pytest.approx(0.5 * 0.2 * 5 / 6)}
     assert rank.engine.optimizer.param_groups == [{"lr": 1.0, "betas": (0.8, 0.9), "eps": 1e-6, "weight_decay": 0.2}]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rlpost.checkpoint import CheckpointError, Store
-from rlpost.config import ConfigError
+from rlpost.config import Best, ConfigError
 
 RUN = "20260101-000000-abcd"
 WEIGHTS = "model/model.safetensors"
@@ -311,3 +311,57 @@ def test_a_run_without_checkpoints_says_so(store):
     assert store.newest() == (None, [])
     with pytest.raises(ConfigError, match="steps that are there: none"):
         store.choose(None, print)
+
+
+BEST = Best(metric="pass@1")
+
+
+def test_the_best_checkpoints_are_spared_and_found(store, write, tmp_path):
+    for step, value in ((1, 0.2), (2, 0.7), (3, 0.5), (4, 0.7), (5, 0.1)):
+        write(step)
+        store.score(step, {"pass@1": value, "nll": -value})
+        store.retain(1, BEST)
+    assert names(tmp_path) == ["step_000004", "step_000005"]
+    again = Store(tmp_path, RUN)
+    found = again.choose("best", print, BEST)
+    assert (found.step, found.scores()["pass@1"]) == (4, 0.7)
+    assert again.newest()[0].step == 5
+
+
+@pytest.mark.parametrize(("mode", "keep", "expected"), [("min", 1, [1, 4]), ("min", 2, [1, 2, 4]), ("max", 2, [3, 4])])
+def test_which_are_the_best_is_a_choice(store, write, tmp_path, mode, keep, expected):
+    for step in (1, 2, 3, 4):
+        write(step)
+        store.score(step, {"nll": float(step)})
+    store.retain(1, Best(metric="nll", mode=mode, keep=keep))
+    assert names(tmp_path) == [f"step_{step:06d}" for step in expected]
+
+
+def test_a_best_checkpoint_that_is_damaged_is_neither_spared_nor_taken(store, write, tmp_path):
+    for step in (1, 2, 3):
+        write(step)
+        store.score(step, {"pass@1": 1.0 / step})
+    (tmp_path / "step_000001" / WEIGHTS).unlink()
+    assert store.choose("best", print, BEST).step == 2
+    store.retain(1, BEST)
+    assert names(tmp_path) == ["step_000002", "step_000003"]
+
+
+@pytest.mark.parametrize("torn", ["", "[]", '{"pass@1": "0.5"}', '{"pass@1": 0.'])
+def test_a_torn_score_is_none(store, write, torn):
+    (write(1) / "scores.json").write_text(torn)
+    assert store.newest()[0].scores() == {}
+    with pytest.raises(ConfigError, match=r"--step best: .*pass@1 is known: of none"):
+        store.choose("best", print, BEST)
+
+
+def test_a_score_of_a_step_without_a_checkpoint_is_let_go(store, write, tmp_path):
+    write(1)
+    store.score(2, {"pass@1": 1.0})
+    assert names(tmp_path) == ["step_000001"]
+
+
+def test_the_best_is_not_known_where_nothing_says_what_that_is(store, write):
+    write(1)
+    with pytest.raises(ConfigError, match=r"checkpoint\.best is not set"):
+        store.choose("best", print)

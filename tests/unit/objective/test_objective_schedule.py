@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from rlpost import config
 from rlpost.config import Component, ConfigError
+from rlpost.course import Course
+from rlpost.objective.credit import Credit
 from rlpost.objective.schedule import SCHEDULES, Moment
 from rlpost.objective.types import CreditInputs
 
@@ -20,7 +22,7 @@ def make(name, **params):
 
 
 def at(schedule, step, steps=100):
-    return schedule(Moment(step, steps, "k3"))
+    return schedule(Moment(step, steps, "k3", Course(1, 0.0, steps)(step)))
 
 
 def test_the_schema_knows_exactly_the_schedules_that_are_registered():
@@ -204,7 +206,7 @@ def moment(correct, group, advantages, order=None):
         mask=mask,
         max_tokens=2,
     )
-    return Moment(1, 10, "k3", batch, credit[order])
+    return Moment(1, 10, "k3", 0.0, batch, credit[order])
 
 
 # d = 0.5 (group 7), 0 (group 3), 1 (group 5: a positive advantage without a correct answer), 0.75 (group 1)
@@ -232,3 +234,18 @@ def test_dads_does_not_depend_on_the_order_of_the_samples():
 def test_dads_without_on_policy_samples_is_refused():
     with pytest.raises(ValueError, match=r"schedule 'dads' of k3: needs on-policy samples .* source: on_policy"):
         at(make("dads", base=0.2), 1)
+
+
+def test_a_ramp_of_a_run_that_was_given_other_steps_goes_on_from_where_it_was():
+    settings = config.Objective(
+        regularizers=[{"divergence": "k3", "coef": {"name": "linear", "start": 1.0, "end": 0.0}}]
+    )
+    before = Credit(settings, steps=5)
+    values = [before.coefficients(step)["k3"] for step in (1, 2, 3)]
+    after = Credit(settings, steps=7)
+    after.load_state_dict(json.loads(json.dumps(before.state_dict())), step=3)
+    values += [after.coefficients(step)["k3"] for step in (4, 5, 6, 7)]
+    assert values == pytest.approx([1.0, 0.75, 0.5, 0.375, 0.25, 0.125, 0.0])
+    same = Credit(settings, steps=5)
+    same.load_state_dict(before.state_dict(), step=3)
+    assert [same.coefficients(step)["k3"] for step in (4, 5)] == [before.coefficients(step)["k3"] for step in (4, 5)]

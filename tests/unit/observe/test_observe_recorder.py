@@ -235,3 +235,15 @@ def test_a_full_disk_under_tensorboard_is_noticed_and_not_waited_for(tmp_path: P
         record_step(r, 2)
         record_step(r, 3)
     assert out.getvalue().count("warning: observe.sinks: tensorboard failed") == 1
+
+
+def test_a_resume_leaves_what_a_user_laid_beside_the_rollouts(tmp_path: Path) -> None:
+    config = configured()
+    folder = new_folder(tmp_path, config)
+    folder.close()
+    theirs = ["step_000002_copy.parquet", "step_best.parquet", "step_3.parquet", "notes.txt"]
+    for name in ("step_000001.parquet", "step_000002.parquet", *theirs):
+        (folder.rollouts / name).write_text("")
+    made, _ = recorder(folder, config, resumed_at=1)
+    made.close()
+    assert sorted(p.name for p in folder.rollouts.iterdir()) == sorted(["step_000001.parquet", *theirs])

@@ -82,9 +82,53 @@ def test_a_name_taken_by_a_run_is_refused_with_the_folder_and_the_fix(tmp_path: 
 
 def test_a_folder_that_never_became_a_run_can_be_used(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "config.yaml").write_text("torn")
+    (tmp_path / "a" / "LOCK").write_text("1234\n")
+    (tmp_path / "a" / "config.yaml").write_text("of a run that was killed before it had a manifest")
     with create(tmp_path) as folder:
         assert folder.config.read_text() == "seed: 3\n"
+
+
+@pytest.mark.parametrize("file", ["config.yaml", "metrics.jsonl", "summary.json", "checkpoints/step_000001/model"])
+def test_a_user_s_files_are_not_written_over(tmp_path: Path, file: str) -> None:
+    (tmp_path / "a" / file).parent.mkdir(parents=True)
+    (tmp_path / "a" / file).write_text("mine")
+    with pytest.raises(RunFolderError, match=f"{tmp_path}/a is no run but holds {file.split('/')[0]}.*another name"):
+        create(tmp_path)
+    assert (tmp_path / "a" / file).read_text() == "mine"
+
+
+def test_what_is_discarded_leaves_the_name_free_and_what_a_user_laid_there(tmp_path: Path) -> None:
+    create(tmp_path).discard()
+    assert not (tmp_path / "a").exists()
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "notes.txt").write_text("mine")
+    folder = create(tmp_path)
+    (folder.logs / "driver.log").write_text("said")
+    folder.discard()
+    assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == ["driver.log", "notes.txt"]
+    create(tmp_path).close()
+
+
+def test_runs_of_one_second_get_names_of_their_own(tmp_path: Path, monkeypatch) -> None:
+    drawn = iter(["aaaa", "aaaa", "bbbb", "aaaa", "cccc"] * 3)  # the second may turn in between
+    monkeypatch.setattr("secrets.token_hex", lambda size: next(drawn))
+    assert len({create(tmp_path, None).path for _ in range(3)}) == 3
+
+
+@pytest.mark.parametrize("torn", ["", '{"run_id": "2026', "[]", '{"run_id": 3, "command": []}', '{"command": []}'])
+def test_a_torn_manifest_of_a_run_is_named(tmp_path: Path, torn: str) -> None:
+    with create(tmp_path) as folder:
+        folder.manifest.write_text(torn)
+        with pytest.raises(RunFolderError, match=rf"{tmp_path}/a/manifest.json cannot be read .*put back"):
+            folder.read_manifest()
+
+
+def test_a_place_where_no_run_can_be_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("a file")
+    with pytest.raises(RunFolderError, match="is a file"):
+        create(tmp_path)
+    with pytest.raises(RunFolderError, match=r"runs_dir: .* cannot be made"):
+        create(tmp_path / "a")
 
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", "/tmp/a"])

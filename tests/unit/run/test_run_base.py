@@ -27,7 +27,7 @@ def taught(tmp_path, monkeypatch):
     recorder = SimpleNamespace(console=Console("plain", 0))
 
     def ask(**changes) -> list[int]:
-        base.base_model(parse(tiny(runs_dir=str(tmp_path), **changes)), recorder)
+        base.base_model(parse(tiny(runs_dir=str(tmp_path), **changes)), recorder, lambda: None)
         return given
 
     return ask

@@ -103,14 +103,14 @@ def test_the_state_of_coefficients_survives_saving():
     credit, again = (Credit(Objective.model_validate(settings), 10) for _ in range(2))
     for _ in range(3):
         credit.observe({"kl/k2": 1.0})
-    again.load_state_dict(credit.state_dict())
+    again.load_state_dict(credit.state_dict(), step=1)
     assert (
         again.coefficients(4)
         == credit.coefficients(4)
         != Credit(Objective.model_validate(settings), 10).coefficients(4)
     )
     with pytest.raises(ValueError, match="resume with the objective of the run that saved it"):
-        Credit(Objective(), 10).load_state_dict(credit.state_dict())
+        Credit(Objective(), 10).load_state_dict(credit.state_dict(), step=1)
 
 
 def test_reweighted_objectives_get_coefficients_that_sum_to_their_number():

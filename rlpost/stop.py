@@ -1,0 +1,119 @@
+"""Signals that ask for a stop: Ctrl-C, SIGTERM, and SIGHUP when the terminal goes, from the first second to the last.
+
+Where nothing is to be saved a stop is a KeyboardInterrupt at once, which takes down what was started on its way out.
+Where something is, it is a wish that is looked at when the step is done (`deferred`). A second one stops at once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Stop:
+    """What was asked of this process.
+
+    Attributes:
+        requested: somebody wants it to stop.
+        insisted: somebody said so twice, and is not to be kept waiting.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self.insisted = False
+        self._deferred = False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Handle the signals, as long as the command runs. SIGHUP stays ignored where it is, as under nohup."""
+        self.__init__()  # type: ignore[misc]
+        before = {s: signal.getsignal(s) for s in SIGNALS}
+        heard = [s for s in SIGNALS if s != signal.SIGHUP or before[s] != signal.SIG_IGN]
+        for s in heard:
+            signal.signal(s, self._handle)
+        try:
+            yield
+        finally:
+            for s in heard:
+                signal.signal(s, before[s])
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """A first stop waits in here: there is work that would be lost."""
+        with self._set(True):
+            yield
+
+    def defer(self) -> None:
+        """From here on a first stop waits for good."""
+        self._deferred = True
+
+    @contextmanager
+    def prompt(self) -> Iterator[None]:
+        """A stop need not wait in here: all that would be lost is made again, or is saved by who comes after.
+
+        Raises:
+            KeyboardInterrupt: one is asked for, or was before.
+        """
+        with self._set(False):
+            if self.requested:
+                raise KeyboardInterrupt
+            yield
+
+    @contextmanager
+    def through_start_of_ray(self) -> Iterator[None]:
+        """Ray replaces the handler of SIGTERM, and its processes would die of a hang-up with the terminal's others.
+
+        In here SIGHUP waits: what is started inherits that, and never hears of it.
+        """
+        before = {s: signal.getsignal(s) for s in SIGNALS}
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+        try:
+            yield
+        except SystemExit:  # by a handler of Ray's
+            self.requested = True
+            raise KeyboardInterrupt from None
+        finally:
+            for s, handler in before.items():
+                signal.signal(s, handler)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+
+    @contextmanager
+    def _set(self, deferred: bool) -> Iterator[None]:
+        before, self._deferred = self._deferred, deferred
+        try:
+            yield
+        finally:
+            self._deferred = before
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            _leave_the_terminal()
+            if self.requested:
+                return  # a closed terminal may say so several times, and means it once
+        if self.requested:
+            self.insisted = True
+            raise KeyboardInterrupt
+        self.requested = True
+        how = " after this step with a checkpoint" if self._deferred else ""
+        with suppress(OSError):  # not print: it may be in the middle of one
+            os.write(2, f"\nstopping{how}; once more to stop now\n".encode())
+        if not self._deferred:
+            raise KeyboardInterrupt
+
+
+def _leave_the_terminal() -> None:
+    """Let what is still said go nowhere: to write to a terminal that is gone is an error, and would end the run."""
+    with open(os.devnull, "wb") as nowhere:
+        for descriptor in (1, 2):
+            with suppress(OSError):
+                if stat.S_ISCHR(os.fstat(descriptor).st_mode):
+                    os.dup2(nowhere.fileno(), descriptor)
+
+
+STOP = Stop()
