@@ -23,15 +23,14 @@ built with small sizes and random weights, and asked on a CPU, with {versions}, 
 - **layout**: `packed` keeps the sequences of a row apart, in one row and in several, and what follows and pads a row out of
   it, bit for bit in float32 and bfloat16; `padded` does so for one sequence a row; `refused` for neither.
 - **float32, bfloat16**: the largest difference of a log-prob between engine and learner, in nats, over some 40 sampled
-  tokens, and after / the same once weights have moved and were synced. Experts choose live; **R3** has it with routes
-  replayed, in float32.
+  tokens, and after / the same once weights have moved and were synced. Experts choose live, and
+  rounding tips some choices in bfloat16; **R3** has it with routes replayed, in float32.
 - **LoRA**: `served` where vLLM's model takes adapters, `merged` where the learner has linear layers to adapt and the engine
   gets merged weights.
 
-`rlpost train`, `resume` and `plan` refuse by this table, before anything starts, a layout that a family does not keep apart,
-a family that cannot be learned, and on a CPU one that vLLM does not serve there. A family that is not in it is judged by the
-model itself when the learner starts: the same comparison of bits, in the shapes, dtype and attention of the run. Rows that
-fail were tried with small sizes; another size may do.
+`rlpost train`, `resume` and `plan` refuse by this table, before anything starts, a layout that a family does not keep apart
+and a family that cannot be learned. Every model is asked again when the learner starts: the same comparison of bits, in the
+shapes, dtype and attention of the run. What is not served was tried with small sizes and on a CPU; real ones may be.
 
 | family | layout | float32 | bfloat16 | LoRA | R3 |
 |---|---|---|---|---|---|
@@ -51,13 +50,6 @@ def layout_of(learner: Mapping[str, Any]) -> tuple[str, str]:
     if worst["packed rows"]:
         return "padded", f"packed sequences of several rows read each other (by {worst['packed rows']:.2g})"
     return "packed", ""
-
-
-def unserved(row: Mapping[str, Any]) -> str:
-    """Why no engine on a CPU serves what the learner learns; empty where one does."""
-    reasons = [row.get(dtype, {}).get("failed") for dtype in AGREE]
-    # A limit of time says something of the machine.
-    return "" if any(why is None or why.startswith("more than") for why in reasons) else _plain(str(reasons[0]))
 
 
 def differs(row: Mapping[str, Any]) -> str:
@@ -82,15 +74,14 @@ def write(results: Mapping[str, Any], versions: Mapping[str, str]) -> None:
     """The page and the table of what is known, from all results so far."""
     tried = ", ".join(f"{name} {number}" for name, number in versions.items())
     lines, failures = [], []
-    known: dict[str, tuple[str, str, str]] = {}
+    known: dict[str, tuple[str, str]] = {}
     for family, row in sorted(results.items()):
         learner = row.get("learner", {"failed": "not tried"})
         if "failed" in learner:
             failures.append(f"| {family} | not learned | {_plain(learner['failed'])} |")
             continue
         layout, why = layout_of(learner)
-        engine = unserved(row)
-        known[family] = (layout, why, engine)
+        known[family] = (layout, why)
         cells = [_agreement(row.get(dtype)) for dtype in AGREE]
         lines.append(f"| {family} | {layout} | {' | '.join(cells)} | {_lora(row)} | {_replay(row)} |")
         if why:
@@ -112,8 +103,8 @@ def write(results: Mapping[str, Any], versions: Mapping[str, str]) -> None:
     KNOWN.write_text(
         '"""What `python benchmarks/families.py` found of each family. Made by it; not to be edited."""\n\n'
         f"# The versions it was found with: (distribution, version).\nTRIED = {_tuple(('transformers', versions['transformers']))}\n\n"
-        "# model_type: (layout, why no better one, why no engine on a CPU serves it).\n"
-        f"FAMILIES: dict[str, tuple[str, str, str]] = {{\n{rows}\n}}\n"
+        "# model_type: (layout, why no better one).\n"
+        f"FAMILIES: dict[str, tuple[str, str]] = {{\n{rows}\n}}\n"
     )
 
 

@@ -16,20 +16,16 @@ def check_family(config: Config) -> None:
     itself when the learner starts (`rlpost.learner.isolation`).
 
     Raises:
-        ConfigError: the family is not to be trained, not in this layout, or not served on a CPU.
+        ConfigError: the family is not to be trained, or not in this layout.
     """
     create = config.model.create
     values = hf_config(config.model) if create is None else create.config
     if values is None or version(TRIED[0]) != TRIED[1] or (config.model.trust_remote_code and "auto_map" in values):
         return
     family = str(values.get("model_type"))
-    layout, why, unserved = FAMILIES.get(family, ("packed", "", ""))
+    layout, why = FAMILIES.get(family, ("packed", ""))
     key = "model.path" if create is None else "model.create.config"
     if layout == "refused":
         raise ConfigError(f"{key}: models of the family {family} cannot be trained: {why}: take another model")
     if layout == "padded" and config.learner.layout == "packed":
         raise ConfigError(f"learner.layout: packed, but in {family} models {why}: set learner.layout: padded")
-    if unserved and not config.on_gpu:
-        raise ConfigError(
-            f"{key}: vLLM does not serve models of the family {family} on a CPU: {unserved}: take another"
-        )
