@@ -378,8 +378,8 @@ def _changed(
     start = next((i for i, (a, b) in enumerate(zip(texts[index], read, strict=False)) if a != b), 0)
     here = slice(max(0, start - 10), start + 30)
     return [
-        f"warning: {len(found)} {what} are read otherwise than they are written, as the tokenizer changes them: row "
-        f"{drafts[index].number}, {texts[index][here]!r} is read as {read[here]!r}"
+        f"warning: the tokenizer does not give {len(found)} {what} back as they are written: row "
+        f"{drafts[index].number}, {texts[index][here]!r} comes back as {read[here]!r}"
     ]
 
 

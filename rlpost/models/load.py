@@ -26,11 +26,18 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     Raises:
         ConfigError: it is not there, cannot be loaded, needs code that may not be run, or has nothing to pad with.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     folder = source.folder(weights=False)
     with _named(source, "tokenizer", folder):
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=source.trust_remote_code)
+        # One that is all in its tokenizer.json is what it says there. By the type of the model beside it transformers may
+        # take another class, with a decoder of its own: a tokenizer of characters then loses its spaces.
+        file = folder / "tokenizer_config.json"
+        written = _json(source, file) if file.is_file() and (folder / "tokenizer.json").is_file() else {}
+        whole = written.get("tokenizer_class") == "TokenizersBackend" and "auto_map" not in written
+        tokenizer = (PreTrainedTokenizerFast if whole else AutoTokenizer).from_pretrained(
+            folder, trust_remote_code=source.trust_remote_code
+        )
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise ConfigError(

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from transformers import AutoTokenizer
 
+from rlpost.models.load import load_tokenizer
+from rlpost.models.source import ModelSource
 from tests.conftest import COUNTDOWN, ROOT
 
 pytestmark = pytest.mark.integration
@@ -87,7 +88,7 @@ def test_a_run_trains_evaluates_records_saves_exports_and_is_evaluated_again(con
     assert len(table) == 8 * 4
     assert {r["status"] for r in table} <= {"correct", "wrong"}
     assert all(r["prompt"].endswith(":") and r["version_min"] == 1 for r in table)
-    tokenizer = AutoTokenizer.from_pretrained(run / "checkpoints" / "step_000004" / "model")
+    tokenizer = load_tokenizer(ModelSource(str(run / "checkpoints" / "step_000004" / "model")))
     for r in table:
         assert len(r["response_ids"]) == len(r["logprobs"]) == len(r["versions"]) == r["response_tokens"]
         assert r["response_raw"] == tokenizer.decode(r["response_ids"])

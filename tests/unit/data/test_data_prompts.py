@@ -315,10 +315,10 @@ def test_text_that_the_tokenizer_changes_is_said_with_an_example(tmp_path: Path)
     lower.backend_tokenizer.normalizer = normalizers.Lowercase()
     (line,) = load_prompts(data, lower, seed=0).report.lines()[1:]
     assert line.strip() == (
-        "warning: 1 prompts are read otherwise than they are written, as the tokenizer changes them: row 2, "
-        "'What is 2+1?' is read as 'what is 2+1?'"
+        "warning: the tokenizer does not give 1 prompts back as they are written: row 2, 'What is 2+1?' comes back as "
+        "'what is 2+1?'"
     )
-    assert "1 completions are read otherwise" in load_examples(source, data, lower)[1].lines()[2]
+    assert "does not give 1 completions back" in load_examples(source, data, lower)[1].lines()[2]
     assert len(load_prompts(data, TOKENIZER, seed=0).report.lines()) == 1
 
 
