@@ -9,6 +9,7 @@ from rich.table import Table
 
 from rlpost.cluster import placement_plan
 from rlpost.config import Config
+from rlpost.data.sources import check_files
 from rlpost.exit_codes import DONE
 from rlpost.models.architecture import experts_of, hf_config
 from rlpost.models.families import check_family
@@ -20,7 +21,12 @@ BYTES = {"float32": 4, "bfloat16": 2}
 
 
 def show(config: Config) -> int:
-    """Print the plan."""
+    """Print the plan.
+
+    Raises:
+        DataError: a source has not the files it should have.
+    """
+    check_files(config)
     check_family(config)
     facts = batch_arithmetic(config)
     out = Console(soft_wrap=True)

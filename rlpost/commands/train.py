@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rlpost import atomic, checkpoint, cluster
 from rlpost.config import Config, ConfigError, dump, load
+from rlpost.data.sources import check_files
 from rlpost.exit_codes import DONE, NOTHING_TO_DO, PREEMPTED
 from rlpost.models.architecture import check_experts
 from rlpost.models.families import check_family
@@ -77,6 +78,7 @@ def warm_up(config: Config, command: list[str]) -> int:
 
 def check_objective(config: Config) -> None:
     """Build every role once, so that a wrong parameter or a broken file is refused before anything starts."""
+    check_files(config)
     from rlpost.run.roles import Roles
 
     Roles(config)

@@ -12,9 +12,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
-from rlpost.config import Source
+from rlpost.config import Config, Source
 from rlpost.data.errors import DataError, RowError, did_you_mean
-from rlpost.data.files import SourceFile, files_of, open_bytes
+from rlpost.data.files import ENDINGS, SourceFile, files_of, open_bytes
 
 # What `datasets` calls the reader of a single local file.
 _HF_READERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet", ".arrow": "arrow"}
@@ -47,6 +47,18 @@ def read_rows(source: Source) -> list[Row]:
         DataError: the source as a whole cannot be read, or its task or parameters are unknown.
     """
     return _READERS[source.source](source)
+
+
+def check_files(config: Config) -> None:
+    """Look for the files of all sources, as they will be looked for when they are read.
+
+    Raises:
+        DataError: as `rlpost.data.files.files_of`.
+    """
+    warm = config.warmup.sources.values() if config.warmup is not None else ()
+    for source in (*(source for _, source in config.data.sources()), *warm):
+        if source.source in ENDINGS:
+            files_of(source.source, _path(source), source.split, describe(source))
 
 
 def describe(source: Source) -> str:

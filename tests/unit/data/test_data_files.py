@@ -11,8 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from rlpost.cli import run
 from rlpost.config import ConfigError, Data, Source, load
 from rlpost.data import DataError, load_prompts, make_tokenizer, read_rows
+from rlpost.exit_codes import BAD_USAGE
 from tests.conftest import tiny
 
 ROWS = [{"q": f"question {n}", "a": n, "nested": {"list": [n, n + 1]}} for n in range(6)]
@@ -136,6 +138,21 @@ def test_a_split_of_a_folder_is_the_files_that_are_named_by_it(
         read_rows(source(tmp_path / "rows", ending))
     with pytest.raises(DataError, match="no file of the split 'validation'"):
         read_rows(source(tmp_path / "rows", ending, split="validation"))
+
+
+@pytest.mark.parametrize("verb", ["plan", "train"])
+def test_a_folder_that_cannot_be_read_is_exit_2_before_anything_starts(
+    tmp_path: Path, verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("train", "test"):
+        write(tmp_path / "rows" / f"{name}.parquet", ROWS)
+    train = {"source": "parquet", "path": str(tmp_path / "rows"), "prompt": "q", "reference": "a"}
+    values = tiny(runs_dir=str(tmp_path / "runs")) | {"data": {"train": train, "max_prompt_tokens": 24}}
+    values |= {"verifiers": ["exact"], "warmup": None, "evaluation": {"before": False, "after": False}}
+    (tmp_path / "run.yaml").write_text(json.dumps(values))
+    assert run([verb, str(tmp_path / "run.yaml")]) == BAD_USAGE
+    assert "several splits (test, train)" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_holdout_of_a_split_counts_that_splits_rows_alone(tmp_path: Path) -> None:
