@@ -193,11 +193,16 @@ def export(
         str | None, typer.Option(help="Which checkpoint: a step, or `best`; the newest by default.")
     ] = None,
     check: Annotated[str, typer.Option(help="What reloads and compares it: transformers, vllm or both.")] = "both",
+    adapter: Annotated[bool, typer.Option("--adapter", help="Only the adapters of a run with model.lora.")] = False,
+    dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16; the run's by default.")] = None,
 ) -> None:
-    """Write a checkpoint's weights in the Hugging Face format, reloaded and compared before it is called done."""
+    """Write a checkpoint's weights in the Hugging Face format, reloaded and compared before it is called done.
+
+    Adapters are merged, or written as they are, in PEFT's format, with --adapter.
+    """
     from rlpost.commands.export import run as run_export
 
-    raise typer.Exit(run_export(run, to, _checkpoint_step(step), check))
+    raise typer.Exit(run_export(run, to, _checkpoint_step(step), check, adapter, dtype))
 
 
 @app.command()

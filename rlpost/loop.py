@@ -61,7 +61,7 @@ def advance(run: Run, step: int) -> None:
 
     run.say("syncing weights")
     run.version = step
-    run.fleet.sync(run.learner, run.version, config.rollout_dtype)
+    metrics |= run.fleet.sync(run.learner, run.version, run.fleet.dtype)
     clock.lap("sync")
 
     settle(run, groups, kept)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import torch
 
 PROBED_TENSORS = 8
+# Below this share of an update (`rlpost.learner.survival`) what engines or files hold is another policy than was trained.
+LEAST_SURVIVING = 0.9
 
 
 @dataclass(frozen=True)
@@ -79,12 +81,21 @@ def make_probes(arrays: dict[str, np.ndarray], readable: Mapping[str, Held], ver
             f"no tensor of the learner ({sorted(arrays)[:3]} ...) can be read back from the engine "
             f"({sorted(readable)[:3]} ...): an update could not be checked"
         )
-    chosen = np.random.default_rng(version).permutation(len(candidates))[:PROBED_TENSORS]
-    probes = {}
-    for name in (candidates[i] for i in chosen):
-        kept = to_numpy(to_tensor(arrays[name]).to(getattr(torch, readable[name].dtype)))
-        probes[name] = Probe(kept.shape, checksum(kept))
-    return probes
+    kept = {
+        name: to_numpy(to_tensor(arrays[name]).to(getattr(torch, readable[name].dtype)))
+        for name in chosen(candidates, version)
+    }
+    return {name: Probe(array.shape, checksum(array)) for name, array in kept.items()}
+
+
+def chosen(names: Sequence[str], version: int) -> list[str]:
+    """Up to `PROBED_TENSORS` of the names, others with each version."""
+    return [names[i] for i in np.random.default_rng(version).permutation(len(names))[:PROBED_TENSORS]]
+
+
+def probed(arrays: Mapping[str, np.ndarray], version: int) -> dict[str, Probe]:
+    """Probes for the `chosen` of these tensors, as engines hold them."""
+    return {name: Probe(arrays[name].shape, checksum(arrays[name])) for name in chosen(sorted(arrays), version)}
 
 
 def _fits(shape: tuple[int, ...], held: tuple[int, ...]) -> bool:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,9 +15,10 @@ import numpy as np
 
 from rlpost import checkpoint, cluster
 from rlpost.atomic import write_json
-from rlpost.config import Config, ConfigError, load, parse
+from rlpost.config import Config, ConfigError, DType, load, parse
 from rlpost.data import PromptSets, load_prompts
 from rlpost.exit_codes import DONE
+from rlpost.models.adapters import adapter_of
 from rlpost.models.load import load_tokenizer
 from rlpost.models.source import ModelSource
 from rlpost.observe import RunFolder
@@ -61,7 +64,8 @@ def run(request: Request) -> int:
     sampling = Sampling(request.temperature, config.rollout.max_tokens, request.top_p, tuple(config.rollout.stop))
     console = Console("plain", 0)
     started = time.monotonic()
-    tokenizer = load_tokenizer(ModelSource.of(config.model, model))
+    base = str(config.model.path)  # where `model` is of adapters, the weights below them
+    tokenizer = load_tokenizer(ModelSource.of(config.model))
     sets = load_prompts(config.data, tokenizer, config.seed, checker(config.verifiers, config.verifier_pool))
     on, asked = _asked(request, sets)
     asked = {name: prompts[: request.limit] for name, prompts in asked.items()}
@@ -70,7 +74,9 @@ def run(request: Request) -> int:
         of = f" of {name}" if name else ""
         console.info(f"{model}: {len(prompts)} {said}{of} x {samples} samples x {len(request.seeds)} seed(s)")
 
-    from rlpost.run.start import start_fleet
+    from rlpost.learner.merge import merge_adapter
+    from rlpost.run.adapters import saved_adapter
+    from rlpost.run.start import Engines
 
     own = config.test_sets if on == "test" and request.max_tokens is None else {}
     limits = {name: own[name].max_tokens if name in own else config.rollout.max_tokens for name in asked}
@@ -78,11 +84,22 @@ def run(request: Request) -> int:
     per_seed: dict[int, dict[str, Any]] = {}
     correct: dict[str, list[list[bool]]] = {name: [[] for _ in prompts] for name, prompts in asked.items()}
     unverified = 0
-    with cluster.connected(config), open_pool(config.verifiers, config.verifier_pool) as pool:
+    connected, verifying = cluster.connected(config), open_pool(config.verifiers, config.verifier_pool)
+    with connected, verifying as pool, ExitStack() as stack:
         # As long as these prompts need, and no longer: a model may hold less than the configuration allows for.
         longest = max(len(p.token_ids) + limits[name] for name, prompts in asked.items() for p in prompts)
-        fleet = start_fleet(config, model, cluster.place(config), max_model_len=longest)
-        fleet.ready()
+
+        def merged(dtype: DType) -> str:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rlpost-merged-")))
+            merge_adapter(Path(model), folder, config.model, dtype)
+            return str(folder)
+
+        engines = Engines(config, base, cluster.place(config), longest, merged)
+        stack.callback(engines.shutdown)
+        engines.ready()
+        fleet = engines.fleet
+        if fleet.spec.adapters is not None:
+            fleet.load_adapters(*saved_adapter(Path(model), fleet.dtype, version=1), version=1)
         sampler = GroupSampler(fleet, pool, config.seed, config.rollout.deadline)
         for seed in request.seeds:
             intervals: dict[str, tuple[float, float, float]] = {}
@@ -98,7 +115,6 @@ def run(request: Request) -> int:
                 unverified += found.unverified
             per_seed[seed] = {name: list(value) for name, value in intervals.items()}
             console.evaluation(f"seed {seed}", intervals)
-        fleet.shutdown()
     pooled = by_name({name: pass_at(mine, request.k) for name, mine in correct.items()})
     if len(request.seeds) > 1:
         console.evaluation("all seeds", pooled)
@@ -120,7 +136,7 @@ def run(request: Request) -> int:
             "top_p": sampling.top_p,
             "max_tokens": _alone(limits),
             "stop": list(sampling.stop),
-            "dtype": config.rollout_dtype,
+            "dtype": fleet.dtype,
         },
         "seconds": time.monotonic() - started,
     }
@@ -193,9 +209,13 @@ def _resolve(request: Request) -> tuple[str, Config, RunFolder | None]:
     if config is None:
         values["model"] = {"dtype": "float32" if not _cuda() else "bfloat16"}
         values["cluster"] = {"gpus_per_node": 2 if _cuda() else 0}
-    if model != values["model"].get("path"):
+    adapter = adapter_of(model)
+    base = adapter.base if adapter else model
+    if base != values["model"].get("path"):
         values["model"]["revision"] = None  # of the weights a run started from
-    values["model"] |= {"path": model, "create": None}
+    values["model"] |= {"path": base, "create": None, "lora": adapter.lora.model_dump() if adapter else None}
+    if adapter is not None:
+        values["model"]["revision"] = adapter.revision
     values["warmup"] = None
     values["routing"] = {"replay": "off"}  # nothing is learned: no routes are wanted, nor what they forbid refused
     if request.data is not None:
@@ -213,7 +233,7 @@ def _resolve(request: Request) -> tuple[str, Config, RunFolder | None]:
         needed = values.get("data", {}).get("max_prompt_tokens", 512) + request.max_tokens
         values["learner"] |= {"tokens_per_micro_batch": max(8192, needed), "row_tokens": None}
     config = parse(values, origin="rlpost eval")
-    return str(config.model.path), config, folder
+    return model if adapter else str(config.model.path), config, folder
 
 
 def _cuda() -> bool:

@@ -1,4 +1,4 @@
-"""`rlpost export`: a checkpoint's weights as a Hugging Face model, compared before it is called done."""
+"""`rlpost export`: a checkpoint's weights as a Hugging Face model, or its adapters, compared before it is called done."""
 
 from __future__ import annotations
 
@@ -8,26 +8,46 @@ import shutil
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 
 from rlpost import checkpoint
-from rlpost.config import ConfigError, load
+from rlpost.config import ConfigError, DType, Model, load
 from rlpost.exit_codes import DONE, FAULT
+from rlpost.models.adapters import adapter_of
 from rlpost.models.load import load_causal_lm
 from rlpost.models.source import ModelSource
 from rlpost.observe import RunFolder
 from rlpost.observe.console import Console
+from rlpost.weights import LEAST_SURVIVING
 
 # Largest difference of a log-prob between the learner that saved and the model that was loaded.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.15}
 
 
-def run(path: Path, to: Path, step: int | Literal["best"] | None, check: str) -> int:
-    """Export and compare. The folder appears only when every comparison holds."""
+def run(
+    path: Path,
+    to: Path,
+    step: int | Literal["best"] | None,
+    check: str,
+    adapter: bool = False,
+    dtype: str | None = None,
+) -> int:
+    """Export and compare. The folder appears only when every comparison holds.
+
+    Args:
+        adapter: write the adapters of a run with `model.lora`, in PEFT's format, instead of the weights they make.
+        dtype: of the weights; that of the run by default.
+    """
     if check not in ("transformers", "vllm", "both"):
         raise ConfigError(f"--check {check!r} must be transformers, vllm or both")
+    if dtype not in (None, "float32", "bfloat16"):
+        raise ConfigError(f"--dtype {dtype!r} must be float32 or bfloat16")
+    if adapter and dtype is not None:
+        raise ConfigError(
+            f"--dtype {dtype} is of merged weights: adapters are written in float32; leave one of the two out"
+        )
     if to.exists():
         raise ConfigError(f"--to {to} is there already: name a new folder")
     folder = RunFolder.open(path)
@@ -36,20 +56,22 @@ def run(path: Path, to: Path, step: int | Literal["best"] | None, check: str) ->
     saved = checkpoint.Store(folder.checkpoints, folder.run_id).choose(step, console.warn, config.checkpoint.best)
     probe = json.loads((saved.path / "probe.json").read_text())
     draft = to.with_name(f".{to.name}-{uuid.uuid4().hex[:8]}")
+    wanted = cast(DType, dtype or config.model.dtype)
+    limit = max(TOLERANCE[wanted], TOLERANCE[config.model.dtype])
     try:
-        shutil.copytree(saved.model, draft)
+        _write(saved, draft, config.model, wanted, adapter, console)
         (draft / "README.md").write_text(
             f"Exported by rlpost from run {folder.read_manifest()['run_id']}, step {saved.step}.\n"
         )
         for name, difference_by in (("transformers", by_transformers), ("vllm", by_vllm)):
             if check not in (name, "both"):
                 continue
-            difference = difference_by(ModelSource.of(config.model, str(draft)), probe, config.model.dtype)
+            difference = difference_by(ModelSource.of(config.model, str(draft)), probe, wanted)
             console.info(f"{name}: largest log-prob difference from the learner {difference:.2e}")
-            if not difference <= TOLERANCE[config.model.dtype]:
+            if not difference <= limit:
                 print(
                     f"rlpost: {name} loads another model than was saved: log-probs differ by {difference:.3g}, more "
-                    f"than {TOLERANCE[config.model.dtype]:g}; nothing was written to {to}",
+                    f"than {limit:g}; nothing was written to {to}",
                     flush=True,
                 )
                 return FAULT
@@ -58,6 +80,33 @@ def run(path: Path, to: Path, step: int | Literal["best"] | None, check: str) ->
         shutil.rmtree(draft, ignore_errors=True)
     console.info(f"exported step {saved.step} to {to}")
     return DONE
+
+
+def _write(
+    saved: checkpoint.Checkpoint, draft: Path, model: Model, dtype: DType, adapter: bool, console: Console
+) -> None:
+    """What is to be exported, before it is compared."""
+    found = adapter_of(saved.model)
+    if found is None and adapter:
+        raise ConfigError(f"--adapter: {saved.path} holds whole weights, not adapters (model.lora: null): leave it out")
+    if (found is None and dtype == model.dtype) or adapter:
+        shutil.copytree(saved.model, draft)
+        return
+    from rlpost.learner.merge import convert, merge_adapter
+
+    if found is None:
+        convert(saved.model, draft, model, dtype)
+        return
+    share = merge_adapter(saved.model, draft, model, dtype)
+    if share is None:
+        console.info("the adapters have not moved: these are the weights of the base")
+        return
+    console.info(f"merged into {dtype}: {share:.3f} of what was trained survives")
+    if share < LEAST_SURVIVING:
+        raise ConfigError(
+            f"--dtype {dtype}: only {share:.3f} of what was trained would survive in merged weights of {dtype} (at least "
+            f"{LEAST_SURVIVING:g} must): it is smaller than what they are rounded to. Export with --adapter, or --dtype float32"
+        )
 
 
 def by_transformers(model: ModelSource, probe: dict[str, Any], dtype: str) -> float:
@@ -92,7 +141,13 @@ def transformers_logp(
     """By temperature, log-probs of the probe's responses by plain transformers, one sequence at a time."""
     import torch
 
-    loaded = load_causal_lm(model, getattr(torch, dtype)).eval()
+    adapter = adapter_of(model.path)
+    loaded: Any = load_causal_lm(adapter.source(model.trust_remote_code) if adapter else model, getattr(torch, dtype))
+    if adapter is not None:
+        from peft import PeftModel
+
+        loaded = PeftModel.from_pretrained(loaded, model.path)
+    loaded.eval()
     found: list[list[np.ndarray]] = [[] for _ in temperatures]
     with torch.no_grad():
         for s in probe["sequences"]:
@@ -111,20 +166,33 @@ def vllm_logp(model: ModelSource, probe: dict[str, Any], dtype: str) -> list[np.
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     from vllm import LLM, SamplingParams
+    from vllm.lora.request import LoRARequest
+
+    from rlpost.rollout.adapters import served_rank
 
     longest = max(len(s["prompt"]) + len(s["response"]) for s in probe["sequences"])
+    request, more, weights = None, {}, model
+    if (adapter := adapter_of(model.path)) is not None:
+        if adapter.lora.dora:
+            raise ConfigError(
+                "vLLM serves no DoRA adapters: export merged weights (without --adapter), or --check transformers"
+            )
+        request, weights = LoRARequest("exported", 1, model.path), adapter.source(model.trust_remote_code)
+        more = {"enable_lora": True, "max_lora_rank": served_rank(adapter.lora.rank)}
     engine = LLM(
-        model=str(model.folder()),
+        model=str(weights.folder()),
         trust_remote_code=model.trust_remote_code,
         dtype=dtype,
         enforce_eager=True,
         max_model_len=longest + 1,
         skip_tokenizer_init=True,
+        **more,
     )
     outputs = engine.generate(
         [{"prompt_token_ids": s["prompt"] + s["response"]} for s in probe["sequences"]],
         SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False),
         use_tqdm=False,
+        lora_request=request,
     )
     found = []
     for s, output in zip(probe["sequences"], outputs, strict=True):

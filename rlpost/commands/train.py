@@ -78,12 +78,14 @@ def warm_up(config: Config, command: list[str]) -> int:
 
 def check_objective(config: Config) -> None:
     """Build every role once, so that a wrong parameter or a broken file is refused before anything starts."""
-    check_files(config)
+    from rlpost.run.adapters import check_adapters
     from rlpost.run.roles import Roles
 
+    check_files(config)
     Roles(config)
     check_family(config)
     check_experts(config)
+    check_adapters(config)
 
 
 def check_nothing_is_lost(folder: RunFolder, rejected: list[str]) -> None:

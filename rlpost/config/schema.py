@@ -6,6 +6,7 @@ Each quantity has one name: `prompts_per_step`, `samples_per_prompt`, `optimizer
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,14 +33,26 @@ class CreateModel(Section):
 
 
 class Lora(Section):
-    """Low-rank adapters by peft; only they are trained, and they are merged on export and for the engine.
+    """Low-rank adapters by peft; only they are trained, and they are saved and served as adapters.
 
-    Without dropout, as the whole learner: log-probs must be those of the policy that the engines serve.
+    Engines that cannot serve them get merged weights (`rollout.adapters`). Without dropout, as the whole learner:
+    log-probs must be those of the policy that the engines serve.
     """
 
     rank: int = Field(16, gt=0)
-    alpha: float = Field(32, gt=0)
-    target_modules: list[str] | Literal["all-linear"] = "all-linear"
+    alpha: float = Field(32, gt=0, description="an update is scaled by alpha / rank")
+    target_modules: list[str] | str = Field(
+        "all-linear",
+        description="last parts of module names, or one string as a regular expression of whole names; all-linear: "
+        "every linear layer but the head",
+    )
+    dora: bool = Field(False, description="weight-decomposed adapters (DoRA); engines get them merged")
+    rslora: bool = Field(False, description="scale by alpha / sqrt(rank) (rank-stabilized)")
+
+    @property
+    def scaling(self) -> float:
+        """What the product of the factors is multiplied by."""
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
 
 class Experts(Section):
@@ -462,6 +475,11 @@ class Rollout(Section):
     kv_cache_gb: float = Field(1.0, gt=0, description="CPU only")
     threads: int | None = Field(None, ge=1, description="CPU threads of an engine; the cores divided by the engines")
     weight_transfer: Literal["auto", "object_store", "nccl", "ipc"] = "auto"
+    adapters: Literal["auto", "merged"] = Field(
+        "auto",
+        description="with model.lora: engines serve adapters as they are where they can, else merged; merged: always. "
+        "Merged weights are in float32 where rollout.dtype does not say otherwise and the engine can",
+    )
     deadline: float = Field(1800.0, gt=0, description="seconds one step's sampling may take")
     sync_deadline: float = Field(600.0, gt=0, description="seconds a weight update may take")
     engine_args: dict[str, Any] = Field(default_factory=dict, description="passed to vLLM's EngineArgs as they are")
@@ -625,6 +643,12 @@ class Alarms(Section):
         None, gt=0, description="engine against learner on the same weights; 1e-3 in float32, else off by default"
     )
     mismatch_kl: float = Field(0.05, gt=0, description="KL(engine || learner) over tokens of the same weights")
+    sync_survived: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="least share of what was trained that the engines may hold; 0.9 with model.lora, else off by default",
+    )
     unverified_share: float = Field(
         0.05, ge=0, le=1, description="share of a verifier's last 256 verdicts that may be unverified"
     )

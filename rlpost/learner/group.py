@@ -142,6 +142,18 @@ class LearnerGroup:
         arrays, probes = pairs[0]
         return arrays, ray.get(probes)
 
+    def adapters(self, dtype: DType, version: int) -> tuple[Any, dict[str, Any]]:
+        """A reference to the adapters alone, as engines serve them, and probes: `LearnerRank.adapters`."""
+        pairs = [r.adapters.options(num_returns=2).remote(dtype, version) for r in self.ranks]
+        wait([probes for _, probes in pairs], self.deadline, "the learner to gather its adapters")
+        arrays, probes = pairs[0]
+        return arrays, ray.get(probes)
+
+    def survived(self) -> float | None:
+        """Which share of what was trained the latest weights for the engines hold: `rlpost.learner.survival`."""
+        share: float | None = wait(self.ranks[0].survived.remote(), self.deadline, "what survived the weight update")
+        return share
+
     def connect(self, backend: str, engines: list[Any], world_size: int) -> None:
         """Set vLLM's own transfer (`nccl` or `ipc`) up between rank 0 and the engines' workers."""
         master = wait(self.ranks[0].address.remote(), self.deadline, "an address for the weight transfer")
@@ -172,8 +184,10 @@ class LearnerGroup:
             raise RuntimeError(f"learner ranks restored different states from {folder}: {states}")
         return states[0]
 
-    def save_model(self, folder: Path) -> None:
-        self._all("save_model", str(folder), what="the learner to save its weights")
+    def save_model(self, folder: Path) -> float | None:
+        """Write merged weights. Returns which share of adapters survives in their dtype; None without any."""
+        share: float | None = self._all("save_model", str(folder), what="the learner to save its weights")[0]
+        return share
 
     def shutdown(self) -> None:
         for rank in self.ranks:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from rlpost.config import Lora, Model
+from rlpost.config import Model
+from rlpost.learner.adapters import add_lora, lora_layers, merged, trained
+from rlpost.learner.masters import Masters, gathered
+from rlpost.learner.survival import Survival
 from rlpost.models.load import load_causal_lm
 from rlpost.models.source import ModelSource
 from rlpost.weights import tail
@@ -44,35 +46,18 @@ def without_noise(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def add_lora(model: PreTrainedModel, lora: Lora) -> None:
-    """Put adapters in; only they stay trainable."""
-    from peft import LoraConfig, inject_adapter_in_model
-
-    model.requires_grad_(False)
-    targets: Any = lora.target_modules
-    if targets == "all-linear":
-        head = model.get_output_embeddings()
-        targets = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head]
-        if not targets:
-            raise ValueError(f"{type(model).__name__} has no linear layers: name them in model.lora.target_modules")
-    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets)
-    inject_adapter_in_model(config, model)
-    if not any(p.requires_grad for p in model.parameters()):
-        raise ValueError(
-            f"model.lora.target_modules {lora.target_modules!r} matched no layer of {type(model).__name__}"
-        )
-
-
 def checkpoint_tensors(
     model: PreTrainedModel,
     keep: bool,
     dtype: torch.dtype,
     device: str | None = "cpu",
     wide: Collection[str] = (),
+    survival: Survival | None = None,
+    masters: Masters | None = None,
 ) -> dict[str, torch.Tensor]:
     """All weights under the names and shapes of the Hugging Face checkpoint format, and the buffers that go with them.
 
-    Adapters are merged, tied weights come once, stacked experts are taken apart again. Under ZeRO-3 every rank must
+    Adapters are merged in float32 and rounded once, tied weights come once, stacked experts are taken apart again. Under ZeRO-3 every rank must
     call this, in step: each tensor is gathered from all.
 
     Args:
@@ -81,21 +66,25 @@ def checkpoint_tensors(
             in some routers, which must not round differently in learner and engine.
         device: where copies are put; None leaves them where they are.
         wide: ends of names (`rlpost.weights.tail`) of what is wanted in float32 besides.
+        survival: told what of the adapters is left after rounding.
+        masters: where adapters are more precise than in the model.
     """
     from transformers.core_model_loading import revert_weight_conversion
 
-    adapters = dict(_lora_layers(model))
+    layers, adapters = lora_layers(model), trained(model, masters or Masters(), keep)
     tensors: dict[str, torch.Tensor] = {}
     for name, parameter in model.named_parameters():
         if "lora_" in name:
             continue
-        layer = adapters.get(name.removesuffix(".base_layer.weight")) if name.endswith(".base_layer.weight") else None
-        needed = [parameter] + (list(_lora_parameters(layer)) if layer is not None else [])
-        with gathered(needed), torch.no_grad():
+        adapted = name.removesuffix(".base_layer.weight") if name.endswith(".base_layer.weight") else ""
+        with gathered([parameter]), torch.no_grad():
             if keep:
                 value = parameter.detach()
-                if layer is not None:
-                    value = value + layer.get_delta_weight("default").to(value.dtype)
+                if adapted in layers:
+                    whole, base = merged(adapted, layers[adapted], value, adapters), value.float()
+                    if survival is not None:
+                        survival.add(whole - base, whole.to(dtype).float() - base.to(dtype).float())
+                    value = whole.to(dtype)
                 tensors[name.replace(".base_layer.", ".")] = value.to(device, copy=True) if device else value.clone()
     if not keep:
         return {}
@@ -108,28 +97,3 @@ def checkpoint_tensors(
         name: tensor.to(torch.float32 if tail(name) in wide or any(part in name for part in exact) else dtype)
         for name, tensor in revert_weight_conversion(model, tensors).items()
     }
-
-
-def _lora_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    for name, module in model.named_modules():
-        if hasattr(module, "get_delta_weight") and hasattr(module, "lora_A"):
-            yield name, module
-
-
-def _lora_parameters(layer: Any) -> Iterator[nn.Parameter]:
-    for name, parameter in layer.named_parameters():
-        if "lora_" in name:
-            yield parameter
-
-
-@contextmanager
-def gathered(parameters: list[nn.Parameter]) -> Iterator[None]:
-    """Whole parameters, where ZeRO-3 holds only this rank's shards of them."""
-    sharded = [p for p in parameters if hasattr(p, "ds_id")]
-    if not sharded:
-        yield
-        return
-    import deepspeed
-
-    with deepspeed.zero.GatheredParameters(sharded):
-        yield

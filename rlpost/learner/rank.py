@@ -36,6 +36,7 @@ class LearnerSpec:
         routing: which experts a mixture-of-experts policy chooses.
         longest: tokens of the longest sequence the engines take, which some rotary embeddings depend on; None: there
             are no engines.
+        adapter: folder of saved adapters to begin with, in PEFT's format.
     """
 
     source: ModelSource
@@ -52,6 +53,7 @@ class LearnerSpec:
     threads: int
     routing: Routing = field(default_factory=Routing)
     longest: int | None = None
+    adapter: str | None = None
 
 
 @dataclass(frozen=True)
@@ -112,10 +114,12 @@ class LearnerRank:
         import torch
         from transformers.integrations import HfDeepSpeedConfig
 
+        from rlpost.learner.adapters import load_adapter
         from rlpost.learner.deepspeed_config import deepspeed_config
         from rlpost.learner.logprobs import Policy, TokenLogProbs
         from rlpost.learner.references import References
         from rlpost.learner.replay import moe_blocks
+        from rlpost.learner.survival import Sample
         from rlpost.objective import Objective as Terms
 
         torch.set_num_threads(spec.threads)
@@ -134,6 +138,8 @@ class LearnerRank:
         self._zero3 = HfDeepSpeedConfig(config) if spec.learner.zero_stage == 3 else None
 
         model = self._load(spec.source, trainable=True)
+        if spec.adapter is not None:
+            load_adapter(model, spec.adapter)
         replay = self._replay(model)
         if spec.learner.gradient_checkpointing:
             how: dict[str, Any] = {"use_reentrant": False}
@@ -155,6 +161,9 @@ class LearnerRank:
         self.optimizer_steps = 0
         self.begin = 0
         self.course = fresh_course(spec.learner, spec.total_steps)
+        # With adapters the base stays, and all of an update is in them.
+        self._sample = None if spec.model.lora is not None else Sample(self.model)
+        self._survived: float | None = None
         self._check_isolation()
 
         def size(p: Any) -> int:
@@ -511,13 +520,60 @@ class LearnerRank:
         from rlpost.learner.model import DTYPES, checkpoint_tensors
         from rlpost.weights import held_wide, make_probes, to_numpy
 
-        tensors = checkpoint_tensors(self.model, self.rank == 0, DTYPES[dtype], wide=held_wide(readable))
+        survival = self._begin_survival(dtype)
+        tensors = checkpoint_tensors(
+            self.model,
+            self.rank == 0,
+            DTYPES[dtype],
+            wide=held_wide(readable),
+            survival=survival,
+            masters=self._masters(),
+        )
+        self._survived = survival.share
         if self.rank != 0:
             return None, None
         if (noise := amount("router.noise", version)) is not None:
             _disturb_routers(tensors, noise, version)
         arrays = {name: to_numpy(tensor) for name, tensor in tensors.items()}
         return arrays, make_probes(arrays, readable, version)
+
+    def adapters(self, dtype: DType, version: int) -> tuple[Any, Any]:
+        """The adapters alone as engines serve them, and probes; (None, None) but from rank 0. All ranks.
+
+        Args:
+            dtype: of the engines' adapters.
+        """
+        from rlpost.learner.adapters import as_served, factors, lora_layers, trained
+        from rlpost.learner.model import DTYPES
+        from rlpost.learner.survival import Survival
+        from rlpost.weights import probed, to_numpy
+
+        exact = trained(self.model, self._masters(), self.rank == 0)
+        if self.rank != 0:
+            return None, None
+        survival, tensors = Survival(), as_served(self.model, exact, DTYPES[dtype])
+        names = iter(tensors)
+        for name, layer in lora_layers(self.model).items():
+            survival.add_factors(*factors(name, layer, exact), tensors[next(names)], tensors[next(names)])
+        self._survived = survival.share
+        arrays = {name: to_numpy(tensor) for name, tensor in tensors.items()}
+        return arrays, probed(arrays, version)
+
+    def _begin_survival(self, dtype: DType) -> Any:
+        """What is known of the share that arrives before weights are gathered: of a full training, a sample."""
+        from rlpost.learner.model import DTYPES
+        from rlpost.learner.survival import Survival
+
+        return Survival() if self._sample is None else self._sample.survival(DTYPES[dtype], self._masters())
+
+    def _masters(self) -> Any:
+        from rlpost.learner.masters import Masters
+
+        return Masters(self.engine.optimizer)
+
+    def survived(self) -> float | None:
+        """Which share of all that was trained the latest weights for the engines hold; None before anything was."""
+        return self._survived
 
     def connect(self, backend: str, engines: list[Any], world_size: int, master: tuple[str, int]) -> None:
         """Join vLLM's own weight transfer, as its trainer side. GPUs only."""
@@ -533,14 +589,16 @@ class LearnerRank:
             if backend == "nccl"
             else IPCTrainerInitInfo(rank=self.rank)
         )
-        self._source = LearnerWeights(self.model, self.spec.model.dtype)
+        self._source = LearnerWeights(self.model, self.spec.model.dtype, self._masters)
         self._sender = WeightTransferTrainerFactory.trainer_init(
             info, client=RayVLLMWeightSyncClient(engines), source=self._source
         )
 
     def send_weights(self, dtype: DType, readable: dict[str, Held], version: int) -> Any:
         """Send all weights to the connected engines. Returns probes from rank 0. All ranks."""
+        survival = self._begin_survival(dtype)
         self._source.begin(dtype, readable, version)
+        self._survived = (self._source.survival if self._sample is None else survival).share
         self._sender.send_weights()
         return self._source.probes
 
@@ -551,7 +609,13 @@ class LearnerRank:
         return Path(folder).is_dir(), socket.gethostname()
 
     def save(self, folder: str) -> None:
-        """Write this rank's DeepSpeed state, and from rank 0 the weights in the Hugging Face format."""
+        """Write this rank's DeepSpeed state, and from rank 0 what was trained: adapters in PEFT's format, else weights.
+
+        The weights below adapters are not written: they are those of the run's base.
+        """
+        from rlpost.learner.adapters import save_adapter, trained
+
+        lora = self.spec.model.lora is not None
         self.engine.save_checkpoint(
             str(Path(folder) / "deepspeed"),
             tag="state",
@@ -560,9 +624,15 @@ class LearnerRank:
                 "course": course_state(self.spec.learner, self.course, self.begin),
             },
             save_latest=False,
+            exclude_frozen_parameters=lora,
         )
         self.anchors.save(Path(folder) / "anchors", self.rank)
-        self.save_model(str(Path(folder) / "model"))
+        if not lora:
+            self.save_model(str(Path(folder) / "model"))
+            return
+        exact = trained(self.model, self._masters(), self.rank == 0)
+        if self.rank == 0:
+            save_adapter(Path(folder) / "model", self.spec.source, self.model, exact)
 
     def load(self, folder: str, anchors: bool = True) -> dict[str, float]:
         """Restore what `save` wrote. A checkpoint that is not there is an error, not a fresh start.
@@ -577,7 +647,8 @@ class LearnerRank:
         # DeepSpeed only warns, and starts afresh, when it finds nothing.
         path, state = None, {}
         if shards.is_dir():
-            path, state = self.engine.load_checkpoint(str(shards.parent), tag=shards.name)
+            load = self._load_trained if self.spec.model.lora is not None else None
+            path, state = self.engine.load_checkpoint(str(shards.parent), tag=shards.name, custom_load_fn=load)
         if path is None:
             raise FileNotFoundError(f"no DeepSpeed state for rank {self.rank} of {self.world} in {shards}")
         last_lr = self.engine.optimizer.param_groups[0]["lr"]
@@ -594,33 +665,59 @@ class LearnerRank:
     def load_weights(self, folder: str, taken: int, anchors: bool = True) -> None:
         """Go on from the weights of a checkpoint with an optimizer that begins anew, as its learning rate does. All ranks.
 
-        Whole weights are those this rank was started from. Adapters come from what DeepSpeed saved.
+        They are those this rank was started from, adapters included (`LearnerSpec.adapter`).
 
         Args:
             taken: optimizer steps of the run until here.
             anchors: those that moved too.
         """
-        if self.spec.model.lora is not None:
-            shards = Path(folder) / "deepspeed" / "state"
-            path, _ = self.engine.load_checkpoint(
-                str(shards.parent), tag=shards.name, load_optimizer_states=False, load_module_only=True
-            )
-            if path is None:
-                raise FileNotFoundError(f"no DeepSpeed state for rank {self.rank} of {self.world} in {shards}")
         if anchors:
             self.anchors.load(Path(folder) / "anchors", self.rank)
         self.optimizer_steps = self.begin = taken
         self.course = fresh_course(self.spec.learner, self.spec.total_steps, taken)
 
-    def save_model(self, folder: str) -> None:
-        """Write only the weights, in the Hugging Face format."""
-        from rlpost.learner.model import DTYPES, checkpoint_tensors
-        from rlpost.models.save import save_pretrained
+    def _load_trained(self, src: dict[str, Any], dst: Any) -> None:
+        """Take what `save` kept of a model with adapters: all that is trained, and buffers.
 
-        dtype = DTYPES[self.spec.model.dtype]
-        tensors = checkpoint_tensors(self.model, self.rank == 0, dtype)
+        Raises:
+            ValueError: the checkpoint is of other adapters.
+        """
+        found = dst.load_state_dict(src, strict=False)
+        frozen = {name for name, parameter in dst.named_parameters() if not parameter.requires_grad}
+        # Names of one tensor under which only some are parameters (a head in a module of its own, tied weights).
+        held = {id(parameter) for parameter in dst.parameters() if not parameter.requires_grad}
+        frozen |= {name for name, tensor in dst.state_dict(keep_vars=True).items() if id(tensor) in held}
+        if wrong := sorted((set(found.missing_keys) - frozen) | set(found.unexpected_keys)):
+            raise ValueError(
+                f"the checkpoint's adapters are not those of model.lora now: {len(wrong)} tensors differ, such as "
+                f"{wrong[0]}: resume with the model.lora the run began with"
+            )
+
+    def save_model(self, folder: str) -> float | None:
+        """Write only the weights, in the Hugging Face format, adapters merged: in float32 where less would lose them.
+
+        Returns:
+            Which share of the adapters survives in `model.dtype`; None without any.
+        """
+        from rlpost.learner.model import DTYPES, checkpoint_tensors
+        from rlpost.learner.survival import Survival
+        from rlpost.models.save import save_pretrained
+        from rlpost.weights import LEAST_SURVIVING
+
+        dtype, survival = DTYPES[self.spec.model.dtype], Survival()
+        masters = self._masters()
+        tensors = checkpoint_tensors(self.model, self.rank == 0, dtype, survival=survival, masters=masters)
+        lost = [survival.share is not None and survival.share < LEAST_SURVIVING]
+        if self.spec.model.lora is not None:
+            import torch
+
+            torch.distributed.broadcast_object_list(lost, src=0)
+        if lost[0]:
+            dtype = DTYPES["float32"]
+            tensors = checkpoint_tensors(self.model, self.rank == 0, dtype, masters=masters)
         if self.rank == 0:
             save_pretrained(Path(folder), self.spec.source, tensors, dtype)
+        return survival.share
 
 
 def _disturb_routers(tensors: dict[str, Any], share: float, seed: int) -> None:

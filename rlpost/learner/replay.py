@@ -24,7 +24,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from rlpost.learner.model import gathered
+from rlpost.learner.masters import gathered
 from rlpost.meter import Meter
 
 # What a router's class is called: Qwen3MoeTopKRouter, DeepseekV3TopkRouter, AfmoeTokenChoiceRouter, HunYuanMoEV1Gate.

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
 
 from rlpost.config import DType
+from rlpost.learner.masters import Masters
 from rlpost.learner.model import DTYPES, checkpoint_tensors
+from rlpost.learner.survival import Survival
 from rlpost.weights import held_wide, make_probes, to_numpy
 
 if TYPE_CHECKING:
@@ -22,12 +24,14 @@ class LearnerWeights(WeightSource):
     The whole model is gathered on each rank for the time of a transfer; per-layer gathering is future work.
     """
 
-    def __init__(self, model: Any, dtype: DType) -> None:
+    def __init__(self, model: Any, dtype: DType, masters: Callable[[], Masters]) -> None:
         self._model = model
         self._dtype = dtype
         self._wide: set[str] = set()
+        self._masters = masters
         self._tensors: dict[str, torch.Tensor] = {}
         self.probes: dict[str, Probe] = {}
+        self.survival = Survival()
 
     def begin(self, dtype: DType, readable: dict[str, Held], version: int) -> None:
         """Gather this round's weights and make its probes."""
@@ -37,8 +41,15 @@ class LearnerWeights(WeightSource):
         self.probes = make_probes({n: to_numpy(self._tensors[n].cpu()) for n in names}, readable, version)
 
     def _gather(self) -> None:
+        self.survival = Survival()
         self._tensors = checkpoint_tensors(
-            self._model, keep=True, dtype=DTYPES[self._dtype], device=None, wide=self._wide
+            self._model,
+            True,
+            DTYPES[self._dtype],
+            device=None,
+            wide=self._wide,
+            survival=self.survival,
+            masters=self._masters(),
         )
 
     def metadata(self) -> list[ParamMeta]:

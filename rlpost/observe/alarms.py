@@ -10,6 +10,7 @@ from rlpost.config import Alarms
 from rlpost.exit_codes import ALARM
 from rlpost.verify.protocol import STATUSES
 from rlpost.verify.task import ON_ROW
+from rlpost.weights import LEAST_SURVIVING
 
 # Shares of verdicts and of rows are taken over the newest steps with this many, so that small steps count together,
 # and as if there had been this many where there are fewer: else one unlucky item would be a large share.
@@ -53,9 +54,11 @@ class Watch:
     the loss.
     """
 
-    def __init__(self, alarms: Alarms, dtype_is_fp32: bool, replay: str = "off") -> None:
+    def __init__(self, alarms: Alarms, dtype_is_fp32: bool, replay: str = "off", adapters: bool = False) -> None:
         """
         Args:
+            adapters: whether adapters are trained: then an update that does not arrive is a fault, while in a full
+                training in bfloat16 small steps wait in the optimizer until they are large enough.
             dtype_is_fp32: whether both engine and learner compute in float32, where they agree to rounding.
             replay: `routing.replay`.
         """
@@ -64,6 +67,9 @@ class Watch:
         self._logp_limit = alarms.mismatch_logp_abs_max
         if self._logp_limit is None and dtype_is_fp32:
             self._logp_limit = FP32_LOGP_ABS_MAX
+        self._least_survived = alarms.sync_survived
+        if self._least_survived is None and adapters:
+            self._least_survived = LEAST_SURVIVING
         self._without_signal = 0
         # By what is counted, of each recent step how many are bad, and how many there are; the newest last.
         self._recent: dict[str, list[tuple[float, float]]] = {}
@@ -74,6 +80,7 @@ class Watch:
         self._check_verdicts(step, metrics)
         self._check_routes(step, metrics)  # before the mismatch: wrong routes are one cause of it, and the clearer one
         self._check_mismatch(step, metrics)
+        self._check_survived(step, metrics)
         self._check_signal(step, metrics)
         self._check_experts(step, metrics)
 
@@ -101,6 +108,15 @@ class Watch:
         ):
             if limit is not None and name in metrics and metrics[name] > limit:
                 raise Alarm(step, name, metrics[name], f"above {key} {limit:g}", _LOOK_MISMATCH)
+
+    def _check_survived(self, step: int, metrics: Mapping[str, float]) -> None:
+        name, least = "sync/survived", self._least_survived
+        if least is not None and name in metrics and metrics[name] < least:
+            look = (
+                "What is sampled is not what is trained: the update is rounded away on its way into the engines' dtype. "
+                "Set rollout.dtype: float32, or let engines serve adapters (rollout.adapters: auto)"
+            )
+            raise Alarm(step, name, metrics[name], f"below alarms.sync_survived {least:g}", look)
 
     def _check_verdicts(self, step: int, metrics: Mapping[str, float]) -> None:
         """Each verifier by itself: a sample that one of them cannot score is lost, and some are for few rows."""

@@ -22,7 +22,7 @@ from rlpost.cluster import set_thread_environment
 from rlpost.config.checks import refuse_engine_args
 from rlpost.faults import failpoint
 from rlpost.models.load import eos_token_ids, load_tokenizer
-from rlpost.rollout import capture
+from rlpost.rollout import adapters, capture
 from rlpost.rollout import probes as read_back
 from rlpost.rollout.decode import Decoder
 from rlpost.rollout.request import EngineSpec, SampleRequest
@@ -69,6 +69,7 @@ class Engine:
         self._generated_tokens = 0
         self._busy_seconds = 0.0
         self._layout: capture.Layout | None = None
+        self._lora_request: Any = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     async def start(self) -> dict[str, Any]:
@@ -125,6 +126,18 @@ class Engine:
 
         await self._do(load)
 
+    async def load_adapters(self, arrays: dict[str, np.ndarray], version: int) -> None:
+        """Adapters from the object store, in place of those before, between two decoding steps."""
+        self.stale = True
+        assert self.spec.adapters is not None
+        rank = self.spec.adapters.rank
+
+        def load() -> None:
+            if not failpoint("engine.drop_update", version):
+                self._engine.collective_rpc(adapters.put, args=(arrays, rank))
+
+        await self._do(load)
+
     async def readable(self) -> dict[str, Held]:
         """Names, shapes and dtypes of the tensors whose bits can be read back: see `rlpost.rollout.probes.readable`."""
         return await self._do(lambda: self._engine.collective_rpc(read_back.readable)[0])
@@ -139,8 +152,10 @@ class Engine:
             StaleEngineError: a tensor differs; the engine stays stale.
         """
 
+        look = read_back.wrong_probes if self.spec.adapters is None else adapters.wrong_probes
+
         def accept() -> None:
-            found = self._engine.collective_rpc(read_back.wrong_probes, args=(probes,)) if probes is not None else []
+            found = self._engine.collective_rpc(look, args=(probes,)) if probes is not None else []
             wrong = sorted({name for worker in found for name in worker})
             if wrong:
                 raise StaleEngineError(
@@ -237,10 +252,19 @@ class Engine:
             capture.refuse_version(vllm.__version__)
             refuse_engine_args(s.engine_args)
             arguments["enable_return_routed_experts"] = True
+        if s.adapters is not None:
+            arguments |= self._adapter_arguments(vllm.__version__, EngineArgs(**{**arguments, **s.engine_args}))
         engine_args = EngineArgs(**{**arguments, **s.engine_args})
         if s.capture_routes:
             capture.refuse_dense(engine_args.create_model_config().get_num_experts(), s.source.path)
-        self._engine = LLMEngine.from_engine_args(engine_args)
+        try:
+            self._engine = LLMEngine.from_engine_args(engine_args)
+        except ValueError as error:
+            if s.adapters is not None and "LoRA target module" in str(error):
+                raise adapters.AdaptersRefusedError(str(error)) from error
+            raise
+        if s.adapters is not None:
+            self._refuse_unknown(s.adapters)
         if not s.on_gpu:
             torch.set_num_threads(s.threads)
         self._decode = Decoder(load_tokenizer(s.source))
@@ -252,6 +276,21 @@ class Engine:
             "kv_tokens": int((cache.num_gpu_blocks or 0) * cache.block_size),
             "routing": self._layout.described() if self._layout else None,
         }
+
+    def _adapter_arguments(self, version: str, engine_args: Any) -> dict[str, Any]:
+        from vllm.model_executor.model_loader.utils import get_model_architecture
+
+        assert self.spec.adapters is not None
+        model_class, _ = get_model_architecture(engine_args.create_model_config())
+        self._lora_request = adapters.request()
+        return adapters.engine_arguments(self.spec.adapters, version, model_class)
+
+    def _refuse_unknown(self, spec: adapters.AdapterSpec) -> None:
+        found = self._engine.collective_rpc(adapters.unknown, args=(spec.modules,))
+        if unknown := sorted({name for worker in found for name in worker}):
+            raise adapters.AdaptersRefusedError(
+                f"vLLM's model has no layer for the adapters of {len(unknown)} modules, such as {unknown[0]}"
+            )
 
     def _submit(self, request: SampleRequest, future: Future[list[Rollout]]) -> None:
         from vllm import SamplingParams
@@ -281,7 +320,7 @@ class Engine:
                 detokenize=bool(how.stop),
                 output_kind=RequestOutputKind.DELTA,
             )
-            self._engine.add_request(name, prompt, parameters)
+            self._engine.add_request(name, prompt, parameters, lora_request=self._lora_request)
             self._requests[name] = (request.group, sample)
         self._groups[request.group] = _Group(
             request, future, [_Sample() for _ in request.seeds], time.monotonic() + request.deadline

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import ray
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -17,6 +18,7 @@ from rlpost.types import Rollout
 
 if TYPE_CHECKING:
     from rlpost.learner.group import LearnerGroup
+    from rlpost.weights import Probe
 
 
 class Fleet:
@@ -52,8 +54,17 @@ class Fleet:
         self._running = [0] * len(self.engines)
         self._starting = [e.start.remote() for e in self.engines]
 
+    @property
+    def dtype(self) -> DType:
+        """What the engines compute in."""
+        return self.spec.dtype
+
     def ready(self) -> dict[str, Any]:
-        """Wait until every engine has its model. Returns what the first says of itself (`Engine.start`)."""
+        """Wait until every engine has its model. Returns what the first says of itself (`Engine.start`).
+
+        Raises:
+            AdaptersRefusedError: the engines cannot serve the adapters they were to.
+        """
         started = wait(self._starting, self._start_deadline, "the engines to load the model")
         readable = wait([e.readable.remote() for e in self.engines], self._start_deadline, "the engines' tensor names")
         self._readable = {n: s for n, s in readable[0].items() if all(r.get(n) == s for r in readable)}
@@ -61,7 +72,7 @@ class Fleet:
 
     def connect(self, learner: LearnerGroup) -> None:
         """Set up the transport of weights, where it needs setting up."""
-        if self.spec.weight_transfer != "object_store":
+        if self.spec.adapters is None and self.spec.weight_transfer != "object_store":
             workers = len(self.engines) * self.spec.tensor_parallel
             learner.connect(self.spec.weight_transfer, self.engines, world_size=1 + workers)
 
@@ -77,18 +88,32 @@ class Fleet:
         future.add_done_callback(done)
         return future
 
-    def sync(self, learner: LearnerGroup, version: int, dtype: DType) -> None:
-        """Give every engine the learner's weights and let it serve them as `version`.
+    def sync(self, learner: LearnerGroup, version: int, dtype: DType) -> dict[str, float]:
+        """Give every engine the learner's weights, or its adapters alone, and let it serve them as `version`.
 
         An engine that did not take them serves nothing: it raises, here and on any request.
+
+        Returns:
+            {"sync/survived": which share of what was trained the engines now hold}, empty before anything was.
         """
         if failpoint("sync.skip", version):
             probes: dict[str, Any] | None = None
+        elif self.spec.adapters is not None:  # a few megabytes, whatever way the base would take
+            arrays, probes = learner.adapters(dtype, version)
+            self._all("load_adapters", arrays, version, what="load adapters")
         elif self.spec.weight_transfer == "object_store":
             arrays, probes = learner.weights(dtype, self._readable, version)
             self._all("load_weights", arrays, version, what="load weights")
         else:
             probes = learner.send_weights(dtype, self._readable, version)
+        self._all("accept_version", version, probes, what="accept a weight version")
+        self.version = version
+        share = None if probes is None else learner.survived()
+        return {} if share is None else {"sync/survived": share}
+
+    def load_adapters(self, arrays: dict[str, np.ndarray], probes: dict[str, Probe], version: int) -> None:
+        """Serve given adapters, without a learner."""
+        self._all("load_adapters", ray.put(arrays), version, what="load adapters")
         self._all("accept_version", version, probes, what="accept a weight version")
         self.version = version
 

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from rlpost.config import DType
 from rlpost.models.source import ModelSource
+from rlpost.rollout.adapters import AdapterSpec
 
 
 @dataclass(frozen=True)
@@ -46,10 +48,11 @@ class EngineSpec:
     """Everything an engine actor needs to know, decided by the driver.
 
     `capture_routes`: bring the experts chosen for every token (`Rollout.routes`); needs a mixture-of-experts model.
+    `adapters`: serve these beside the weights of `source`, which stay; None serves weights alone.
     """
 
     source: ModelSource
-    dtype: str
+    dtype: DType
     max_model_len: int
     max_sequences: int
     tensor_parallel: int
@@ -63,6 +66,7 @@ class EngineSpec:
     on_gpu: bool
     engine_args: dict[str, Any]
     capture_routes: bool = False
+    adapters: AdapterSpec | None = None
 
 
 def sample_seed(run_seed: int, step: int, prompt_id: str, sample: int) -> int:

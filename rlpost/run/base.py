@@ -25,6 +25,7 @@ from rlpost.observe import Recorder
 from rlpost.run.cache import made_once
 from rlpost.types import Prompt
 from rlpost.verify.references import checker
+from rlpost.weights import LEAST_SURVIVING
 
 
 def base_model(config: Config, recorder: Recorder, join: Callable[[], None]) -> str:
@@ -45,7 +46,12 @@ def base_model(config: Config, recorder: Recorder, join: Callable[[], None]) -> 
 
     def teach(draft: Path) -> None:
         join()
-        _teach(config, warmup, start, tokenizer, examples, draft, recorder)
+        share = _teach(config, warmup, start, tokenizer, examples, draft, recorder)
+        if share is not None and share < LEAST_SURVIVING:
+            raise ConfigError(
+                f"warmup: only {share:.3f} of what the adapters of model.lora learned survives in model.dtype: "
+                f"{config.model.dtype}, in which the run would begin from it: set model.dtype: float32, or raise warmup.lr"
+            )
 
     if made_once(folder, teach):
         recorder.console.info(f"warm-up: found in {folder}")
@@ -82,7 +88,8 @@ def _teach(
     examples: list[tuple[Prompt, np.ndarray]],
     into: Path,
     recorder: Recorder,
-) -> None:
+) -> float | None:
+    """Returns which share of adapters survives in `model.dtype`, merged; None without adapters."""
     console = recorder.console
     longest = max(len(p.token_ids) + len(completion) for p, completion in examples)
     if longest > config.learner.tokens_per_micro_batch:
@@ -124,11 +131,17 @@ def _teach(
                     f"warm-up step {step}/{sft.steps}  loss {metrics['loss']:.4f}  lr {metrics['lr']:.2e}  "
                     f"epoch {order.consumed / len(examples):.2f}"
                 )
-        group.save_model(into)
+        share = group.save_model(into)
         save_chat_template(into, config.data.template, tokenizer)
+        if share is not None and share < LEAST_SURVIVING:
+            console.warn(
+                f"warm-up: only {share:.3f} of what the adapters learned survives in {config.model.dtype}; the model is "
+                "written in float32"
+            )
     finally:
         group.shutdown()
         placement.release()
+    return share
 
 
 def apart_from_test(examples: list[Prompt], config: Config, tokenizer: Any, recorder: Recorder) -> list[Prompt]:

@@ -10,15 +10,17 @@ from fractions import Fraction
 from typing import Any
 
 from rlpost import checkpoint, cluster
-from rlpost.config import Config, ConfigError
+from rlpost.config import Config, ConfigError, DType
 from rlpost.data import load_prompts, steps_until
 from rlpost.learner.group import LearnerGroup
 from rlpost.learner.rank import LearnerSpec
 from rlpost.models.load import load_tokenizer
 from rlpost.models.source import ModelSource
 from rlpost.observe import Recorder
+from rlpost.rollout.adapters import AdapterSpec, AdaptersRefusedError
 from rlpost.rollout.fleet import Fleet
 from rlpost.rollout.request import EngineSpec
+from rlpost.run.adapters import adapter_spec, merged_dtype
 from rlpost.run.lab import RunLab
 from rlpost.run.likelihood import LikelihoodReward
 from rlpost.run.roles import Roles
@@ -69,26 +71,32 @@ def running(
         pool = open_pool(config.verifiers, config.verifier_pool, config.cluster.start_deadline)
         stack.enter_context(pool)
         check_sandbox(pool, recorder)
-        fleet = start_fleet(config, base, placement)
-        stack.callback(fleet.shutdown)
+        engines = Engines(config, base, placement)
+        stack.callback(engines.shutdown)
         spec = learner_spec(config, roles, base, tokenizer.pad_token_id)
-        if resume is not None and not config.resume.takes("optimizer") and config.model.lora is None:
-            spec = replace(spec, source=ModelSource.of(config.model, str(resume.model)))
+        if resume is not None and not config.resume.takes("optimizer"):
+            if config.model.lora is None:
+                spec = replace(spec, source=ModelSource.of(config.model, str(resume.model)))
+            else:
+                spec = replace(spec, adapter=str(resume.model))
         learner = start_learner(config, spec, placement)
         stack.callback(learner.shutdown)
-        model, engine = learner.ready(), fleet.ready()
+        model, engine = learner.ready(), engines.ready()
+        fleet = engines.fleet
         check_same_routers(config, model["routing"], engine.get("routing"))
         fleet.connect(learner)
         console.info(
             f"learner: {model['parameters'] / 1e6:.1f} M parameters ({model['trainable'] / 1e6:.1f} M trained) on "
             f"{config.learner.ranks} rank(s), ZeRO {config.learner.zero_stage}, {config.model.dtype}; engines: "
-            f"{config.rollout.engines}, {config.rollout_dtype}, {engine['kv_tokens']:,} cached tokens each"
+            f"{config.rollout.engines}, {fleet.dtype}, {engine['kv_tokens']:,} cached tokens each"
         )
+        if config.model.lora is not None:
+            console.info(engines.served())
         run = Run(config, recorder, store, prompts, learner, fleet, pool, base, tokenizer, roles, likelihood)
         run.strategy.attach(RunLab(run))
         if resume is not None:
             run.restore(resume)
-        fleet.sync(learner, run.version, config.rollout_dtype)
+        fleet.sync(learner, run.version, fleet.dtype)
         if resume is None or not config.resume.takes("data"):
             run.strategy.prepare(RunLab(run))
         yield run
@@ -161,6 +169,57 @@ def check_same_routers(config: Config, learner: dict[str, Any] | None, engine: d
         )
 
 
+class Engines:
+    """The fleet of a run: with adapters where its engines can serve them, else for merged weights.
+
+    Args:
+        path: of the weights, below adapters where there are any.
+        merged: path of weights for engines that cannot serve adapters, made when it is asked for; `path`, to be
+            overwritten by an update, by default.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        path: str,
+        placement: cluster.Placement,
+        max_model_len: int | None = None,
+        merged: Callable[[DType], str] | None = None,
+    ) -> None:
+        self._config, self._path, self._where, self._merged = config, path, (placement, max_model_len), merged
+        adapters = adapter_spec(config, path)
+        asked = "rollout.adapters: merged" if config.rollout.adapters == "merged" else "rollout.dtype: float32"
+        self._why_merged = "" if adapters is not None else asked
+        self.fleet = self._start(adapters)
+
+    def _start(self, adapters: AdapterSpec | None) -> Fleet:
+        dtype, path = self._config.rollout_dtype, self._path
+        if self._config.model.lora is not None and adapters is None:
+            dtype = merged_dtype(self._config, self._path)
+            path = self._merged(dtype) if self._merged else path
+        spec = engine_spec(self._config, path, self._where[1])
+        return start_fleet(self._config, replace(spec, adapters=adapters, dtype=dtype), self._where[0])
+
+    def ready(self) -> dict[str, Any]:
+        """Wait for the engines; for others, where these cannot serve the adapters. Returns `Fleet.ready`."""
+        try:
+            return self.fleet.ready()
+        except AdaptersRefusedError as refused:
+            self._why_merged = str(getattr(refused, "cause", refused))
+            self.fleet.shutdown()
+            self.fleet = self._start(None)
+            return self.fleet.ready()
+
+    def served(self) -> str:
+        """How the engines get what is trained, in a line."""
+        if self.fleet.spec.adapters is not None:
+            return f"adapters: served by the engines as they are, in {self.fleet.dtype}"
+        return f"adapters: merged for the engines, in {self.fleet.dtype} ({self._why_merged})"
+
+    def shutdown(self) -> None:
+        self.fleet.shutdown()
+
+
 def engine_spec(config: Config, path: str, max_model_len: int | None = None) -> EngineSpec:
     ro = config.rollout
     return EngineSpec(
@@ -182,9 +241,9 @@ def engine_spec(config: Config, path: str, max_model_len: int | None = None) -> 
     )
 
 
-def start_fleet(config: Config, path: str, placement: cluster.Placement, max_model_len: int | None = None) -> Fleet:
+def start_fleet(config: Config, spec: EngineSpec, placement: cluster.Placement) -> Fleet:
     return Fleet(
-        engine_spec(config, path, max_model_len),
+        spec,
         placement.engines,
         cpus=config.cluster.cpus_per_engine,
         gpus=placement.engine_gpus,

@@ -79,8 +79,8 @@ class Run:
         self.strategy = roles.strategy
         self.strategy.begin(self.order)
         self.sampler = GroupSampler(fleet, pool, config.seed, config.rollout.deadline)
-        fp32 = config.model.dtype == config.rollout_dtype == "float32"
-        self.watch = Watch(config.alarms, fp32, config.routing.replay)
+        fp32 = config.model.dtype == fleet.dtype == "float32"
+        self.watch = Watch(config.alarms, fp32, config.routing.replay, adapters=config.model.lora is not None)
         self.sampling = Sampling(
             temperature=config.rollout.temperature,
             max_tokens=config.rollout.max_tokens,

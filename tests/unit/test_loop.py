@@ -212,7 +212,7 @@ def test_what_a_step_sampled_and_learned_from_is_gone_when_the_next_is_sampled()
         return groups
 
     run.sampler.submit, run.chosen, run.learner = submit, chosen, SimpleNamespace(update=update)
-    run.fleet, run.referee, run.stop_requested = SimpleNamespace(sync=lambda *_: None), "v", False
+    run.fleet, run.referee, run.stop_requested = SimpleNamespace(dtype="float32", sync=lambda *_: {}), "v", False
     for name in ("say", "adapt", "report", "save", "evaluate"):
         setattr(run, name, lambda *_: None)
     loop.train(run)

@@ -16,7 +16,7 @@ import rlpost.run.start
 import rlpost.run.training
 from rlpost import checkpoint, cluster
 from rlpost.cli import run
-from rlpost.config import Learner, load
+from rlpost.config import Learner, Model, load
 from rlpost.data.errors import DataError
 from rlpost.exit_codes import BAD_USAGE, DONE, FAULT, NOTHING_TO_DO, PREEMPTED
 from rlpost.learner.group import LearnerGroup
@@ -381,11 +381,11 @@ def test_what_the_optimizer_is_told_once_is_told_again_after_its_old_state_was_l
     rank = LearnerRank.__new__(LearnerRank)
     rank.rank, rank.world = 0, 1
     learner = Learner(betas=(0.8, 0.9), eps=1e-6, weight_decay=0.2, lr=0.5, schedule="linear")
-    rank.spec = SimpleNamespace(learner=learner, total_steps=10)
+    rank.spec = SimpleNamespace(learner=learner, total_steps=10, model=Model(path="m"))
     rank.anchors = SimpleNamespace(load=lambda *_: None)
     rank.engine = SimpleNamespace(optimizer=SimpleNamespace(param_groups=[{}]))
 
-    def load_checkpoint(folder: str, tag: str) -> tuple[str, dict[str, int]]:
+    def load_checkpoint(folder: str, tag: str, custom_load_fn: None) -> tuple[str, dict[str, int]]:
         rank.engine.optimizer.param_groups = [{"lr": 1.0, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}]
         return folder, {"optimizer_steps": 5, "course": course_state(learner, fresh_course(learner, 5))}
 

@@ -5,7 +5,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rlpost.config import Lora, Model
-from rlpost.learner.model import add_lora, load_model
+from rlpost.learner.adapters import add_lora
+from rlpost.learner.model import load_model
 from rlpost.models.source import ModelSource
 
 SIZES = {"vocab_size": 40, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "pad_token_id": 0}

@@ -11,9 +11,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 from rlpost.config import Lora
+from rlpost.learner.adapters import add_lora
 from rlpost.learner.batch import Batch, make_grid, plan
 from rlpost.learner.logprobs import Policy
-from rlpost.learner.model import add_lora
 from rlpost.learner.references import AnchorSpec, References
 
 FROZEN, MOVABLE = AnchorSpec((("base", 1.0),)), AnchorSpec((("base", 1.0),), movable=True)

@@ -174,3 +174,20 @@ def test_an_alarm_crosses_a_process_boundary_whole() -> None:
     alarm = Alarm(3, "loss", float("inf"), "which is not finite", "Look there")
     copy = pickle.loads(pickle.dumps(alarm))
     assert (str(copy), copy.step) == (str(alarm), 3)
+
+
+def test_an_update_of_adapters_must_reach_the_engines() -> None:
+    lost = {**GOOD, "sync/survived": 0.11}
+    adapters = Watch(Alarms(), dtype_is_fp32=False, adapters=True)
+    with pytest.raises(Alarm, match=r"sync/survived is 0.11, below alarms.sync_survived 0.9.*rollout.dtype: float32"):
+        adapters.check(1, lost)
+    adapters.check(1, {**GOOD, "sync/survived": 0.99})
+    adapters.check(1, GOOD)  # nothing was trained yet
+    Watch(Alarms(sync_survived=0.1), dtype_is_fp32=False, adapters=True).check(1, lost)
+
+
+def test_small_steps_of_a_full_training_may_wait_in_the_optimizer() -> None:
+    waiting = {**GOOD, "sync/survived": 0.0}
+    watch(fp32=False).check(1, waiting)
+    with pytest.raises(Alarm, match=r"below alarms.sync_survived 0.5"):
+        watch(fp32=False, sync_survived=0.5).check(1, waiting)

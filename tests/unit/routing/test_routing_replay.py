@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from routing_cases import by_token, gradients, lay_out, loss, own_choice, random_rows, sequences
 
 from rlpost.config import Lora
-from rlpost.learner.model import add_lora
+from rlpost.learner.adapters import add_lora
 from rlpost.learner.replay import Replay, find_routers
 from tests.moe_models import FAMILIES, make_model
 
