@@ -98,6 +98,8 @@ def _write(
         convert(saved.model, draft, model, dtype)
         return
     share = merge_adapter(saved.model, draft, model, dtype)
+    for template in saved.model.glob("chat_template*"):  # that it was trained with, where it is not the base's own
+        shutil.copy(template, draft)
     if share is None:
         console.info("the adapters have not moved: these are the weights of the base")
         return

@@ -46,7 +46,6 @@ def test_adapters_are_served_saved_resumed_evaluated_and_exported_as_adapters(wr
         warmup=None,
         steps=4,
         learner={"lr": 1e-4},
-        rollout={"max_staleness": 1},
         evaluation={"before": False, "every": 3, "after": False},
         checkpoint={"every": 2},
     )

@@ -8,12 +8,22 @@ import logging
 import pytest
 import torch
 import vllm
+from vllm.lora.ops.torch_ops import lora_ops
 from vllm.model_executor.layers.fused_moe.oracle.unquantized import UnquantizedMoeBackend
 from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
 from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
 from vllm.platforms import current_platform
 
-from rlpost.rollout.plugin import packing_every_load, packs_first_load_only, register, repair_expert_reload
+from rlpost.rollout.plugin import (
+    _expand,
+    _expand_slice,
+    _shrink,
+    packing_every_load,
+    packs_first_load_only,
+    register,
+    repair_expert_reload,
+    with_one_slot,
+)
 
 FAULTY = """
     def _setup_kernel(self, layer):
@@ -146,3 +156,22 @@ def test_the_rotary_kernel_turns_every_head_of_a_query_with_heads_apart(neox):
     alone, _ = repaired.__wrapped__(Rotary(), positions, query.clone(), key.clone())
     assert (alone - expected[0]).abs().max() > 0.1
     assert repaired(Rotary(), positions, query.clone())[1] is None
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_the_one_adapter_of_an_engine_is_multiplied_as_vllm_does_it(slots):
+    torch.manual_seed(0)
+    x, a, b = torch.randn(5, 12), torch.randn(slots, 1, 3, 12), torch.randn(slots, 1, 8, 3)
+    index = torch.zeros(5, dtype=torch.long)
+    for theirs, ours, weights, inputs, width, rest in (
+        ("bgmv_shrink", _shrink, a, x, 4, (2.0,)),
+        ("bgmv_expand", _expand, b, torch.randn(5, 3), 10, (True,)),
+        ("bgmv_expand", _expand, b, torch.randn(5, 3), 6, (False,)),
+        ("bgmv_expand_slice", _expand_slice, b, torch.randn(5, 3), 12, (4, 8, True)),
+    ):
+        operation = getattr(lora_ops, theirs)
+        plain = getattr(operation, "__wrapped__", operation)
+        expected, found = (torch.full((5, width), 0.5) for _ in range(2))
+        plain(inputs, weights, expected, index, *rest)
+        with_one_slot(plain, ours)(inputs, weights, found, index, *rest)
+        torch.testing.assert_close(found, expected)
