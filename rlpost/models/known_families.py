@@ -40,7 +40,6 @@ FAMILIES: dict[str, tuple[str, str]] = {
     "glm4": ("packed", ""),
     "glm4_moe": ("packed", ""),
     "glm4_moe_lite": ("packed", ""),
-    "glm_moe_dsa": ("packed", ""),
     "gpt2": ("packed", ""),
     "gpt_bigcode": ("packed", ""),
     "gpt_neo": ("packed", ""),
