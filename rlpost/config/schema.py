@@ -16,6 +16,7 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from rlpost.config.checks import check_batch, check_best, check_evaluation, check_method, check_placement, check_routing
 from rlpost.config.objective import Objective
+from rlpost.config.overrides import check_overrides
 from rlpost.config.paths import ConfiguredPath, HubPath, LocalPath, OutputPath
 from rlpost.config.section import AtKey, Component, DType, Named, OneOrNamed, Section, as_component
 
@@ -482,7 +483,10 @@ class Rollout(Section):
     )
     deadline: float = Field(1800.0, gt=0, description="seconds one step's sampling may take")
     sync_deadline: float = Field(600.0, gt=0, description="seconds a weight update may take")
-    engine_args: dict[str, Any] = Field(default_factory=dict, description="passed to vLLM's EngineArgs as they are")
+    engine_args: dict[str, Any] = Field(
+        default_factory=dict,
+        description="passed to vLLM's EngineArgs; what would change which tokens are drawn is refused",
+    )
 
 
 class Optimizer(Section):
@@ -521,7 +525,8 @@ class Learner(Optimizer):
     threads: int | None = Field(None, ge=1, description="CPU threads of a rank; the cores divided by the ranks")
     deadline: float = Field(1800.0, gt=0, description="seconds one update may take")
     deepspeed: dict[str, Any] = Field(
-        default_factory=dict, description="merged over the DeepSpeed configuration we make"
+        default_factory=dict,
+        description="merged over the DeepSpeed configuration we make; what would change the meaning of a step is refused",
     )
 
     @property
@@ -767,6 +772,7 @@ class Config(Section):
         check_evaluation(self)
         check_routing(self)
         check_best(self)
+        check_overrides(self)
         return self
 
     def ending(self, step: int) -> Config:
