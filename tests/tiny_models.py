@@ -69,7 +69,11 @@ class OwnConfig(LlamaConfig):
 
 OWN_MODEL = """
 from transformers import LlamaForCausalLM
+from transformers import LlamaModel
 from .configuration_own import OwnConfig
+
+class OwnModel(LlamaModel):
+    config_class = OwnConfig
 
 class OwnForCausalLM(LlamaForCausalLM):
     config_class = OwnConfig
@@ -133,6 +137,10 @@ def with_own_code(folder: Path) -> Path:
         folder / "config.json",
         model_type="own_llama",
         architectures=["OwnForCausalLM"],
-        auto_map={"AutoConfig": "configuration_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnForCausalLM"},
+        auto_map={
+            "AutoConfig": "configuration_own.OwnConfig",
+            "AutoModel": "modeling_own.OwnModel",
+            "AutoModelForCausalLM": "modeling_own.OwnForCausalLM",
+        },
     )
     return folder

@@ -9,12 +9,10 @@ from rich.table import Table
 
 from rlpost.cluster import placement_plan
 from rlpost.config import Config
-from rlpost.data.sources import check_files
 from rlpost.exit_codes import DONE
 from rlpost.models.architecture import experts_of, hf_config
-from rlpost.models.families import check_family
-from rlpost.models.source import ModelSource, OutOfReachError
-from rlpost.models.weights import WeightsError, parameter_count
+from rlpost.models.facts import Facts
+from rlpost.models.fits import longest
 from rlpost.routing import bytes_per_token
 
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -25,13 +23,22 @@ def show(config: Config) -> int:
 
     Raises:
         DataError: a source has not the files it should have.
+        ConfigError: a run would be refused.
     """
-    check_files(config)
-    check_family(config)
-    facts = batch_arithmetic(config)
+    from rlpost.run.check import checked
+
+    ready = checked(config, elsewhere=True)
+    config = ready.config
     out = Console(soft_wrap=True)
+    for line in ready.lines:
+        out.print(line, highlight=False, markup=False)
+    if ready.facts is not None:
+        table = Table("model", "", box=None)
+        for name, what in described(ready.facts, config).items():
+            table.add_row(name, what)
+        out.print(table)
     table = Table("batch", "", box=None)
-    for name, value in facts.items():
+    for name, value in batch_arithmetic(config).items():
         table.add_row(name, f"{value:,}")
     out.print(table)
     if config.ends_with is None and config.epochs is not None:
@@ -41,9 +48,9 @@ def show(config: Config) -> int:
     for bundle in placed["bundles"]:
         table.add_row(bundle["for"], f"{bundle.get('GPU', 0):g}", f"{bundle['CPU']:g}")
     out.print(table)
-    memory = memory_plan(config)
+    memory = memory_plan(config, ready.facts.parameters if ready.facts else None)
     if memory is None:
-        out.print("memory: unknown; set model.parameters (a count), or give model.path as a folder with safetensors")
+        out.print("memory: unknown; set model.parameters (a count), or give model.path as a folder")
     else:
         out.print(_sizes("memory, GiB at least", memory))
         out.print("activations and the engines' cache come on top")
@@ -56,6 +63,22 @@ def show(config: Config) -> int:
             out.print(_sizes("routes, GiB at most", routes))
             out.print("groups that are refilled come on top")
     return DONE
+
+
+def described(facts: Facts, config: Config) -> dict[str, str]:
+    """What the model is, in words."""
+    window = f", some layers see {facts.window:,} back" if facts.window else ""
+    limit = f"{facts.positions:,}" if facts.positions else "no limit"
+    return {
+        "family": facts.family,
+        "parameters": f"{facts.parameters:,}",
+        "positions": f"{limit}{window}; {longest(config):,} are asked for",
+        "attention": f"{config.model.attention} (it has {', '.join(facts.attention)})",
+        "dtype": f"{' and '.join(facts.dtypes) or 'none'} on disk, {config.model.dtype} in the learner, "
+        f"{config.rollout_dtype} in the engines",
+        "vocabulary": f"{facts.tokens:,} tokens, {facts.rows:,} embeddings",
+        "a response ends with": ", ".join(map(str, facts.end)),
+    }
 
 
 def _sizes(title: str, sizes: Mapping[str, float]) -> Table:
@@ -108,9 +131,13 @@ def routes_plan(config: Config) -> dict[str, float] | None:
     }
 
 
-def memory_plan(config: Config) -> dict[str, float] | None:
-    """Bytes by holder that do not depend on the data; None when the size of the model is not known."""
-    count = config.model.parameters or _count_on_disk(config)
+def memory_plan(config: Config, parameters: int | None) -> dict[str, float] | None:
+    """Bytes by holder that do not depend on the data; None when the size of the model is not known.
+
+    Args:
+        parameters: of the model, where it could be looked at; `model.parameters` goes before.
+    """
+    count = config.model.parameters or parameters
     if count is None:
         return None
     le, width = config.learner, BYTES[config.model.dtype]
@@ -128,13 +155,3 @@ def memory_plan(config: Config) -> dict[str, float] | None:
     for anchor in config.objective.anchor_models():
         plan[f"anchor {anchor}, a rank"] = count * width / shard[0]
     return plan
-
-
-def _count_on_disk(config: Config) -> int | None:
-    """Parameters by the checkpoint's headers; None for a model that is made, or whose weights are not on this machine."""
-    if config.model.path is None:
-        return None
-    try:
-        return parameter_count(ModelSource.of(config.model).folder(weights=False))
-    except (OutOfReachError, WeightsError):
-        return None

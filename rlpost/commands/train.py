@@ -8,11 +8,9 @@ from pathlib import Path
 
 from rlpost import atomic, checkpoint, cluster
 from rlpost.config import Config, ConfigError, dump, load
-from rlpost.data.sources import check_files
 from rlpost.exit_codes import DONE, NOTHING_TO_DO, PREEMPTED
-from rlpost.models.architecture import check_experts
-from rlpost.models.families import check_family
 from rlpost.observe import Recorder, RunFolder
+from rlpost.run.check import checked
 from rlpost.run.refusal import refused_leaves_nothing
 from rlpost.stop import STOP
 
@@ -24,8 +22,10 @@ def start(config: Config, command: list[str]) -> int:
             f"resume.only: {config.resume.only} is for `rlpost resume RUN_DIR resume.only=[...]`: a new run takes nothing; "
             "leave it out"
         )
-    check_objective(config)
+    ready = checked(config)
+    config = ready.config
     with _new_run(config, command) as recorder, refused_leaves_nothing(recorder.folder):
+        _say(recorder, ready.lines)
         return _go(config, recorder, _store(recorder.folder), resume=None)
 
 
@@ -33,17 +33,19 @@ def proceed(path: Path, overrides: list[str]) -> int:
     """An old run, from its newest checkpoint; from the start where it had none yet."""
     folder = RunFolder.open(path)
     config = load([folder.config], overrides)
-    check_objective(config)
     store = _store(folder)
     saved, rejected = store.newest()
     if saved is None:
         check_nothing_is_lost(folder, rejected)
+        config = checked(config).config
         with Recorder(folder, config, resumed_at=-1) as recorder:  # the evaluation at step 0 is made again too
             recorder.console.info(f"{folder.path} has no checkpoint yet: it starts anew")
             return _go(config, recorder, store, resume=None)
     check_same_start(load([folder.config], []), config, saved)
     check_can_be_taken(config, saved)
     state = saved.state()
+    ready = checked(config, state["base"])
+    config = ready.config
     with Recorder(folder, config, resumed_at=state["step"]) as recorder:
         for line in rejected:
             recorder.console.warn(f"checkpoint passed over: {line}")
@@ -55,6 +57,7 @@ def proceed(path: Path, overrides: list[str]) -> int:
             )
             return NOTHING_TO_DO
         recorder.console.info(f"resuming {folder.path} from {saved.path.name}")
+        _say(recorder, ready.lines)
         return _go(config, recorder, store, resume=saved)
 
 
@@ -62,6 +65,8 @@ def warm_up(config: Config, command: list[str]) -> int:
     """Supervised learning alone."""
     if config.warmup is None:
         raise ConfigError("rlpost sft needs a `warmup` section: its data, steps and learning rate")
+    sft, ready = config.warmup, checked(config)
+    config = ready.config
     with (
         _new_run(config, command) as recorder,
         refused_leaves_nothing(recorder.folder),
@@ -69,23 +74,17 @@ def warm_up(config: Config, command: list[str]) -> int:
     ):
         from rlpost.run.base import base_model, supervise
 
+        _say(recorder, ready.lines)
         start_from = base_model(config.model_copy(update={"warmup": None}), recorder, join)
         target = recorder.folder.path / "model"
-        supervise(config, config.warmup, start_from, target, recorder, join)
+        supervise(config, sft, start_from, target, recorder, join)
         recorder.console.info(f"model  {target}")
     return DONE
 
 
-def check_objective(config: Config) -> None:
-    """Build every role once, so that a wrong parameter or a broken file is refused before anything starts."""
-    from rlpost.run.adapters import check_adapters
-    from rlpost.run.roles import Roles
-
-    check_files(config)
-    Roles(config)
-    check_family(config)
-    check_experts(config)
-    check_adapters(config)
+def _say(recorder: Recorder, lines: list[str]) -> None:
+    for line in lines:
+        recorder.console.info(line)
 
 
 def check_nothing_is_lost(folder: RunFolder, rejected: list[str]) -> None:
@@ -110,6 +109,7 @@ def check_same_start(before: Config, now: Config, saved: checkpoint.Checkpoint) 
     """Refuse other weights to start from: those of the checkpoint are taken."""
     for key, was, asked in (
         ("model.path", before.model.path, now.model.path),
+        ("model.revision", before.model.revision, now.model.revision),
         ("model.create", before.model.create, now.model.create),
         ("warmup", before.warmup, now.warmup),
     ):

@@ -6,6 +6,7 @@ not told; here it always is.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlpost.config import ConfigError
 from rlpost.models.source import ModelSource
+from rlpost.user_code import nearest
 
 if TYPE_CHECKING:
     import torch
@@ -54,13 +56,20 @@ def load_config(source: ModelSource) -> PretrainedConfig:
     Raises:
         ConfigError: it is not there, torn, of a type that is not known, or needs code that may not be run.
     """
+    import transformers
     from transformers import AutoConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     folder = source.folder(weights=False)
     written = config_values(source)
     with _named(source, "configuration", folder):
         if "model_type" not in written and "auto_map" not in written:
             raise ValueError("config.json names no model_type")
+        kind = str(written.get("model_type"))
+        if kind not in CONFIG_MAPPING and "auto_map" not in written:
+            raise ValueError(
+                f"transformers {transformers.__version__} has no model_type {kind!r}{nearest(kind, list(CONFIG_MAPPING))}"
+            )
         return AutoConfig.from_pretrained(folder, trust_remote_code=source.trust_remote_code)
 
 
@@ -125,6 +134,26 @@ def load_causal_lm(source: ModelSource, dtype: torch.dtype, attention: str = "sd
                 f"{type(loaded).__name__} needs: it is of another model, or not whole"
             )
     return loaded
+
+
+def shaped(config: PretrainedConfig, where: str, trust_remote_code: bool) -> PreTrainedModel:
+    """The network a configuration describes, with shapes and no weights.
+
+    Raises:
+        ConfigError: its class cannot be built of these sizes.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            made: PreTrainedModel = AutoModelForCausalLM.from_config(
+                copy.deepcopy(config), attn_implementation="eager", trust_remote_code=trust_remote_code
+            )
+    except Exception as error:  # whatever a class of transformers, or one that comes with the model, says of its sizes
+        said = " ".join(str(error).split())
+        raise ConfigError(f"{where}: no {config.model_type} can be built of its sizes: {said[:600]}") from error
+    return made
 
 
 @contextmanager

@@ -10,7 +10,6 @@ import yaml
 
 from rlpost import cli, config, exit_codes
 from rlpost.commands import listing
-from rlpost.commands.train import check_objective
 from rlpost.config import Config, load
 from rlpost.data import STRATEGIES
 from rlpost.objective import (
@@ -100,13 +99,13 @@ def test_a_file_says_what_it_is_where_it_is_from_what_differs_when_to_use_it_and
 def test_overrides_that_a_header_proposes_can_be_typed(file: Path):
     proposed = re.findall(r"`((?:objective|data)\.[\w.]+=[^`]+)`", " ".join(listing.header(file).values()))
     for override in proposed:
-        check_objective(load([base_of(file), file], [override.replace("=MODEL", "=null")]))
+        Roles(load([base_of(file), file], [override.replace("=MODEL", "=null")]))
 
 
 @each
 def test_every_part_of_a_method_over_its_base_can_be_built(file: Path):
     found = over_base(file)
-    check_objective(found)
+    Roles(found)
     Objective(found.objective)
     Credit(found.objective, found.steps)
     strategy = STRATEGIES.create(found.data.strategy)
@@ -246,7 +245,7 @@ def test_entries_of_ones_own_on_the_page_work_when_copied(tmp_path: Path, monkey
     (tmp_path / "base.yaml").write_text(yaml.safe_dump(tiny()))
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(settings))
     found = load(["base.yaml", "mine.yaml"])
-    check_objective(found)
+    Roles(found)
     _try_entries(found)
 
 

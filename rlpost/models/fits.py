@@ -1,0 +1,120 @@
+"""What a run asks of its model, compared before anything starts: refused, or set with a line that says so."""
+
+from __future__ import annotations
+
+import importlib.util
+from types import SimpleNamespace
+from typing import Any
+
+from rlpost.config import Config, ConfigError
+from rlpost.models.architecture import check_experts
+from rlpost.models.facts import Facts, Outline, positions
+from rlpost.models.families import check_family
+from rlpost.models.load import config_values
+from rlpost.models.source import ModelSource
+
+# Sizes of heads that vLLM's attention on CPU has; a test compares them with vLLM.
+CPU_HEADS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+
+
+def check_written(config: Config, source: ModelSource | None) -> None:
+    """The commonest slip, from what config.json spells out: transformers, which knows the rest, takes seconds to import.
+
+    Raises:
+        ConfigError: as `check_outline`.
+    """
+    if source is None:
+        assert config.model.create is not None
+        where, values = "model.create.config", config.model.create.config
+    else:
+        where, values = f"{source.key}.path {str(source)!r}", config_values(source)
+    if not values.get("rope_scaling"):  # spelled as in older versions
+        check_length(positions(SimpleNamespace(**values)), where, longest(config), _lengths(config))
+
+
+def check_outline(config: Config, outline: Outline) -> None:
+    """Refuse what a model's configuration alone does not allow.
+
+    Raises:
+        ConfigError: naming key, value and fix.
+    """
+    check_experts(config)
+    check_family(config)
+    check_length(outline.positions, outline.where, longest(config), _lengths(config))
+    if not config.on_gpu and outline.head_size is not None and outline.head_size not in CPU_HEADS:
+        raise ConfigError(
+            f"{outline.where} has attention heads of {outline.head_size}, which the engine does not have on CPU (it has "
+            f"{', '.join(map(str, CPU_HEADS))}): set cluster.gpus_per_node, or take a model with other heads"
+        )
+
+
+def fitted(config: Config, facts: Facts) -> tuple[Config, list[str]]:
+    """The configuration with what its model needs, and a line for each thing that was set or is cast.
+
+    Raises:
+        ConfigError: the model cannot do what is asked; names key, value and fix.
+    """
+    lines = []
+    _check_vocabulary(facts)
+    own = facts.source is not None and facts.source.path == config.model.path
+    if own and facts.source is not None and (pinned := facts.source.pinned()) != facts.source:
+        lines.append(f"model.revision: {facts.source} is commit {pinned.revision} of the hub, which the run stays with")
+        config = _with_model(config, revision=pinned.revision)
+    if config.model.attention not in facts.attention:
+        if config.model.attention == "flash_attention_2":
+            raise ConfigError(
+                f"model.attention: flash_attention_2, which {facts.family} does not have: set model.attention: "
+                f"{' or '.join(facts.attention[::-1])}"
+            )
+        lines.append(f"model.attention: set to eager, since {facts.family} does not have {config.model.attention}")
+        config = _with_model(config, attention="eager")
+    here = config.cluster.address is None
+    if config.model.attention == "flash_attention_2" and here and importlib.util.find_spec("flash_attn") is None:
+        raise ConfigError(
+            "model.attention: flash_attention_2 needs the package flash_attn, which is not installed: set model.attention: "
+            "sdpa, or install it"
+        )
+    if other := [dtype for dtype in facts.dtypes if dtype != config.model.dtype]:
+        lines.append(f"model.dtype: weights are {' and '.join(other)} on disk and are cast to {config.model.dtype}")
+    return config, lines
+
+
+def _with_model(config: Config, **values: Any) -> Config:
+    return config.model_copy(update={"model": config.model.model_copy(update=values)})
+
+
+def longest(config: Config) -> int:
+    """Tokens of the longest sequence a run may have, prompt and response."""
+    return config.max_sequence_tokens
+
+
+def check_length(positions: int | None, where: str, tokens: int, what: str) -> None:
+    """Refuse sequences of more tokens than a model has positions (None: no limit).
+
+    Raises:
+        ConfigError: with the sum as `what` says it.
+    """
+    if positions is not None and tokens > positions:
+        raise ConfigError(
+            f"{what} = {tokens} tokens, but {where} has {positions} positions: lower one of them by {tokens - positions}, or "
+            "take a model with more"
+        )
+
+
+def _lengths(config: Config) -> str:
+    return f"data.max_prompt_tokens {config.data.max_prompt_tokens} + rollout.max_tokens {config.rollout.max_tokens}"
+
+
+def _check_vocabulary(facts: Facts) -> None:
+    if facts.tokens > facts.rows:
+        made = facts.source is None
+        fix = "leave vocab_size out" if made else "give the tokenizer of the model, or resize its embeddings"
+        raise ConfigError(
+            f"{facts.where}: its tokenizer has ids up to {facts.tokens - 1}, but its embeddings have {facts.rows} rows: {fix}"
+        )
+    for name, value in (("pad_token_id", facts.padding), *(("eos_token_id", i) for i in facts.end)):
+        if not 0 <= value < facts.rows:
+            raise ConfigError(
+                f"{facts.where}: {name} {value} is no row of its {facts.rows} embeddings: mend its config.json, "
+                "generation_config.json or tokenizer_config.json"
+            )

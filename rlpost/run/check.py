@@ -1,0 +1,79 @@
+"""All that can be known to be wrong before anything starts: the same for `plan`, `train`, `sft`, `resume` and `submit`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from rlpost.config import Config, ConfigError
+from rlpost.data.sources import check_files
+from rlpost.models.facts import Facts, facts_of, outline_of
+from rlpost.models.fits import check_length, check_outline, check_written, fitted, longest
+from rlpost.models.source import ModelSource, OutOfReachError
+
+if TYPE_CHECKING:
+    from rlpost.run.roles import Roles
+
+    check_files(config)
+
+@dataclass(frozen=True)
+class Checked:
+    """
+    Attributes:
+        config: with what the model needs.
+        facts: what the model is; None where it is out of reach from here.
+        lines: what was set, what is cast, what could not be looked at.
+    """
+
+    config: Config
+    facts: Facts | None = None
+    lines: list[str] = field(default_factory=list)
+
+
+def checked(config: Config, base: str | None = None, elsewhere: bool = False) -> Checked:
+    """Build every role once and look at every model, so that a wrong parameter, a broken file or a model that cannot do
+    what is asked is refused.
+
+    Args:
+        base: the weights a resumed run started from.
+        elsewhere: the run is to be on other machines, which may hold models that are out of reach here.
+
+    Raises:
+        ConfigError: naming key, value and fix.
+        DataError: a source has not the files it should have.
+    """
+    from rlpost.run.roles import Roles
+
+    made = base is None and config.model.create is not None
+    source = None if made else ModelSource.of(config.model, base)
+    try:
+        check_written(config, source)
+        outline = outline_of(config.model, source)
+        check_outline(config, outline)  # first: it takes a second, and what follows imports torch
+        roles = Roles(config)
+        facts = facts_of(config.model, outline)
+        config, lines = fitted(config, facts)
+        _check_anchors(config, roles, facts)
+    except OutOfReachError as error:
+        if not elsewhere:
+            raise
+        Roles(config)
+        return Checked(config, None, [f"not looked at: {error}"])
+    return Checked(config, facts, lines)
+
+
+def _check_anchors(config: Config, roles: Roles, policy: Facts) -> None:
+    """Refuse models to compare with that cannot read the policy's tokens, or are none."""
+    own = policy.source or ModelSource("", key="model.create")
+    for name, spec in roles.anchors(own).items():
+        for source, _ in spec.origin:
+            if source is own:
+                continue
+            anchor = facts_of(config.model, outline_of(config.model, source))
+            if anchor.rows < policy.tokens:
+                raise ConfigError(
+                    f"objective.references.{name}: {str(source)!r} has {anchor.rows} embeddings, and the policy's tokenizer "
+                    f"ids up to {policy.tokens - 1}: an anchor reads the policy's tokens, so it must have its tokenizer"
+                )
+            what = f"objective.references.{name}: data.max_prompt_tokens + rollout.max_tokens"
+            check_length(anchor.positions, anchor.where, longest(config), what)
