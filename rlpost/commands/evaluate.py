@@ -19,6 +19,8 @@ from rlpost.config import Config, ConfigError, DType, load, parse
 from rlpost.data import PromptSets, load_prompts
 from rlpost.exit_codes import DONE
 from rlpost.models.adapters import adapter_of
+from rlpost.models.facts import outline_of
+from rlpost.models.fits import check_length
 from rlpost.models.load import load_tokenizer
 from rlpost.models.source import ModelSource
 from rlpost.observe import RunFolder
@@ -66,6 +68,8 @@ def run(request: Request) -> int:
     started = time.monotonic()
     base = str(config.model.path)  # where `model` is of adapters, the weights below them
     tokenizer = load_tokenizer(ModelSource.of(config.model))
+    outline = outline_of(config.model)
+    tokenizer = load_tokenizer(ModelSource.of(config.model, model))
     sets = load_prompts(config.data, tokenizer, config.seed, checker(config.verifiers, config.verifier_pool))
     on, asked = _asked(request, sets)
     asked = {name: prompts[: request.limit] for name, prompts in asked.items()}
@@ -80,6 +84,9 @@ def run(request: Request) -> int:
 
     own = config.test_sets if on == "test" and request.max_tokens is None else {}
     limits = {name: own[name].max_tokens if name in own else config.rollout.max_tokens for name in asked}
+    # As long as these prompts need, and no longer: a model may hold less than the configuration allows for.
+    longest = max(len(p.token_ids) + limits[name] for name, prompts in asked.items() for p in prompts)
+    check_length(outline.positions, outline.where, longest, "the longest prompt + --max-tokens or rollout.max_tokens")
     judges = {name: [*prompts[0].verifiers, config.verifiers[0].label][0] for name, prompts in asked.items()}
     per_seed: dict[int, dict[str, Any]] = {}
     correct: dict[str, list[list[bool]]] = {name: [[] for _ in prompts] for name, prompts in asked.items()}
@@ -100,6 +107,9 @@ def run(request: Request) -> int:
         fleet = engines.fleet
         if fleet.spec.adapters is not None:
             fleet.load_adapters(*saved_adapter(Path(model), fleet.dtype, version=1), version=1)
+    with cluster.connected(config), open_pool(config.verifiers, config.verifier_pool) as pool:
+        fleet = start_fleet(config, model, cluster.place(config), max_model_len=longest)
+        fleet.ready()
         sampler = GroupSampler(fleet, pool, config.seed, config.rollout.deadline)
         for seed in request.seeds:
             intervals: dict[str, tuple[float, float, float]] = {}

@@ -250,10 +250,10 @@ def _check_engine(c: Config) -> None:
             "draw from a generator that cannot go back: leave it out"
         )
     tokens = given.get("max_num_batched_tokens")
-    if isinstance(tokens, int) and tokens < c.max_sequence_tokens:
+    if isinstance(tokens, int) and tokens < c.max_served_tokens:
         raise ValueError(
             f"rollout.engine_args.max_num_batched_tokens: {tokens} is less than a sequence may have on CPU, where prompts "
-            f"are not cut in chunks (data.max_prompt_tokens + rollout.max_tokens = {c.max_sequence_tokens}): raise it"
+            f"are not cut in chunks ({c.max_served_tokens} tokens): raise it"
         )
 
 

@@ -84,8 +84,8 @@ def _with_model(config: Config, **values: Any) -> Config:
 
 
 def longest(config: Config) -> int:
-    """Tokens of the longest sequence a run may have, prompt and response."""
-    return config.max_sequence_tokens
+    """Tokens of the longest sequence a run may have, prompt and response, evaluations included."""
+    return config.max_served_tokens
 
 
 def check_length(positions: int | None, where: str, tokens: int, what: str) -> None:
@@ -102,7 +102,13 @@ def check_length(positions: int | None, where: str, tokens: int, what: str) -> N
 
 
 def _lengths(config: Config) -> str:
-    return f"data.max_prompt_tokens {config.data.max_prompt_tokens} + rollout.max_tokens {config.rollout.max_tokens}"
+    """The sum that is the longest sequence, by key and value."""
+    tests = {
+        ".".join(filter(None, ("data.test", name, "max_tokens"))): t.max_tokens for name, t in config.test_sets.items()
+    }
+    responses = {"rollout.max_tokens": config.rollout.max_tokens, **tests}
+    key = max(responses, key=lambda name: responses[name])
+    return f"data.max_prompt_tokens {config.data.max_prompt_tokens} + {key} {responses[key]}"
 
 
 def _check_vocabulary(facts: Facts) -> None:

@@ -64,6 +64,12 @@ def test_more_tokens_than_the_model_has_positions_are_refused_with_the_sum(origi
         checked(config)
 
 
+def test_longer_responses_of_a_test_set_count_too(llama):
+    test = {**tiny()["data"]["test"], "max_tokens": 120}
+    with pytest.raises(ConfigError, match=r"data.test.max_tokens 120 = 144 tokens"):
+        checked(run_of(llama, data={"test": test}))
+
+
 @pytest.mark.parametrize(
     ("config", "allowed"),
     [
