@@ -22,6 +22,7 @@ from rlpost.exit_codes import BAD_USAGE, DONE, FAULT, NOTHING_TO_DO, PREEMPTED
 from rlpost.learner.group import LearnerGroup
 from rlpost.learner.learning_rate import course_state, fresh_course
 from rlpost.learner.rank import LearnerRank
+from rlpost.run.check import Checked
 from rlpost.stop import STOP
 from tests.conftest import tiny
 
@@ -94,6 +95,7 @@ def script(monkeypatch) -> dict[str, object]:
 
     monkeypatch.setattr(cluster, "session", lambda config: nullcontext(lambda: None))
     monkeypatch.setattr(rlpost.run.base, "base_model", base_model)
+    monkeypatch.setattr("rlpost.commands.train.checked", lambda config, base=None: Checked(config))
     monkeypatch.setattr(rlpost.run.start, "running", running)
     monkeypatch.setattr("rlpost.loop.train", train)
     return told
