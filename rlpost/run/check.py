@@ -14,7 +14,6 @@ from rlpost.models.source import ModelSource, OutOfReachError
 if TYPE_CHECKING:
     from rlpost.run.roles import Roles
 
-    check_files(config)
 
 @dataclass(frozen=True)
 class Checked:
@@ -44,6 +43,7 @@ def checked(config: Config, base: str | None = None, elsewhere: bool = False) ->
     """
     from rlpost.run.roles import Roles
 
+    check_files(config)
     made = base is None and config.model.create is not None
     source = None if made else ModelSource.of(config.model, base)
     try:
