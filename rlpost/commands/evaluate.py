@@ -67,9 +67,8 @@ def run(request: Request) -> int:
     console = Console("plain", 0)
     started = time.monotonic()
     base = str(config.model.path)  # where `model` is of adapters, the weights below them
-    tokenizer = load_tokenizer(ModelSource.of(config.model))
     outline = outline_of(config.model)
-    tokenizer = load_tokenizer(ModelSource.of(config.model, model))
+    tokenizer = load_tokenizer(ModelSource.of(config.model))
     sets = load_prompts(config.data, tokenizer, config.seed, checker(config.verifiers, config.verifier_pool))
     on, asked = _asked(request, sets)
     asked = {name: prompts[: request.limit] for name, prompts in asked.items()}
@@ -93,8 +92,6 @@ def run(request: Request) -> int:
     unverified = 0
     connected, verifying = cluster.connected(config), open_pool(config.verifiers, config.verifier_pool)
     with connected, verifying as pool, ExitStack() as stack:
-        # As long as these prompts need, and no longer: a model may hold less than the configuration allows for.
-        longest = max(len(p.token_ids) + limits[name] for name, prompts in asked.items() for p in prompts)
 
         def merged(dtype: DType) -> str:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rlpost-merged-")))
@@ -107,9 +104,6 @@ def run(request: Request) -> int:
         fleet = engines.fleet
         if fleet.spec.adapters is not None:
             fleet.load_adapters(*saved_adapter(Path(model), fleet.dtype, version=1), version=1)
-    with cluster.connected(config), open_pool(config.verifiers, config.verifier_pool) as pool:
-        fleet = start_fleet(config, model, cluster.place(config), max_model_len=longest)
-        fleet.ready()
         sampler = GroupSampler(fleet, pool, config.seed, config.rollout.deadline)
         for seed in request.seeds:
             intervals: dict[str, tuple[float, float, float]] = {}

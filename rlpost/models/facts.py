@@ -42,14 +42,12 @@ class Outline:
         source: None for a model that is made.
         where: the key and value that name it, for errors.
         positions: tokens a sequence may have; None where the model sets no limit.
-        head_size: of an attention head; None where it is not told by one number.
     """
 
     source: ModelSource | None
     where: str
     config: PretrainedConfig
     positions: int | None
-    head_size: int | None
 
 
 @dataclass(frozen=True)
@@ -106,10 +104,7 @@ def outline_of(model: Model, source: ModelSource | None = None) -> Outline:
     _refuse_other_kinds(where, config, trusted)
     heads, width, size = _first(text, HEADS), _first(text, WIDTHS), getattr(text, "head_dim", None)
     _refuse_sizes(where, text, heads, width, size)
-    # Latent attention and hybrids have heads of several sizes.
-    several = any(getattr(text, name, None) for name in ("kv_lora_rank", "global_head_dim", "layers_block_type"))
-    size = size or (width // heads if heads and width else None)
-    return Outline(source, where, config, positions(text), None if several or not heads else size)
+    return Outline(source, where, config, positions(text))
 
 
 def facts_of(model: Model, outline: Outline) -> Facts:

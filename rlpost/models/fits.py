@@ -13,9 +13,6 @@ from rlpost.models.families import check_family
 from rlpost.models.load import config_values
 from rlpost.models.source import ModelSource
 
-# Sizes of heads that vLLM's attention on CPU has; a test compares them with vLLM.
-CPU_HEADS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
-
 
 def check_written(config: Config, source: ModelSource | None) -> None:
     """The commonest slip, from what config.json spells out: transformers, which knows the rest, takes seconds to import.
@@ -41,11 +38,6 @@ def check_outline(config: Config, outline: Outline) -> None:
     check_experts(config)
     check_family(config)
     check_length(outline.positions, outline.where, longest(config), _lengths(config))
-    if not config.on_gpu and outline.head_size is not None and outline.head_size not in CPU_HEADS:
-        raise ConfigError(
-            f"{outline.where} has attention heads of {outline.head_size}, which the engine does not have on CPU (it has "
-            f"{', '.join(map(str, CPU_HEADS))}): set cluster.gpus_per_node, or take a model with other heads"
-        )
 
 
 def fitted(config: Config, facts: Facts) -> tuple[Config, list[str]]:

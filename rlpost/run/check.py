@@ -41,6 +41,7 @@ def checked(config: Config, base: str | None = None, elsewhere: bool = False) ->
         ConfigError: naming key, value and fix.
         DataError: a source has not the files it should have.
     """
+    from rlpost.run.adapters import check_adapters
     from rlpost.run.roles import Roles
 
     check_files(config)
@@ -51,6 +52,7 @@ def checked(config: Config, base: str | None = None, elsewhere: bool = False) ->
         outline = outline_of(config.model, source)
         check_outline(config, outline)  # first: it takes a second, and what follows imports torch
         roles = Roles(config)
+        check_adapters(config)
         facts = facts_of(config.model, outline)
         config, lines = fitted(config, facts)
         _check_anchors(config, roles, facts)

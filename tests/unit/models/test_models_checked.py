@@ -10,7 +10,6 @@ from safetensors.torch import load_file, save_file
 
 from rlpost import cli, exit_codes
 from rlpost.config import Config, ConfigError, parse
-from rlpost.models.fits import CPU_HEADS
 from rlpost.run.check import checked
 from tests.conftest import tiny
 from tests.tiny_models import edit, into_hub_cache, make, with_own_code, with_own_tokenizer
@@ -113,7 +112,6 @@ def test_a_model_without_a_limit_of_positions_has_none(tmp_path):
         ({"vocab_size": 250}, r"embed_tokens.weight is \(260, 64\) on disk, and \(250, 64\) by config.json"),
         ({"vision_config": {"hidden_size": 8}}, "is a model of more than text"),
         ({"eos_token_id": 999}, "eos_token_id 999 is no row of its 260 embeddings"),
-        ({"head_dim": 16}, "attention heads of 16, which the engine does not have on CPU"),
     ],
 )
 def test_a_configuration_that_cannot_be_a_policy_is_refused_with_its_place(change, message, llama):
@@ -259,9 +257,3 @@ def test_plan_and_train_refuse_alike_and_no_folder_stays(llama, write_config, tm
     said = capsys.readouterr().out
     for part in ("llama", "128; 36 are asked for", "260 tokens, 260 embeddings", "float32 on disk"):
         assert part in said
-
-
-def test_heads_that_the_engine_has_on_cpu_are_those_of_vllm():
-    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
-
-    assert list(CPU_HEADS) == CPUAttentionBackend.get_supported_head_sizes()
