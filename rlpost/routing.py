@@ -1,6 +1,6 @@
 """The experts chosen for each token of a sequence: the record, what of it may be learned from, and its size.
 
-Captured by `rlpost.rollout.capture`, replayed by `rlpost.learner.replay`. Importable without torch or vllm.
+Captured by `rlpost.rollout.capture`, replayed by `rlpost.learner.replay`. Importable without torch, vllm or pydantic: the records that travel are read in verifier processes too.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from rlpost.config import SAMPLED, Experts
 from rlpost.exit_codes import ALARM
 
 if TYPE_CHECKING:
+    from rlpost.config import Experts
     from rlpost.types import Sample
 
 
@@ -69,6 +69,8 @@ def admitted(
     Raises:
         DamagedRoutesError: some are damaged and `invalid` is "fail".
     """
+    from rlpost.config import SAMPLED
+
     fed = sound = size = 0
     seen: set[int] = set()
     damaged: list[int] = []
