@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from rlpost import __version__
-from rlpost.config import Config, ConfigError, load, split_arguments
+from rlpost.config import Config, ConfigError, load_arguments, split_arguments
 from rlpost.exit_codes import BAD_USAGE, DONE, FAULT, PREEMPTED, STOPPED_AT_ONCE
 from rlpost.stop import STOP
 
@@ -216,10 +216,9 @@ def submit(
     deadline: Annotated[float, typer.Option(min=1, help="Seconds the cluster may take to accept the job.")] = 120.0,
 ) -> None:
     """Run a configuration as a job of an existing Ray cluster. Tokens: RAY_AUTH_MODE=token, as for `ray job submit`."""
-    config = _load(arguments)
     from rlpost.commands.submit import run
 
-    raise typer.Exit(run(config, arguments, address, working_dir, detach, deadline))
+    raise typer.Exit(run(arguments, address, working_dir, detach, deadline))
 
 
 @app.command()
@@ -263,12 +262,7 @@ def options(
 
 
 def _load(arguments: list[str]) -> Config:
-    files, overrides = split_arguments(arguments)
-    if not files:
-        raise ConfigError(
-            "no configuration file given, only overrides; for example: rlpost train configs/quickstart.yaml"
-        )
-    return load(files, overrides)
+    return load_arguments(*split_arguments(arguments))
 
 
 def _integers(option: str, text: str) -> list[int]:

@@ -3,44 +3,63 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shlex
+import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
-import yaml
-
-from rlpost.config import Config, ConfigError, split_arguments
+from rlpost.commands.travel import below, check_travels, pack
+from rlpost.config import Config, ConfigError, load_arguments, paths_of, split_arguments
 from rlpost.exit_codes import DONE, FAULT
 
 # What of the user's environment the job gets. No secrets: Ray shows a job's environment in its dashboard.
 TRAVELS = ("RLPOST_FAULTS", "HF_HUB_OFFLINE", "MLFLOW_TRACKING_URI")
 
+LISTENS = 3.0  # seconds within which a dashboard must take a connection; it may then still be starting
+
 T = TypeVar("T")
 
 
-def run(config: Config, arguments: list[str], address: str, working_dir: Path, detach: bool, deadline: float) -> int:
+def run(arguments: list[str], address: str, working_dir: Path, detach: bool, deadline: float) -> int:
     """Upload the working directory with the configuration in it, start the job, stream its log.
 
     Returns:
         the job's own verdict: 0 when it succeeded, 5 when it failed or was stopped.
+
+    Raises:
+        ConfigError: before anything is uploaded: the job could not run, or something of it would not travel.
     """
-    working_dir = working_dir.resolve()
-    check_travels(config, working_dir)
+    folder = working_dir.expanduser().absolute()
+    if not folder.is_dir():
+        raise ConfigError(f"--working-dir {str(working_dir)!r} is not a folder")
+    folder = folder.resolve()
+    files, overrides = split_arguments(arguments)
+    files = [os.path.abspath(f) for f in files]
+    here = Path.cwd()
+    with contextlib.chdir(folder):  # relative paths start there on the cluster, so they do here
+        config = load_arguments(files, overrides)
+    luggage = pack(folder, config.runs_dir)
+    notes = check_travels(config, [Path(f) for f in files], luggage, here)
+    for line in luggage.lines():
+        print(line)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
     client = connect(address, deadline)
-    environment = {k: v for k, v in os.environ.items() if k in TRAVELS}
     job = _retried(
         lambda: client.submit_job(
-            entrypoint=entrypoint(arguments, working_dir),
+            entrypoint=entrypoint(files, overrides, folder),
             runtime_env={
-                "working_dir": str(working_dir),
-                "excludes": ["runs/", ".venv/", ".git/", "**/__pycache__/"],
-                "env_vars": environment,
+                "working_dir": str(folder),
+                "excludes": list(luggage.excludes),
+                "env_vars": environment(config),
             },
-            metadata={"rlpost_config": Path(split_arguments(arguments)[0][-1]).name},
+            metadata={"rlpost_config": Path(files[-1]).name},
         ),
         address,
         deadline,
@@ -57,59 +76,17 @@ def run(config: Config, arguments: list[str], address: str, working_dir: Path, d
     return _verdict(client, job)
 
 
-def entrypoint(arguments: list[str], working_dir: Path) -> str:
+def entrypoint(files: Sequence[str], overrides: Sequence[str], folder: Path) -> str:
     """The same command on the cluster: files relative to the working directory, overrides as they were typed."""
-    files, overrides = split_arguments(arguments)
-    inside = [str(Path(f).resolve().relative_to(working_dir)) for f in files]
+    inside = [str(below(Path(f), folder)) for f in files]
     # The job's Ray is the cluster's own: the address comes from the job, not from the file.
     return shlex.join(["python", "-m", "rlpost.cli", "train", *inside, *overrides])
 
 
-def check_travels(config: Config, working_dir: Path) -> None:
-    """Refuse before submission what the cluster would not find: files outside the working directory.
-
-    Raises:
-        ConfigError: naming each file and the fix.
-    """
-    values: Any = yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))
-    missing = [
-        f"{key}: {path}"
-        for key, path in _files(values)
-        if not Path(path).is_absolute() and not (working_dir / path).exists()
-    ]
-    absolute = [f"{key}: {path}" for key, path in _files(values) if Path(path).is_absolute()]
-    if missing:
-        raise ConfigError(
-            f"these files are not in the working directory {working_dir}, which is what travels to the cluster: "
-            f"{'; '.join(missing)}. Submit from the folder that has them, or give --working-dir"
-        )
-    if not Path(config.runs_dir).is_absolute():
-        print(
-            f"note: runs_dir {config.runs_dir!r} is relative: the run is written into the cluster's copy of the working "
-            "directory, which Ray deletes after a while. Give a folder that all nodes share: runs_dir=/shared/runs",
-            file=sys.stderr,
-        )
-    for line in absolute:
-        print(f"note: {line} is absolute: every node of the cluster must have it", file=sys.stderr)
-
-
-def _files(values: Any, key: str = "") -> list[tuple[str, str]]:
-    """Places of the configuration that name a file: data paths, and the file of `file.py:function`."""
-    found = []
-    if isinstance(values, dict):
-        local = values.get("source") in ("jsonl", "parquet")
-        for name, value in values.items():
-            place = f"{key}.{name}" if key else name
-            if local and name == "path":
-                found.append((place, value))
-            elif isinstance(value, str) and ".py:" in value:
-                found.append((place, value.partition(":")[0]))
-            else:
-                found += _files(value, place)
-    elif isinstance(values, list):
-        for i, value in enumerate(values):
-            found += _files(value, f"{key}.{i}")
-    return found
+def environment(config: Config) -> dict[str, str]:
+    """The variables a job gets: those that its paths are made of, but for the home folder, and those of `TRAVELS`."""
+    named = {name for path in paths_of(config) for name in path.value.variables} - {"HOME", "USER", "PWD"}
+    return {name: os.environ[name] for name in sorted({*TRAVELS, *named}) if name in os.environ}
 
 
 def connect(address: str, deadline: float) -> Any:
@@ -120,7 +97,31 @@ def connect(address: str, deadline: float) -> Any:
     """
     from ray.job_submission import JobSubmissionClient
 
+    check_address(address, min(deadline, LISTENS))
     return _retried(lambda: JobSubmissionClient(address), address, deadline)
+
+
+def check_address(address: str, deadline: float) -> None:
+    """Refuse an address that is none, and one where nothing listens for `deadline` seconds."""
+    try:
+        parts = urlsplit(address)
+        host, port = parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    except ValueError:  # the port
+        host = port = None
+    if host is None or port is None or parts.scheme not in ("http", "https"):
+        raise ConfigError(f"--address {address!r} must be the dashboard's, such as http://127.0.0.1:8265")
+    started = time.monotonic()
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=deadline).close()
+            return
+        except OSError as error:
+            if isinstance(error, socket.gaierror) or time.monotonic() - started > deadline:
+                raise ConfigError(
+                    f"--address {address}: nothing answers there ({error}): is the cluster up, and is this its "
+                    "dashboard's host and port?"
+                ) from None
+            time.sleep(0.2)
 
 
 def _retried(call: Callable[[], T], address: str, deadline: float) -> T:

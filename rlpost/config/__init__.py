@@ -1,6 +1,6 @@
 """The schema of a run, and how YAML files become one. Importable, and able to reject, without torch, ray or vllm."""
 
-from rlpost.config.files import dump, load, parse, split_arguments
+from rlpost.config.files import dump, load, load_arguments, parse, split_arguments
 from rlpost.config.names import (
     ADVANTAGES,
     CORRECTIONS,
@@ -132,6 +132,7 @@ __all__ = [
     "Weighted",
     "dump",
     "load",
+    "load_arguments",
     "parse",
     "paths_of",
     "split_arguments",

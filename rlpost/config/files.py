@@ -32,6 +32,15 @@ def load(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> Config:
     return parse(merged, origin=", ".join(str(p) for p in paths))
 
 
+def load_arguments(files: Sequence[str | Path], overrides: Sequence[str]) -> Config:
+    """`load` for a command line, where at least one file must be named."""
+    if not files:
+        raise ConfigError(
+            "no configuration file given, only overrides; for example: rlpost train configs/quickstart.yaml"
+        )
+    return load(files, overrides)
+
+
 def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
     """Configuration files and overrides of a command line: an override has an `=` and names no file."""
     files = [a for a in arguments if "=" not in a or Path(a).is_file()]
