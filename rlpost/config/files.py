@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,10 @@ from pydantic import Tag, ValidationError
 
 from rlpost.config.schema import SOURCE_KEYS, Config, Source
 from rlpost.config.section import KEY, NAMED, ONE, AtKey, Component, ConfigError, Section, complete, one_or_named
+from rlpost.config.yaml_text import DEEPEST, read, read_file, shortened
 from rlpost.user_code import nearest
+
+_INDEX = re.compile("-?[0-9]{1,9}")
 
 
 def load(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> Config:
@@ -23,7 +27,7 @@ def load(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> Config:
     """
     merged: dict[str, Any] = {}
     for path in paths:
-        values = _read_yaml(Path(path))
+        values = read_file(Path(path))
         merged = _merge(_without_other_length(merged, values), values)
     given = [_parse_override(override) for override in overrides]
     merged = _without_other_length(merged, {key: value for values in given for key, value in values.items()})
@@ -43,7 +47,7 @@ def load_arguments(files: Sequence[str | Path], overrides: Sequence[str]) -> Con
 
 def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
     """Configuration files and overrides of a command line: an override has an `=` and names no file."""
-    files = [a for a in arguments if "=" not in a or Path(a).is_file()]
+    files = [a for a in arguments if "=" not in a or os.path.isfile(a)]
     return files, [a for a in arguments if a not in files]
 
 
@@ -66,55 +70,21 @@ def _without_other_length(low: Mapping[str, Any], high: Mapping[str, Any]) -> di
     return {key: v for key, v in low.items() if key in high or high.get(others.get(key, "")) is None}
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        near = nearest(path.name, [p.name for p in path.parent.glob("*.y*ml")]) if path.parent.is_dir() else ""
-        raise ConfigError(f"configuration file {str(path)!r} does not exist{near}")
-    try:
-        values = yaml.load(path.read_text(), Loader=_UniqueKeys)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} must hold a mapping of keys to values, not {type(values).__name__}")
-    return values
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML that refuses a key given twice, and reads 1e-6 as the number it is meant to be."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":
-                continue
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-_UniqueKeys.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+0123456789."),
-)
-
-
 def _parse_override(text: str) -> dict[str, Any]:
     key, equals, raw = text.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"override {text!r} must look like key=value, for example learner.lr=1e-6")
-    try:
-        value = yaml.load(raw, Loader=_UniqueKeys)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override {text!r}: the value is not valid YAML: {error}") from None
-    for part in reversed(key.split(".")):
+    parts = key.split(".")
+    if not equals or not all(part and part == part.strip() for part in parts) or len(parts) > DEEPEST:
+        raise ConfigError(
+            f"override {shortened(text)!r} must look like key=value, without spaces around the key or its dots, for example "
+            "learner.lr=1e-6"
+        )
+    value = read(raw, f"override {shortened(text)!r}")
+    for part in reversed(parts):
         value = {part: value}
     return value
 
 
-def _merge(low: Any, high: Any, place: Any = Config) -> Any:
+def _merge(low: Any, high: Any, place: Any = Config, key: str = "") -> Any:
     """`high` over `low`: mappings by key, a list's items by index (`verifiers.0.weight=2`), all else replaced.
 
     A bare name that gets keys is an entry with that name: `grpo` and `{eps: 1e-4}` make `{name: grpo, eps: 1e-4}`. An
@@ -123,6 +93,7 @@ def _merge(low: Any, high: Any, place: Any = Config) -> Any:
     and several sources take the place of one, or one of several.
 
     Args:
+        key: of this place of the file.
         place: the schema's type at this place of the file; None where the schema does not say.
     """
     if isinstance(low, str) and isinstance(high, dict) and high:
@@ -135,13 +106,20 @@ def _merge(low: Any, high: Any, place: Any = Config) -> Any:
         if _holds(place, Source) and high.get("source", low.get("source")) != low.get("source"):
             # Where rows are is said anew; what the columns mean stays.
             low = {key: value for key, value in low.items() if key == "path" or key not in SOURCE_KEYS}
-        return {**low, **{k: _merge(low[k], v, _place_of(place, k)) if k in low else v for k, v in high.items()}}
-    if isinstance(low, list) and isinstance(high, dict) and high and all(str(k).isdigit() for k in high):
+        return {
+            **low,
+            **{
+                k: _merge(low[k], v, _place_of(place, k), f"{key}.{k}" if key else k) if k in low else v
+                for k, v in high.items()
+            },
+        }
+    if isinstance(low, list) and isinstance(high, dict) and high and all(_INDEX.fullmatch(k) for k in high):
         merged = list(low)
         for index, value in high.items():
-            if int(index) >= len(merged):
-                raise ConfigError(f"override index {index}: the list has {len(merged)} items")
-            merged[int(index)] = _merge(merged[int(index)], value, _place_of(place, index))
+            if int(index) not in range(len(merged)):
+                known = f"0 to {len(merged) - 1}" if merged else "none"
+                raise ConfigError(f"{key}.{index}: the list has {len(merged)} items, counted from 0 ({known})")
+            merged[int(index)] = _merge(merged[int(index)], value, _place_of(place, index), f"{key}.{index}")
         return merged
     return high
 
@@ -191,7 +169,36 @@ def _problems(error: ValidationError, above: str) -> Iterable[str]:
         elif item["type"] == "value_error":
             yield f"  {key}: {cause}"
         else:
-            yield f"  {key}: {item['msg']}, got {item['input']!r} ({type(item['input']).__name__})"
+            yield f"  {key}: {_in_our_words(item['type'], item['msg'])}, got {shortened(repr(item['input']))}{_fix(item)}"
+
+
+_WORDS = {
+    "string_type": "must be text",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "list_type": "must be a list",
+    "dict_type": "must be a mapping of keys to values",
+    "model_type": "must be a mapping of keys to values",
+    "finite_number": "must be a number, and finite",
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "must be a whole number, an integer"),
+    **dict.fromkeys(("float_type", "float_parsing"), "must be a number"),
+}
+
+
+def _in_our_words(kind: str, message: str) -> str:
+    return _WORDS.get(kind, message.replace("Input should be", "must be"))
+
+
+def _fix(item: Any) -> str:
+    """What to do about a value of a wrong type, where it is plain."""
+    value = item["input"]
+    if value is None:
+        return ": give a value, or leave the key out"
+    if item["type"] == "string_type" and isinstance(value, dict):
+        return ": quote text with braces in it"
+    if item["type"] == "string_type" and isinstance(value, int | float):
+        return f': quote it: "{value}"'
+    return f" ({type(value).__name__})"
 
 
 def _keys_at(location: Sequence[str | int]) -> list[str]:

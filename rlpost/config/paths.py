@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, PlainSerializer, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic import AfterValidator, BaseModel, PlainSerializer, ValidatorFunctionWrapHandler, WrapValidator
 
 # file: a file or folder of this machine. hub: the same, or an id of the Hugging Face hub. code: `file.py:function` or
 # `package.module:function`. output: a folder that is written.
@@ -117,6 +117,21 @@ LocalPath = Annotated[str, _expanding("file"), _AS_WRITTEN]
 HubPath = Annotated[str, _expanding("hub"), _AS_WRITTEN]
 Code = Annotated[str, _expanding("code"), _AS_WRITTEN]
 OutputPath = Annotated[str, _expanding("output"), _AS_WRITTEN]
+
+LONGEST_NAME = 200  # bytes; a folder's name may have 255, and sinks add to it
+
+
+def _plain_name(name: str) -> str:
+    if not name.strip() or name != name.strip() or "/" in name or name.startswith("."):
+        raise ValueError(
+            f"{name!r} must be the name of a folder, without slashes and not hidden; where runs lie is runs_dir"
+        )
+    if not name.isprintable() or len(name.encode(errors="replace")) > LONGEST_NAME:
+        raise ValueError(f"{name[:60]!r} must be printable text of at most {LONGEST_NAME} bytes: it is a folder's name")
+    return name
+
+
+RunName = Annotated[str, AfterValidator(_plain_name)]
 
 # Parameters of built-in components that are paths, by component; a test compares them with the components themselves.
 PARAMETERS: dict[str, dict[str, Kind]] = {

@@ -17,7 +17,7 @@ from pydantic import Field, PrivateAttr, model_validator
 from rlpost.config.checks import check_batch, check_best, check_evaluation, check_method, check_placement, check_routing
 from rlpost.config.objective import Objective
 from rlpost.config.overrides import check_overrides
-from rlpost.config.paths import ConfiguredPath, HubPath, LocalPath, OutputPath
+from rlpost.config.paths import ConfiguredPath, HubPath, LocalPath, OutputPath, RunName
 from rlpost.config.section import AtKey, Component, DType, Named, OneOrNamed, Section, as_component
 
 
@@ -492,7 +492,7 @@ class Rollout(Section):
 class Optimizer(Section):
     """AdamW and its schedule. `lr` rises linearly over `warmup_steps`, then follows `schedule` to `steps`."""
 
-    lr: float = Field(1e-6, gt=0)
+    lr: float = Field(1e-6, gt=0, le=1)
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup_steps: int = Field(0, ge=0, description="optimizer steps over which lr rises from 0")
     min_lr_ratio: float = Field(0.0, ge=0, le=1, description="share of lr the schedule ends at")
@@ -559,7 +559,7 @@ class Sft(Optimizer):
     train: OneOrNamed[TemplatedSource]
     steps: int = Field(gt=0)
     prompts_per_step: int = Field(128, ge=1)
-    lr: float = Field(1e-3, gt=0)
+    lr: float = Field(1e-3, gt=0, le=1)
 
     @model_validator(mode="after")
     def _has_completion(self) -> Sft:
@@ -715,7 +715,7 @@ class TestSet:
 class Config(Section):
     """A whole run."""
 
-    name: str | None = None
+    name: RunName | None = Field(None, description="of the run's folder in runs_dir; made of the time by default")
     runs_dir: OutputPath = "runs"
     seed: int = 0
     steps: int | None = Field(

@@ -1,0 +1,217 @@
+"""A user's slips: each ends with 2 before anything starts, says the key, the value, the place and the fix, and leaves nothing.
+
+The same table goes through `plan` and `train`; what is said of a configuration is said of it by whichever reads it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rlpost import cli, cluster
+
+TINY = {
+    "name": "x",
+    "steps": 2,
+    "model": {
+        "dtype": "float32",
+        "create": {
+            "config": {
+                "model_type": "qwen2",
+                "hidden_size": 64,
+                "intermediate_size": 128,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "num_key_value_heads": 1,
+                "max_position_embeddings": 128,
+                "tie_word_embeddings": True,
+            },
+            "tokenizer": "0123456789+-*/()[], :=",
+        },
+    },
+    "data": {
+        "train": {"source": "jsonl", "path": "d/train.jsonl", "prompt": "question", "reference": "answer"},
+        "max_prompt_tokens": 16,
+    },
+    "verifiers": ["exact"],
+    "verifier_pool": {"workers": 1},
+    "rollout": {"samples_per_prompt": 4, "max_tokens": 8, "max_sequences": 64},
+    "learner": {"prompts_per_step": 4, "lr": 1e-3, "tokens_per_micro_batch": 1024, "layout": "padded"},
+    "evaluation": {"before": False, "after": False},
+    "checkpoint": {"every": 1},
+    "observe": {"sinks": [], "console": "plain"},
+}
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user's folder, the current one: tiny.yaml, d/train.jsonl, rew.py. Nothing gets so far as to start Ray."""
+    (tmp_path / "d").mkdir()
+    rows = [{"question": f"1+{i}=", "answer": str(1 + i)} for i in range(1, 9)]
+    (tmp_path / "d" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    (tmp_path / "rew.py").write_text("def score(response, reference=None):\n    return len(response) % 2 == 0\n")
+    monkeypatch.chdir(tmp_path)
+
+    def ray(config: object) -> None:
+        raise AssertionError("it got as far as Ray")
+
+    monkeypatch.setattr(cluster, "connected", ray)
+    return tmp_path
+
+
+def refused(capsys: pytest.CaptureFixture[str], folder: Path, verb: str, *arguments: str) -> str:
+    """What is said by a command that must end with 2 and leave nothing."""
+    before = _files(folder)
+    capsys.readouterr()
+    code = cli.run([verb, *arguments])
+    said = capsys.readouterr().err
+    assert code == 2, f"exit {code}: {said}"
+    assert "Traceback" not in said, said
+    assert _files(folder) == before, said
+    return said
+
+
+def _files(folder: Path) -> list[str]:
+    return sorted(str(p) for p in folder.rglob("*") if "__pycache__" not in p.parts)
+
+
+def _laughs() -> str:
+    lines = ["a: &a [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]" for a, b in zip("abcdefghi", "bcdefghij", strict=True)]
+    return "\n".join([*lines, "rollout: {engine_args: {x: *j}}\n"])
+
+
+# What a second file holds, and what must be said of it.
+FILES: dict[str, tuple[str | bytes, list[str]]] = {
+    "braces twice": (
+        "data: {train: {prompt: {{question}}}}\n",
+        ["y.yaml, line 1", "data.train.prompt", "quote text with braces"],
+    ),
+    "a list as a key": ("? [a, b]\n: 1\n", ["line 1", "stands where a key must be"]),
+    "an alias of nothing": ("steps: *nothing\n", ["line 1", "'nothing'", "quote text that begins with *"]),
+    "a merge of a number": ("learner:\n  <<: 5\n", ["line 2", "must be a mapping"]),
+    "an alias in itself": ("model: &a\n  path: *a\n", ["model.path", "leads back", "write the value out"]),
+    "a list in itself": ("verifiers: &a [*a]\n", ["verifiers.0", "leads back"]),
+    "a mapping in itself where all is taken": (
+        "rollout:\n  engine_args: &a\n    x: *a\n",
+        ["rollout.engine_args.x", "leads back"],
+    ),
+    "too deep": ("rollout: {engine_args: {x: " + "[" * 900 + "]" * 900 + "}}\n", ["line 1", "more than 40"]),
+    "a billion laughs": (_laughs(), ["line 5", "50,000 are the most"]),
+    "a tab": ("learner:\n\tlr: 1\n", ["line 2", "indent by spaces"]),
+    "a key twice": ("steps: 1\nsteps: 2\n", ["line 2", "'steps' is given twice"]),
+    "latin-1": ("# ok\nname: café\n".encode("latin-1"), ["y.yaml", "line 2", "0xe9", "UTF-8"]),
+    "UTF-16": ("steps: 3\n".encode("utf-16"), ["y.yaml", "UTF-16", "save it as plain text in UTF-8"]),
+    "bytes": (bytes(range(256)) * 4, ["y.yaml", "UTF-8"]),
+    "a control character": ("name: a\x07b\n", ["y.yaml, line 1", "no text"]),
+    "nothing": ("", ["y.yaml is empty"]),
+    "a comment": ("# nothing\n", ["y.yaml is empty"]),
+    "two documents": ("steps: 1\n---\nsteps: 2\n", ["line 2", "remove the line ---"]),
+    "a list": ("- steps: 1\n", ["y.yaml must hold a mapping", "a list"]),
+    "text": ("steps 3\n", ["y.yaml must hold a mapping", "'steps 3'"]),
+    "a number as a key": ("1: 2\n", ["1: unknown key"]),
+    "nothing as a key": ("~: 2\n", ["line 1", "'~'", "quote it"]),
+    "on as a key": ("learner: {on: 2}\n", ["line 1", "learner", "'on'", "true or false"]),
+    "a tag of Python": ("steps: !!python/object/apply:os.system ['x']\n", ["line 1", "steps", "remove it"]),
+    "a tag of nobody": ("steps: !x 3\n", ["steps", "!x", "remove it"]),
+    "a set": ("verifiers: !!set {exact, math}\n", ["verifiers", "!!set"]),
+    "a tag that does not fit": ("steps: !!int x\n", ["y.yaml", "remove the tag"]),
+    "a quote that does not end": ("name: 'x\n", ["y.yaml", "close the quote"]),
+    "a colon in text": ("name: a: b\n", ["line 1", "quote text with a colon"]),
+}
+
+# Overrides after tiny.yaml, and what must be said.
+OVERRIDES: dict[str, tuple[list[str], list[str]]] = {
+    "not a number": (["learner.lr=.nan"], ["learner.lr", "finite", "nan"]),
+    "not a number, as text": (["learner.lr=nan"], ["learner.lr", "finite", "'nan'"]),
+    "infinite": (["rollout.temperature=.inf"], ["rollout.temperature", "finite"]),
+    "absurd": (["learner.lr=1000"], ["learner.lr", "1000", "less than or equal to 1"]),
+    "too long a number": ([f"steps={'9' * 5000}"], ["override 'steps=999", "63 bits"]),
+    "too large a number": ([f"seed={'9' * 30}"], ["override 'seed=999", "63 bits"]),
+    "base sixty": (["steps=1:30"], ["steps", "'1:30'", "whole number"]),
+    "yes for a number": (["steps=yes"], ["steps", "True", "yes, no, on, off"]),
+    "no for a text": (["name=no"], ["name", "False", "quote text"]),
+    "a number for a text": (["name=123"], ["name", '"123"', "quote it"]),
+    "half a step": (["steps=1.5"], ["steps", "1.5", "whole number"]),
+    "steps below zero": (["steps=-1"], ["steps", "-1"]),
+    "a list for a section": (["learner=[1, 2]"], ["learner", "[1, 2]", "mapping"]),
+    "null for a section": (["learner=null"], ["learner", "None", "leave the key out"]),
+    "nothing": (["learner.lr="], ["learner.lr", "None", "leave the key out"]),
+    "into a number": (["learner.lr.x=1"], ["learner.lr", "{'x': 1}"]),
+    "an item that is not there": (["verifiers.5.weight=1"], ["verifiers.5", "1 items"]),
+    "an item from the end": (["verifiers.-1.weight=1"], ["verifiers.-1", "counted from 0"]),
+    "an item by a strange digit": (["verifiers.²=1"], ["verifiers", "list"]),
+    "an item by name": (["verifiers.x.weight=1"], ["verifiers", "list"]),
+    "dots alone": (["..=1"], ["'..=1'", "key=value"]),
+    "two dots": (["learner..lr=1"], ["'learner..lr=1'", "key=value"]),
+    "no key": (["=1"], ["'=1'", "key=value"]),
+    "spaces": (["steps = 3"], ["'steps = 3'", "without spaces"]),
+    "a space for the =": (["learner.lr", "1e-3"], ["'learner.lr' does not exist"]),
+    "a key too deep": ([".".join("a" * 3000) + "=1"], ["override 'a.a.a", "key=value"]),
+    "a value too deep": (["rollout.engine_args=" + "[" * 900], ["override 'rollout.engine_args=[[", "more than 40"]),
+    "a Cyrillic letter": (["lеarner.lr=1"], ["lеarner: unknown key", "'learner'"]),
+    "braces": (["data.train.prompt={question}"], ["data.train.prompt", "quote text with braces"]),
+    "braces twice": (["data.train.prompt={{question}}"], ["override", "quote text with braces"]),
+    "an open brace": (["learner={lr: 1"], ["override 'learner={lr: 1'", "close what is open"]),
+    "half a character": (["name=\udcff"], ["override", "no text"]),
+    "a name that is a path": (["name=a/b"], ["name", "'a/b'", "runs_dir"]),
+    "a name above": (["name=.."], ["name", "'..'"]),
+    "a name of nothing": (["name=''"], ["name", "''"]),
+    "a name of a space": (["name=' '"], ["name", "' '"]),
+    "the name of the cache": (["name=.models"], ["name", "'.models'"]),
+    "a name too long": ([f"name={'x' * 300}"], ["name", "at most 200 bytes"]),
+    "a name with a null": (['name="a\\0b"'], ["name", "printable"]),
+    "a name of two lines": (['name="a\\nb"'], ["name", "printable"]),
+    "a dollar sign alone": (["runs_dir=a$"], ["runs_dir", "'a$'", "$$"]),
+    "a variable that is not set": (["runs_dir=$NOT_SET/x"], ["runs_dir", "NOT_SET is not set", "export NOT_SET="]),
+}
+
+VERBS = ("plan", "train")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("slip", FILES)
+def test_a_slip_in_a_file_is_refused(project, capsys, slip, verb):
+    content, says = FILES[slip]
+    (project / "y.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
+    said = refused(capsys, project, verb, "tiny.yaml", "y.yaml")
+    assert all(part in said for part in says), said
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("slip", OVERRIDES)
+def test_a_slip_in_an_override_is_refused(project, capsys, slip, verb):
+    overrides, says = OVERRIDES[slip]
+    said = refused(capsys, project, verb, "tiny.yaml", *overrides)
+    assert all(part in said for part in says), said
+
+
+MADE: dict[str, tuple[Callable[[Path], object], list[str]]] = {
+    "a folder": (lambda p: p.mkdir(), ["'y.yaml' is a folder"]),
+    "a link to nothing": (lambda p: p.symlink_to("nowhere"), ["'y.yaml' is a link to nowhere"]),
+    "a pipe": (os.mkfifo, ["'y.yaml' is no regular file"]),
+    "not there": (lambda p: p.with_name("yy.yaml").write_text("steps: 1"), ["'y.yaml' does not exist", "'yy.yaml'"]),
+    "data": (lambda p: p.write_bytes(b"#" * 2**23), ["'y.yaml' is larger than 4 MiB"]),
+}
+
+
+@pytest.mark.parametrize("made", MADE)
+def test_what_is_no_configuration_file_is_said_to_be_what_it_is(project, capsys, made):
+    make, says = MADE[made]
+    make(project / "y.yaml")
+    said = refused(capsys, project, "train", "tiny.yaml", "y.yaml")
+    assert all(part in said for part in says), said
+
+
+def test_what_is_meant_is_read_as_it_is_meant(project, capsys):
+    """A byte order mark, a date as a name, a number with zeros before it, an equals sign in a file's name."""
+    (project / "a=b.yaml").write_bytes("\ufeffname: 2026-01-02\nsteps: 010\nlearner: {lr: 1e-6}\nseed: 0x10\n".encode())
+    assert cli.run(["plan", "tiny.yaml", "a=b.yaml"]) == 0
+    config = cli.load_arguments(["tiny.yaml", "a=b.yaml"], [])
+    assert (config.name, config.steps, config.learner.lr, config.seed) == ("2026-01-02", 10, 1e-6, 16)
