@@ -22,8 +22,7 @@ def show(config: Config) -> int:
     """Print the plan.
 
     Raises:
-        DataError: a source has not the files it should have.
-        ConfigError: a run would be refused.
+        ConfigError, DataError, VerifierError: a run would be refused.
     """
     from rlpost.run.check import checked
 

@@ -184,6 +184,40 @@ def _named(source: str, prompt: str) -> str:
     return f"{source}/{prompt}" if source else prompt
 
 
+def check_source(place: str, source: Source, data: Data, with_completion: bool = False) -> None:
+    """Refuse a source whose rows cannot be read or have not what it names, as far as that needs no tokenizer.
+
+    Raises:
+        DataError: as `load_prompts`; or there is no row, or none that can be used.
+    """
+    try:
+        rows = read_rows(source)
+    except DataError as error:
+        raise DataError(f"{place}: {error}") from error
+    report = SourceReport(place, describe(source), rows=len(rows))
+    _distinct(rows, _reader(place, source, data.template, with_completion), report)
+    if not rows:
+        raise DataError(f"{place} ({report.origin}) has no rows")
+    if len(report.bad) == len(rows):
+        title = (
+            f"{_at_fault(place, source, rows[0])} ({report.origin}): none of the first {len(rows)} rows can be used:"
+        )
+        raise DataError("\n".join([title, *bad_lines(report.bad)]))
+    _enforce(report, [], data)
+
+
+def _at_fault(place: str, source: Source, row: Row) -> str:
+    """The key, and its value, that a row has nothing for; the source's where it is the row itself."""
+    columns = [(role, getattr(source, role)) for role in ("prompt", "reference", "completion", "id")]
+    for role, spec in [*columns, *(("metadata", name) for name in source.metadata)] if row.error is None else []:
+        try:
+            if spec is not None:
+                Column(f"{place}.{role}", spec).of(row.values)
+        except RowError:
+            return f"{place}.{role}: {spec!r}"
+    return place
+
+
 @dataclass(frozen=True)
 class _Draft:
     """A row that could be read, before the template and the tokenizer.

@@ -10,6 +10,7 @@ from rlpost.data.sources import check_files
 from rlpost.models.facts import Facts, facts_of, outline_of
 from rlpost.models.fits import check_length, check_outline, check_written, fitted, longest
 from rlpost.models.source import ModelSource, OutOfReachError
+from rlpost.run.inputs import check_inputs
 
 if TYPE_CHECKING:
     from rlpost.run.roles import Roles
@@ -39,12 +40,14 @@ def checked(config: Config, base: str | None = None, elsewhere: bool = False) ->
 
     Raises:
         ConfigError: naming key, value and fix.
-        DataError: a source has not the files it should have.
+        DataError: a source has not the files it should have, or its first rows not the columns.
+        VerifierError: a verifier does not load.
     """
     from rlpost.run.adapters import check_adapters
     from rlpost.run.roles import Roles
 
     check_files(config)
+    check_inputs(config, elsewhere)
     made = base is None and config.model.create is not None
     source = None if made else ModelSource.of(config.model, base)
     try:

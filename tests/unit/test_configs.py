@@ -366,7 +366,7 @@ def test_steps_and_epochs_are_two_ways_to_say_one_thing(write_config, tmp_path: 
     for given in (["steps=5", "epochs=2"], ["epochs=2", "steps=5"]):
         with pytest.raises(ConfigError, match="steps: 5 and epochs: 2 both say how long to train: give one, and null"):
             load([path], given)
-    assert refused(tiny(epochs=0)).count("epochs: Input should be greater than 0")
+    assert refused(tiny(epochs=0)).count("epochs: must be greater than 0")
     values = tiny()
     del values["steps"]
     assert parse(values).length == {"steps": 100, "epochs": None, "until": "forever"}

@@ -1,0 +1,72 @@
+"""What a run reads and where it writes, tried before anything starts: data, verifiers, the folder of runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rlpost.config import Config, ConfigError, Source
+from rlpost.data import check_source
+
+ROWS = 100  # of a source that are looked at; of a procedural task, whose rows are made one by one, fewer
+MADE = 3
+LOADING = 60.0  # seconds verifiers may take to be loaded
+
+
+def check_inputs(config: Config, elsewhere: bool = False) -> None:
+    """Refuse data that cannot be read or has not the columns, verifiers that do not load, a folder that cannot be written.
+
+    Args:
+        elsewhere: the run is to be on other machines, whose folders are not seen from here.
+
+    Raises:
+        ConfigError, DataError, VerifierError: naming key, value and fix.
+    """
+    check_writable(config, elsewhere)
+    for key, source in sources_of(config):
+        # A data set of the hub is not fetched for a look.
+        if source.source != "hf" or Path(str(source.path)).exists():
+            rows = MADE if source.source == "reasoning_gym" else ROWS
+            limited = source.model_copy(update={"limit": min(source.limit or rows, rows)})
+            check_source(key, limited, config.data, with_completion=not key.startswith(("data.train", "data.test")))
+    check_verifiers(config)
+
+
+def check_writable(config: Config, elsewhere: bool = False) -> None:
+    """Refuse a `runs_dir` in which no folder can be made; makes none. Who may write is not asked `elsewhere`."""
+    folder = Path(config.runs_dir).absolute()
+    there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    if not there.is_dir():
+        raise ConfigError(f"runs_dir: {config.runs_dir!r}: {there} is no folder: name one that runs may be written to")
+    denied = not elsewhere and not os.access(there, os.W_OK | os.X_OK)
+    if denied or there.is_relative_to("/proc") or there.is_relative_to("/sys"):
+        raise ConfigError(f"runs_dir: {config.runs_dir!r}: nothing can be written to {there}: name another folder")
+
+
+def sources_of(config: Config) -> list[tuple[str, Source]]:
+    """Every source of data with its key: of training, tests, warm-up, strategies."""
+    return list(_sources(config, ""))
+
+
+def _sources(value: Any, key: str) -> Iterator[tuple[str, Source]]:
+    if isinstance(value, Source):
+        yield key, value
+        return
+    items: Any = value.items() if isinstance(value, dict) else value if hasattr(value, "model_fields_set") else ()
+    for name, item in enumerate(value) if isinstance(value, list) else items:
+        yield from _sources(item, f"{key}.{name}" if key else str(name))
+
+
+def check_verifiers(config: Config) -> None:
+    """Load every verifier as a run does, in a process of its own: what it imports may hang or end the process.
+
+    Raises:
+        VerifierError: naming the verifier and what it lacks.
+    """
+    from rlpost.verify.pool import VerifierPool
+
+    alone = config.verifier_pool.model_copy(update={"workers": 1, "cache_mb": 0})
+    with VerifierPool(config.verifiers, alone, LOADING):
+        pass
