@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from rlpost.config import Config
-from rlpost.stop import STOP
+        options["address"] = address
+        check_address(_key_of_address(config), address)
 
 
 class PlacementError(RuntimeError):
@@ -86,6 +87,7 @@ def _join(config: Config) -> None:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address:
         options["address"] = address
+        check_address(_key_of_address(config), address)
     else:
         plan = placement_plan(config)
         # Ray runs workers at nice 15: whatever else the machine does would halve the speed of the actors.
@@ -96,8 +98,32 @@ def _join(config: Config) -> None:
             "object_store_memory": int(config.cluster.object_store_gb * 2**30),
             "include_dashboard": False,
         }
-    with STOP.through_start_of_ray():
-        ray.init(**options)
+    try:
+        with STOP.through_start_of_ray():
+            ray.init(**options)
+    except ConnectionError as error:
+        raise ConfigError(f"{_key_of_address(config)}: {address!r}: no cluster can be joined there: {error}") from error
+
+
+def _key_of_address(config: Config) -> str:
+    return "cluster.address" if config.cluster.address else "the environment variable RAY_ADDRESS"
+
+
+def check_address(key: str, address: str, deadline: float = 3.0) -> None:
+    """Refuse an address of no form that Ray knows, or at which nothing listens.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    if address in ("auto", "local"):
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        raise ConfigError(f"{key}: {address!r} must be auto, HOST:PORT, or ray://HOST:PORT")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=deadline).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"{key}: {address!r}: nothing answers there ({error}): is the cluster up?") from None
 
 
 def place(config: Config) -> Placement:

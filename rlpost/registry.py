@@ -109,7 +109,7 @@ class Registry(Generic[T]):
     def _import(self, origin: str) -> ModuleType:
         try:
             return import_file(Path(origin)) if origin.endswith(".py") else importlib.import_module(origin)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a file that ends the program as a script does
             raise ConfigError(f"{self.role}: cannot import {origin}: {type(error).__name__}: {error}") from error
 
     def _check(self, component: Component, entry: Callable[..., Any]) -> dict[str, Any]:

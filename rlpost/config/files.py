@@ -16,6 +16,8 @@ from rlpost.config.section import KEY, NAMED, ONE, AtKey, Component, ConfigError
 from rlpost.config.yaml_text import DEEPEST, read, read_file, shortened
 from rlpost.user_code import nearest
 
+_KEY = re.compile(r"[a-z_]+(\.\w+)*:? ")
+_TYPE = re.compile(r"float|int|str|bool|function-\w+\[.*")
 _INDEX = re.compile("-?[0-9]{1,9}")
 
 
@@ -153,7 +155,8 @@ def _explain(error: ValidationError, values: Mapping[str, Any], origin: str) -> 
 def _problems(error: ValidationError, above: str) -> Iterable[str]:
     """One line for each problem; `above` is the key under which the checked section stands."""
     for item in error.errors():
-        place = [part for part in item["loc"] if part not in (ONE, NAMED, KEY)]
+        # What follows a key are the names of a union's types; each of them says what it would have taken.
+        place = [part for part in item["loc"] if part not in (ONE, NAMED, KEY) and not _TYPE.fullmatch(str(part))]
         key = ".".join(filter(None, [above, *map(str, place)])) or "(whole file)"
         cause = item.get("ctx", {}).get("error")
         while isinstance(cause, AtKey):
@@ -167,7 +170,9 @@ def _problems(error: ValidationError, above: str) -> Iterable[str]:
         elif item["type"] == "missing":
             yield f"  {key}: missing; it has no default"
         elif item["type"] == "value_error":
-            yield f"  {key}: {cause}"
+            said = str(cause)
+            whole = key == "(whole file)" and _KEY.match(said)
+            yield f"  {said}" if whole or said.startswith(f"{key}.") else f"  {key}: {said}"
         else:
             yield f"  {key}: {_in_our_words(item['type'], item['msg'])}, got {shortened(repr(item['input']))}{_fix(item)}"
 

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, PlainSerializer, ValidatorFunctionWrapHandler, WrapValidator
@@ -92,6 +93,21 @@ def _value(found: re.Match[str]) -> str:
             f"{found.string!r}: the environment variable {name} is {state}: export {name}=..., or write the path out"
         )
     return os.environ[name]
+
+
+def unreadable(path: ConfiguredPath) -> str | None:
+    """Why nothing can be read at a path, in words for a message; None where there is a file or folder to read."""
+    found = Path(path)
+    try:
+        if not os.path.lexists(found):
+            return f"{path.shown} does not exist (relative paths start at the current directory)"
+        if not found.exists():
+            return f"{path.shown} is a link to {found.readlink()}, which does not exist"
+    except OSError as error:
+        return f"{path.shown[:80]} cannot be read: {error.strerror}"
+    if not (found.is_file() or found.is_dir()):
+        return f"{path.shown} is neither a file nor a folder"
+    return None if os.access(found, os.R_OK) else f"{path.shown} may not be read: give read permission"
 
 
 def escaped(path: str) -> str:

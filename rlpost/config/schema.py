@@ -17,7 +17,7 @@ from pydantic import Field, PrivateAttr, model_validator
 from rlpost.config.checks import check_batch, check_best, check_evaluation, check_method, check_placement, check_routing
 from rlpost.config.objective import Objective
 from rlpost.config.overrides import check_overrides
-from rlpost.config.paths import ConfiguredPath, HubPath, LocalPath, OutputPath, RunName
+from rlpost.config.paths import ConfiguredPath, HubPath, LocalPath, OutputPath, RunName, unreadable
 from rlpost.config.section import AtKey, Component, DType, Named, OneOrNamed, Section, as_component
 
 
@@ -155,9 +155,8 @@ class Source(Section):
             if self.source != "hf":
                 typed = self.path.typed if isinstance(self.path, ConfiguredPath) else self.path
                 self.path = path = ConfiguredPath(self.path, "file", typed)
-                if not Path(path).exists():
-                    missing = f"{path.shown} does not exist (relative paths start at the current directory)"
-                    raise AtKey("path", ValueError(missing))
+                if wrong := unreadable(path):
+                    raise AtKey("path", ValueError(wrong))
             self._check_place(Path(self.path))
         return self
 
@@ -462,7 +461,7 @@ class Rollout(Section):
     samples_per_prompt: int = Field(8, ge=1)
     temperature: float = Field(1.0, gt=0, description="of the distribution sampled from; the learner uses the same")
     max_tokens: int = Field(512, ge=1, description="longest response")
-    stop: list[str] = Field(
+    stop: list[Annotated[str, Field(min_length=1)]] = Field(
         default_factory=list, description="strings that end a response, beside the end-of-sequence token"
     )
     max_staleness: int = Field(
@@ -582,7 +581,7 @@ class Evaluation(Section):
     before: bool = True
     after: bool = True
     samples_per_prompt: int = Field(8, ge=1)
-    k: list[int] = Field(default_factory=lambda: [1, 8])
+    k: list[Annotated[int, Field(ge=1)]] = Field(default_factory=lambda: [1, 8])
     temperature: float = Field(1.0, ge=0)
     top_p: float = Field(1.0, gt=0, le=1)
     prompts: int | None = Field(None, gt=0, description="at most this many held-out prompts")

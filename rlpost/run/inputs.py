@@ -9,6 +9,8 @@ from typing import Any
 
 from rlpost.config import Config, ConfigError, Source
 from rlpost.data import check_source
+from rlpost.verify.pool import VerifierPool
+from rlpost.verify.protocol import VerifierError
 
 ROWS = 100  # of a source that are looked at; of a procedural task, whose rows are made one by one, fewer
 MADE = 3
@@ -65,8 +67,9 @@ def check_verifiers(config: Config) -> None:
     Raises:
         VerifierError: naming the verifier and what it lacks.
     """
-    from rlpost.verify.pool import VerifierPool
-
     alone = config.verifier_pool.model_copy(update={"workers": 1, "cache_mb": 0})
-    with VerifierPool(config.verifiers, alone, LOADING):
-        pass
+    try:
+        with VerifierPool(config.verifiers, alone, LOADING):
+            pass
+    except VerifierError as error:
+        raise VerifierError(f"verifiers: {error}") from error

@@ -6,7 +6,7 @@ Building them is also the check: a wrong parameter or a broken file of the user'
 from __future__ import annotations
 
 from rlpost.config import Config, ConfigError
-from rlpost.data import STRATEGIES
+from rlpost.data import STRATEGIES, Strategy
 from rlpost.learner.references import AnchorSpec
 from rlpost.models.source import ModelSource
 from rlpost.objective import REFERENCES, Credit, Objective, Reference
@@ -29,6 +29,11 @@ class Roles:
         settings = config.objective
         self.credit = Credit(settings, config.ends_with or 0)  # not known yet where only the configuration is checked
         self.strategy = STRATEGIES.create(config.data.strategy)
+        if not isinstance(self.strategy, Strategy):
+            raise ConfigError(
+                f"data.strategy: {config.data.strategy.name} is no strategy: derive the class from "
+                "rlpost.data.strategy.Strategy"
+            )
         given = {*self.strategy.provides, *(["reference"] if settings.likelihood else [])}
         for key, summand in settings.summands():
             if summand.source not in given:
@@ -42,6 +47,12 @@ class Roles:
         if settings.likelihood is not None and settings.likelihood.scorer != "learner":
             used.add(settings.likelihood.scorer)
         made = {name: REFERENCES.create(settings.reference(name)) for name in sorted(used | settings.references.keys())}
+        for name, reference in made.items():
+            if not isinstance(reference, Reference):
+                raise ConfigError(
+                    f"objective.references.{name}: {settings.reference(name).name} is no reference: derive the class from "
+                    "rlpost.objective.Reference"
+                )
         self.references = {name: made[name] for name in sorted(used)}
 
         models = {name for name, reference in self.references.items() if reference.origin()}

@@ -75,7 +75,7 @@ def _load_file(name: str, path: Path) -> ModuleType:
         return import_file(path)
     except FileNotFoundError as error:
         raise VerifierError(f"verifier {name!r}: {error}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a file that ends the program as a script does
         raise VerifierError(f"verifier {name!r}: running {path} fails: {error!r}") from error
 
 

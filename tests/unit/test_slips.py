@@ -5,8 +5,10 @@ The same table goes through `plan` and `train`; what is said of a configuration 
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import pytest
 import yaml
 
 from rlpost import cli, cluster
+from rlpost.config import ConfigError, parse
 
 TINY = {
     "name": "x",
@@ -215,3 +218,143 @@ def test_what_is_meant_is_read_as_it_is_meant(project, capsys):
     assert cli.run(["plan", "tiny.yaml", "a=b.yaml"]) == 0
     config = cli.load_arguments(["tiny.yaml", "a=b.yaml"], [])
     assert (config.name, config.steps, config.learner.lr, config.seed) == ("2026-01-02", 10, 1e-6, 16)
+
+
+def _write(name: str, content: str | bytes) -> Callable[[Path], object]:
+    return lambda p: (p / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def _nothing(p: Path) -> None:
+    pass
+
+
+OWN = ["verifiers=[v.py:score]"]
+ROW = b'{"question": "1", "answer": "1"}'
+# What is made in the folder, overrides, and what must be said: these look at files, and some start a verifier's process.
+INPUTS: dict[str, tuple[Callable[[Path], object], list[str], list[str]]] = {
+    "data that is not there": (
+        _nothing,
+        ["data.train.path=d/tain.jsonl"],
+        ["data.train.path", "'d/tain.jsonl' does not exist"],
+    ),
+    "data that is a pipe": (
+        lambda p: os.mkfifo(p / "f.jsonl"),
+        ["data.train.path=f.jsonl"],
+        ["data.train.path", "neither a file"],
+    ),
+    "data behind a broken link": (
+        lambda p: (p / "l.jsonl").symlink_to("gone"),
+        ["data.train.path=l.jsonl"],
+        ["data.train.path", "'l.jsonl' is a link to gone"],
+    ),
+    "data of no rows": (_write("e.jsonl", ""), ["data.train.path=e.jsonl"], ["data.train", "e.jsonl", "has no rows"]),
+    "a wrong column": (
+        _nothing,
+        ["data.train.prompt=qestion"],
+        ["data.train.prompt: 'qestion'", "did you mean 'question'"],
+    ),
+    "a wrong column in a template": (_nothing, ["data.train.prompt='{qestion}?'"], ["data.train.prompt", "'question'"]),
+    "a wrong reference": (
+        _nothing,
+        ["data.train.reference=x"],
+        ["data.train.reference: 'x'", "known: answer, question"],
+    ),
+    "a wrong column for verifiers": (_nothing, ["data.train.metadata=[x]"], ["data.train.metadata: 'x'"]),
+    "a template that does not close": (
+        _nothing,
+        ["data.train.prompt='{question'"],
+        ["data.train.prompt", "'{question'"],
+    ),
+    "Parquet that is none": (_nothing, ["data.train.source=parquet"], ["data.train", "train.jsonl", "parquet"]),
+    "zipped data": (
+        lambda p: (p / "z.jsonl").write_bytes(gzip.compress(ROW)),
+        ["data.train.path=z.jsonl"],
+        ["data.train", "row 1"],
+    ),
+    "a table as JSON lines": (
+        _write("t.jsonl", "question,answer\n1,2\n"),
+        ["data.train.path=t.jsonl"],
+        ["data.train", "row 1: not JSON"],
+    ),
+    "rows of another test": (
+        _nothing,
+        ["data.test={source: jsonl, path: d/train.jsonl, prompt: problem}"],
+        ["data.test.prompt: 'problem'", "known: answer, question"],
+    ),
+    "rows of a strategy": (
+        _nothing,
+        [
+            "data.strategy={name: replay_mixture, source: {source: jsonl, path: d/train.jsonl, prompt: question, completion: x}, per_step: 1}"
+        ],
+        ["data.strategy.source.completion: 'x'"],
+    ),
+    "a verifier that is not there": (_nothing, OWN, ["verifiers.0.name", "'v.py' does not exist"]),
+    "a verifier without its function": (
+        _write("v.py", "def sore(response): ...\n"),
+        OWN,
+        ["verifiers.0.name", "'score'", "'sore'"],
+    ),
+    "a verifier that is no Python": (
+        _write("v.py", "def score(response:\n"),
+        OWN,
+        ["verifiers.0.name", "v.py", "line 1"],
+    ),
+    "a verifier that imports what is not there": (
+        _write("v.py", "import nothere\ndef score(response): ...\n"),
+        OWN,
+        ["verifiers", "'v.py:score'", "nothere"],
+    ),
+    "a verifier that ends the program": (
+        _write("v.py", "import sys\nsys.exit(3)\ndef score(response): ...\n"),
+        OWN,
+        ["verifiers", "'v.py:score'", "SystemExit(3)"],
+    ),
+    "a verifier that is a number": (_write("v.py", "score = 3\n"), OWN, ["verifiers", "not a function"]),
+    "a verifier's argument": (_nothing, ["verifiers=[{name: exact, x: 1}]"], ["verifiers", "'exact' takes no 'x'"]),
+    "a loss that ends the program": (
+        _write("l.py", "import sys\nsys.exit(3)\ndef f(batch): ...\n"),
+        ["objective.policy_loss=l.py:f"],
+        ["policy loss", "l.py", "SystemExit: 3"],
+    ),
+    "a loss that takes nothing": (
+        _write("l.py", "def f(): ...\n"),
+        ["objective.policy_loss=l.py:f"],
+        ["'l.py:f'", "must take (batch)"],
+    ),
+    "a strategy that is none": (
+        _write("l.py", "class F: ...\n"),
+        ["data.strategy=l.py:F"],
+        ["data.strategy", "l.py:F", "derive"],
+    ),
+    "a coefficient that is a list": (
+        _nothing,
+        ["objective.regularizers=[{divergence: k3, coef: [1]}]"],
+        ["objective.regularizers.0.coef: must be a number, got [1]"],
+    ),
+    "a parameter that is not a number": (
+        _nothing,
+        ["objective.policy_loss={name: ppo_clip, low: .nan}"],
+        ["policy loss 'ppo_clip'", "'low'", "nan"],
+    ),
+    "runs in a file": (_nothing, ["runs_dir=tiny.yaml/x"], ["runs_dir", "'tiny.yaml/x'", "is no folder"]),
+    "runs where nothing is written": (_nothing, ["runs_dir=/proc/x"], ["runs_dir", "'/proc/x'", "name another folder"]),
+}
+
+
+@pytest.mark.parametrize("slip", INPUTS)
+def test_a_slip_in_what_a_run_reads_or_writes_is_refused_by_plan_and_train_alike(project, capsys, slip):
+    make, overrides, says = INPUTS[slip]
+    make(project)
+    for verb in VERBS:
+        said = refused(capsys, project, verb, "tiny.yaml", *overrides)
+        assert all(part in said for part in says), said
+
+
+@pytest.mark.parametrize("address", ["1.2.3.4", "127.0.0.1:9", "http://127.0.0.1:9", "ray://127.0.0.1:99999"])
+def test_a_cluster_that_does_not_answer_is_refused_by_the_key_it_came_from(address, monkeypatch):
+    with pytest.raises(ConfigError, match=re.escape(f"cluster.address: {address!r}")):
+        cluster.check_address("cluster.address", address)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    config = parse(TINY | {"data": {"train": {"source": "reasoning_gym", "task": "chain_sum", "size": 8}}})
+    with pytest.raises(ConfigError, match="RAY_ADDRESS"), cluster.connected(config):
+        pass
