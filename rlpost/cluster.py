@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-        options["address"] = address
-        check_address(_key_of_address(config), address)
+from rlpost.config import Config, ConfigError
+from rlpost.stop import STOP
 
 
 class PlacementError(RuntimeError):

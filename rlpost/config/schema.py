@@ -424,7 +424,7 @@ class VerifierSpec(Component):
 
     @model_validator(mode="after")
     def _called_by_its_name(self) -> VerifierSpec:
-        self.label = self.label or self.name
+        self.label = self.label or str(self.name)
         return self
 
     def applies(self, metadata: Mapping[str, Any]) -> bool:
@@ -491,7 +491,7 @@ class Rollout(Section):
 class Optimizer(Section):
     """AdamW and its schedule. `lr` rises linearly over `warmup_steps`, then follows `schedule` to `steps`."""
 
-    lr: float = Field(1e-6, gt=0, le=1)
+    lr: float = Field(1e-6, gt=0, le=10)
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup_steps: int = Field(0, ge=0, description="optimizer steps over which lr rises from 0")
     min_lr_ratio: float = Field(0.0, ge=0, le=1, description="share of lr the schedule ends at")
@@ -558,7 +558,7 @@ class Sft(Optimizer):
     train: OneOrNamed[TemplatedSource]
     steps: int = Field(gt=0)
     prompts_per_step: int = Field(128, ge=1)
-    lr: float = Field(1e-3, gt=0, le=1)
+    lr: float = Field(1e-3, gt=0, le=10)
 
     @model_validator(mode="after")
     def _has_completion(self) -> Sft:

@@ -133,8 +133,12 @@ FILES: dict[str, tuple[str | bytes, list[str]]] = {
 OVERRIDES: dict[str, tuple[list[str], list[str]]] = {
     "not a number": (["learner.lr=.nan"], ["learner.lr", "finite", "nan"]),
     "not a number, as text": (["learner.lr=nan"], ["learner.lr", "finite", "'nan'"]),
+    "an infinite bound": (
+        ["objective.likelihood={name: jepo, marker: x, clip: [-.inf, 0]}"],
+        ["objective.likelihood.clip.0", "finite"],
+    ),
     "infinite": (["rollout.temperature=.inf"], ["rollout.temperature", "finite"]),
-    "absurd": (["learner.lr=1000"], ["learner.lr", "1000", "less than or equal to 1"]),
+    "absurd": (["learner.lr=1000"], ["learner.lr", "1000", "less than or equal to 10"]),
     "too long a number": ([f"steps={'9' * 5000}"], ["override 'steps=999", "63 bits"]),
     "too large a number": ([f"seed={'9' * 30}"], ["override 'seed=999", "63 bits"]),
     "base sixty": (["steps=1:30"], ["steps", "'1:30'", "whole number"]),

@@ -457,7 +457,6 @@ def test_a_tokenizer_that_puts_a_space_before_every_text_is_refused():
     ("given", "message"),
     [
         ({"name": "logprob"}, "clip"),
-        ({"name": "jepo", "clip": (-math.inf, 0)}, "clip"),
         ({"clip": (0, 0)}, "clip"),
         ({"name": "avg_logprob", "clip": (-9, 0), "answer_weight": "reward"}, "answer_weight"),
         ({"name": "jepo", "clip": (-9, 0), "weight": 0.5}, "weight"),
