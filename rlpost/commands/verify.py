@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import Progress
@@ -18,7 +17,7 @@ from rich.table import Table
 
 from rlpost.atomic import write_json
 from rlpost.commands.responses import Loaded, applying, read, run_config
-from rlpost.config import ConfigError, VerifierPool, VerifierSpec
+from rlpost.config import ConfigError, VerifierPool, VerifierSpec, yaml_text
 from rlpost.exit_codes import ALARM, DONE, NOTHING_TO_DO
 from rlpost.types import Verdict
 from rlpost.verify.contract import STOPPED, Check, contract, score, short, why
@@ -106,10 +105,7 @@ def _param(text: str) -> tuple[str, Any]:
         raise ConfigError(
             f"--param {text!r}: {key} is a setting of the pool; only --timeout, --env and --raw can be given here"
         )
-    try:
-        return key, yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--param {text!r}: the value is not valid YAML: {error}") from None
+    return key, yaml_text.read(value, f"--param {text!r}")
 
 
 # -------------------------------------------------------------------------------------------------------- what was found

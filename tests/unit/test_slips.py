@@ -362,3 +362,83 @@ def test_a_cluster_that_does_not_answer_is_refused_by_the_key_it_came_from(addre
     config = parse(TINY | {"data": {"train": {"source": "reasoning_gym", "task": "chain_sum", "size": 8}}})
     with pytest.raises(ConfigError, match="RAY_ADDRESS"), cluster.connected(config):
         pass
+
+
+# ------------------------------------------------------------------------------------------- runs that are resumed
+
+
+def _run(project: Path, config: str | None = None, manifest: str | None = None, checkpoint: str | None = None) -> Path:
+    """A run's folder that was started and stopped, with parts of it torn."""
+    run = project / "runs" / "x"
+    for part in ("checkpoints", "rollouts", "logs"):
+        (run / part).mkdir(parents=True)
+    sound = {
+        "run_id": "a",
+        "started": "2026-01-01",
+        "seed": 0,
+        "command": ["rlpost", "train"],
+        "versions": {},
+        "git": {},
+    }
+    (run / "manifest.json").write_text(json.dumps(sound) if manifest is None else manifest)
+    (run / "config.yaml").write_text(yaml.safe_dump(TINY) if config is None else config)
+    if checkpoint is not None:
+        (run / "checkpoints" / "step_000003").mkdir()
+        (run / "checkpoints" / "step_000003" / "manifest.json").write_text(checkpoint)
+    return run
+
+
+TORN = {
+    "config.yaml": ({"config": "model: {"}, ["config.yaml, line 1"]),
+    "an empty config.yaml": ({"config": ""}, ["config.yaml is empty"]),
+    "manifest.json": ({"manifest": '{"run_id": '}, ["manifest.json", "cannot be read"]),
+    "a checkpoint's manifest": ({"checkpoint": '{"step": 3, "fi'}, ["step_000003", "manifest.json cannot be read"]),
+}
+
+
+@pytest.mark.parametrize("torn", TORN)
+def test_a_run_whose_files_are_torn_is_not_resumed_and_stays_as_it_is(project, capsys, torn):
+    parts, says = TORN[torn]
+    _run(project, **parts)
+    said = refused(capsys, project, "resume", "runs/x", "steps=5")
+    assert all(part in said for part in says), said
+
+
+@pytest.mark.parametrize("folder", ["runs/none", "tiny.yaml", "d"])
+def test_what_is_no_run_is_not_resumed(project, capsys, folder):
+    assert str(project / folder) in refused(capsys, project, "resume", folder)
+
+
+# ------------------------------------------------------------------------- ten more, through every command that reads them
+
+EVERYWHERE: dict[str, tuple[str, list[str]]] = {
+    "the configuration as data": ("data.train.path=tiny.yaml", ["data.train", "tiny.yaml", "not JSON"]),
+    "a module for a file": ("verifiers=['reww:score']", ["verifiers", "'reww:score'", "No module named"]),
+    "a typographic minus": ("learner.lr=1e−4", ["learner.lr", "must be a number", "'1e−4'"]),
+    "a decimal comma": ("learner.lr=0,001", ["learner.lr", "'0,001'"]),
+    "percent": ("data.holdout=10%", ["data.holdout", "'10%'", "number"]),
+    "k for a thousand": ("rollout.max_tokens=8k", ["rollout.max_tokens", "'8k'"]),
+    "a path for a source": ("data.test=d/train.jsonl", ["data.test", "mapping", "'d/train.jsonl'"]),
+    "names by comma": ("verifiers=exact,math", ["verifiers", "must be a list", "'exact,math'"]),
+    "a space at the end": (
+        "data.train.reference='answer '",
+        ["data.train.reference: 'answer '", "did you mean 'answer'"],
+    ),
+    "curly quotes": ("data.train.prompt=“question”", ["data.train.prompt", "did you mean 'question'"]),
+    "a column in the template": ("data.template={prompt: '{question}'}", ["data.template", "must contain {prompt}"]),
+    "all for a count": ("cluster.gpus_per_node=all", ["cluster.gpus_per_node", "'all'", "whole number"]),
+}
+
+
+@pytest.mark.parametrize("slip", EVERYWHERE)
+def test_plan_train_resume_and_submit_refuse_alike(project, capsys, slip):
+    override, says = EVERYWHERE[slip]
+    _run(project)
+    for verb, arguments in (
+        ("plan", ["tiny.yaml", override]),
+        ("train", ["tiny.yaml", override, "name=y"]),
+        ("resume", ["runs/x", override]),
+        ("submit", ["tiny.yaml", override, "--address", "http://127.0.0.1:9"]),
+    ):
+        said = refused(capsys, project, verb, *arguments)
+        assert all(part in said for part in says), (verb, said)
