@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from rlpost.commands.travel import below, check_travels, pack
 from rlpost.config import Config, ConfigError, load_arguments, paths_of, split_arguments
 from rlpost.exit_codes import DONE, FAULT
+from rlpost.run.check import checked
 
 # What of the user's environment the job gets. No secrets: Ray shows a job's environment in its dashboard.
 TRAVELS = ("RLPOST_FAULTS", "HF_HUB_OFFLINE", "MLFLOW_TRACKING_URI")
@@ -44,11 +45,12 @@ def run(arguments: list[str], address: str, working_dir: Path, detach: bool, dea
     here = Path.cwd()
     with contextlib.chdir(folder):  # relative paths start there on the cluster, so they do here
         config = load_arguments(files, overrides)
-    luggage = pack(folder, config.runs_dir)
-    notes = check_travels(config, [Path(f) for f in files], luggage, here)
+        luggage = pack(folder, config.runs_dir)
+        notes = check_travels(config, [Path(f) for f in files], luggage, here)
+        looked = checked(config, elsewhere=True)
     for line in luggage.lines():
         print(line)
-    for note in notes:
+    for note in [*looked.lines, *notes]:
         print(f"note: {note}", file=sys.stderr)
     client = connect(address, deadline)
     job = _retried(
