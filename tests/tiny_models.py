@@ -128,9 +128,9 @@ def with_own_tokenizer(folder: Path) -> Path:
     return folder
 
 
-def with_own_code(folder: Path) -> Path:
+def with_own_code(folder: Path, **config: Any) -> Path:
     """A model whose configuration and network are classes that come with it."""
-    make(folder)
+    make(folder, **config)
     (folder / "configuration_own.py").write_text(OWN_CONFIGURATION)
     (folder / "modeling_own.py").write_text(OWN_MODEL)
     edit(
