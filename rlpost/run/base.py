@@ -19,6 +19,8 @@ from rlpost.learner.batch import Batch
 from rlpost.learner.group import LearnerGroup
 from rlpost.learner.rank import LearnerSpec
 from rlpost.models.create import create_model
+from rlpost.models.facts import outline_of
+from rlpost.models.fits import check_length
 from rlpost.models.load import load_tokenizer
 from rlpost.models.source import ModelSource
 from rlpost.observe import Recorder
@@ -97,6 +99,8 @@ def _teach(
             f"the longest worked example has {longest} tokens, more than learner.tokens_per_micro_batch "
             f"{config.learner.tokens_per_micro_batch}: raise it"
         )
+    outline = outline_of(config.model, ModelSource.of(config.model, start))
+    check_length(outline.positions, outline.where, longest, "the longest worked example of warmup.train")
     schedule = {name: getattr(sft, name) for name in Optimizer.model_fields}
     row_tokens = config.learner.row_tokens
     learner = config.learner.model_copy(
