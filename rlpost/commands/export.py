@@ -173,14 +173,20 @@ def vllm_logp(model: ModelSource, probe: dict[str, Any], dtype: str) -> list[np.
     from rlpost.rollout.adapters import served_rank
 
     longest = max(len(s["prompt"]) + len(s["response"]) for s in probe["sequences"])
-    request, more, weights = None, {}, model
+    request, weights = None, model
+    more: dict[str, Any] = {}
     if (adapter := adapter_of(model.path)) is not None:
         if adapter.lora.dora:
             raise ConfigError(
                 "vLLM serves no DoRA adapters: export merged weights (without --adapter), or --check transformers"
             )
         request, weights = LoRARequest("exported", 1, model.path), adapter.source(model.trust_remote_code)
-        more = {"enable_lora": True, "max_lora_rank": served_rank(adapter.lora.rank)}
+        more = {
+            "enable_lora": True,
+            "max_lora_rank": served_rank(adapter.lora.rank),
+            # Else vLLM 0.30 wraps the head too, which then takes no more rows than there are sequences: a prompt has more.
+            "lora_target_modules": adapter.modules(),
+        }
     engine = LLM(
         model=str(weights.folder()),
         trust_remote_code=model.trust_remote_code,

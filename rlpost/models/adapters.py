@@ -23,6 +23,14 @@ class SavedAdapter:
     lora: Lora
     file: Path
 
+    def modules(self) -> list[str]:
+        """Last parts of the names of the adapted modules, each once, sorted."""
+        from safetensors import safe_open
+
+        with safe_open(self.file.with_name("adapter_model.safetensors"), "np") as tensors:
+            names = tensors.keys()
+        return sorted({name.partition(".lora_")[0].rpartition(".")[2] for name in names})
+
     def source(self, trust_remote_code: bool = False) -> ModelSource:
         """Where the weights below are, for errors named by the file that says so."""
         return ModelSource(self.base, self.revision, trust_remote_code, f"the base that {self.file} names, model")
