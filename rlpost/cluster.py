@@ -87,7 +87,6 @@ def _join(config: Config) -> None:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address:
         options["address"] = address
-        check_address(_key_of_address(config), address)
     else:
         plan = placement_plan(config)
         # Ray runs workers at nice 15: whatever else the machine does would halve the speed of the actors.
@@ -109,17 +108,24 @@ def _key_of_address(config: Config) -> str:
     return "cluster.address" if config.cluster.address else "the environment variable RAY_ADDRESS"
 
 
-def check_address(key: str, address: str, deadline: float = 3.0) -> None:
-    """Refuse an address of no form that Ray knows, or at which nothing listens.
+def check_address(config: Config, elsewhere: bool = False, deadline: float = 3.0) -> None:
+    """Refuse an address of no form that Ray knows, or at which nothing listens, where there is one to join.
+
+    Args:
+        elsewhere: only the form of `cluster.address` can be looked at; the cluster need not be seen from here.
 
     Raises:
         ConfigError: naming the key.
     """
-    if address in ("auto", "local"):
+    address = config.cluster.address or (None if elsewhere else os.environ.get("RAY_ADDRESS"))
+    if address in (None, "", "auto", "local"):
         return
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdecimal():
+    key = _key_of_address(config)
+    host, _, port = str(address).removeprefix("ray://").rpartition(":")
+    if not host or "/" in host or not port.isdecimal():
         raise ConfigError(f"{key}: {address!r} must be auto, HOST:PORT, or ray://HOST:PORT")
+    if elsewhere:
+        return
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=deadline).close()
     except (OSError, OverflowError) as error:

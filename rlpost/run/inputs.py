@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from rlpost.cluster import check_address
 from rlpost.config import Config, ConfigError, Source
 from rlpost.data import check_source
 from rlpost.verify.pool import VerifierPool
@@ -18,7 +19,8 @@ LOADING = 60.0  # seconds verifiers may take to be loaded
 
 
 def check_inputs(config: Config, elsewhere: bool = False) -> None:
-    """Refuse data that cannot be read or has not the columns, verifiers that do not load, a folder that cannot be written.
+    """Refuse data that cannot be read or has not the columns, verifiers that do not load, a folder that cannot be
+    written, a cluster that does not answer.
 
     Args:
         elsewhere: the run is to be on other machines, whose folders are not seen from here.
@@ -27,6 +29,7 @@ def check_inputs(config: Config, elsewhere: bool = False) -> None:
         ConfigError, DataError, VerifierError: naming key, value and fix.
     """
     check_writable(config, elsewhere)
+    check_address(config, elsewhere)
     for key, source in sources_of(config):
         # A data set of the hub is not fetched for a look.
         if source.source != "hf" or Path(str(source.path)).exists():

@@ -8,7 +8,6 @@ from __future__ import annotations
 import gzip
 import json
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +15,6 @@ import pytest
 import yaml
 
 from rlpost import cli, cluster
-from rlpost.config import ConfigError, parse
 
 TINY = {
     "name": "x",
@@ -61,10 +59,10 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "rew.py").write_text("def score(response, reference=None):\n    return len(response) % 2 == 0\n")
     monkeypatch.chdir(tmp_path)
 
-    def ray(config: object) -> None:
+    def ray(*_: object) -> None:
         raise AssertionError("it got as far as Ray")
 
-    monkeypatch.setattr(cluster, "connected", ray)
+    monkeypatch.setattr(cluster, "session", ray)
     return tmp_path
 
 
@@ -354,14 +352,19 @@ def test_a_slip_in_what_a_run_reads_or_writes_is_refused_by_plan_and_train_alike
         assert all(part in said for part in says), said
 
 
-@pytest.mark.parametrize("address", ["1.2.3.4", "127.0.0.1:9", "http://127.0.0.1:9", "ray://127.0.0.1:99999"])
-def test_a_cluster_that_does_not_answer_is_refused_by_the_key_it_came_from(address, monkeypatch):
-    with pytest.raises(ConfigError, match=re.escape(f"cluster.address: {address!r}")):
-        cluster.check_address("cluster.address", address)
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:9", "127.0.0.1:99999", "[::1]:9"])
+def test_a_cluster_that_does_not_answer_is_refused_by_the_key_it_came_from(project, capsys, monkeypatch, address):
+    said = refused(capsys, project, "train", "tiny.yaml", f"cluster.address='{address}'")
+    assert f"cluster.address: {address!r}: nothing answers there" in said
     monkeypatch.setenv("RAY_ADDRESS", address)
-    config = parse(TINY | {"data": {"train": {"source": "reasoning_gym", "task": "chain_sum", "size": 8}}})
-    with pytest.raises(ConfigError, match="RAY_ADDRESS"), cluster.connected(config):
-        pass
+    assert f"RAY_ADDRESS: {address!r}: nothing answers there" in refused(capsys, project, "train", "tiny.yaml")
+
+
+@pytest.mark.parametrize("address", ["1.2.3.4", "http://127.0.0.1:8265", "host:port"])
+def test_an_address_that_is_none_is_refused_by_plan_too(project, capsys, address):
+    for verb in VERBS:
+        said = refused(capsys, project, verb, "tiny.yaml", f"cluster.address='{address}'")
+        assert f"cluster.address: {address!r} must be auto, HOST:PORT" in said
 
 
 # ------------------------------------------------------------------------------------------- runs that are resumed
