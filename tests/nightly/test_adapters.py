@@ -108,7 +108,9 @@ def test_what_is_trained_is_what_is_served(started, tmp_path, monkeypatch):
     assert case.get("merged", "as they are") in engines.served()
     assert fleet.dtype == ("float32" if "merged" in case else config.model.dtype)
 
-    assert fleet.sync(learner, 0, fleet.dtype) == {}
+    first = fleet.sync(learner, 0, fleet.dtype)
+    # DoRA's magnitudes are rounded when they are made, so that it begins beside its base.
+    assert first == ({"sync/survived": 1.0} if config.model.lora.dora else {})
     assert learner_logp(learner, sampled(fleet, 0)) < 1e-2
     for step in range(1, 5):
         nudge(learner)
