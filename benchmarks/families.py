@@ -13,6 +13,7 @@ import argparse
 import fcntl
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -120,6 +121,7 @@ def served(dtype: str) -> Callable[[str], dict[str, Any]]:
             try:
                 hand = Hand(Path(folder), **how, capture_routes=bool(moe))
             except Exception as error:
+                why_not_looked_at(type(model).__name__, error)
                 if not moe:
                     raise
                 found["capture"] = said(error)
@@ -130,8 +132,9 @@ def served(dtype: str) -> Callable[[str], dict[str, Any]]:
             found |= {"engine": held[0], "serves_lora": held[1]}
             rollouts = [r for seed in (0, 1) for r in hand.sample(prompt_of(9 + 4 * seed, seed), samples=2)]
             found["before"] = difference(model, rollouts)
-            if rollouts[0].routes is not None:
-                found["replayed"] = difference(model, rollouts, replay=True)
+            replay = replay_of(model) if rollouts[0].routes is not None else None
+            if replay:
+                found["replayed"] = difference(model, rollouts, replay)
             generator = torch.Generator().manual_seed(1)
             with torch.no_grad():
                 for parameter in model.parameters():
@@ -140,9 +143,29 @@ def served(dtype: str) -> Callable[[str], dict[str, Any]]:
             hand.update(model)
             rollouts = [r for seed in (2, 3) for r in hand.sample(prompt_of(9 + 4 * seed, seed), samples=2)]
             found["after"] = difference(model, rollouts)
+            if replay:
+                found["replayed after"] = difference(model, rollouts, replay)
             return found
 
     return part
+
+
+def why_not_looked_at(architecture: str, error: Exception) -> None:
+    """Raise what vLLM, which only logs it, found wrong with its own class."""
+    from vllm.model_executor.models.registry import ModelRegistry
+
+    if "failed to be inspected" in str(error):
+        ModelRegistry.models[architecture].load_model_cls()
+
+
+def replay_of(model: Any) -> Any:
+    """What replays routes in the model; None where the learner does not know its routers."""
+    from rlpost.learner.replay import Replay, UnsupportedRouterError
+
+    try:
+        return Replay(model)
+    except UnsupportedRouterError:
+        return None
 
 
 def _lora_of(worker: Any) -> tuple[str, bool]:
@@ -150,19 +173,18 @@ def _lora_of(worker: Any) -> tuple[str, bool]:
     return type(model).__name__, bool(getattr(model, "supports_lora", False))
 
 
-def difference(model: Any, rollouts: Sequence[Any], replay: bool = False) -> float:
+def difference(model: Any, rollouts: Sequence[Any], replay: Any = None) -> float:
     """The most by which learner and engine differ on a sampled token, in nats."""
     import numpy as np
     import torch
 
     from rlpost.learner.batch import Batch, MicroBatch, make_grid
     from rlpost.learner.logprobs import Policy
-    from rlpost.learner.replay import Replay
     from rlpost.types import Sample
 
     batch = Batch.from_samples([Sample.on_policy(r) for r in rollouts])
     grid = make_grid(batch, MicroBatch(tuple((i,) for i in range(len(rollouts)))), 0)
-    policy = Policy(model, 1024, Replay(model) if replay else None)
+    policy = Policy(model, 1024, replay)
     with torch.no_grad():
         routes = {"routes": grid.routes} if replay else {}
         logp = policy(grid.input_ids, grid.position_ids, grid.predictors, grid.targets, 1.0, **routes).logp
@@ -177,6 +199,8 @@ def said(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if re.match(r"\d+ validation error", lines[0] if lines else ""):  # pydantic's: the second line is the place
+        return re.sub(r" \[type=.*", "", lines[-2]).removeprefix("Value error, ")[:160]
     return f"{type(error).__name__}: {lines[0] if lines else ''}"[:160]
 
 

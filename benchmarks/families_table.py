@@ -13,6 +13,8 @@ PAGE = ROOT / "docs" / "families.md"
 KNOWN = ROOT / "rlpost" / "models" / "known_families.py"
 # What the largest difference of a log-prob between engine and learner may be, in nats, over some 40 tokens.
 AGREE = {"float32": 2e-3, "bfloat16": 0.25}
+# What vLLM says of a model that it has no class for, and that transformers' own cannot stand in for.
+NO_CLASS = ("no vLLM implementation", "not supported for now", "not supported anymore")
 TIPPED = 4  # times as much in bfloat16 where experts choose live: rounding tips some choices
 
 HEAD = """# Families of models
@@ -24,13 +26,14 @@ built with small sizes and random weights, and asked on a CPU, with {versions}, 
   it, bit for bit in float32 and bfloat16; `padded` does so for one sequence a row; `refused` for neither.
 - **float32, bfloat16**: the largest difference of a log-prob between engine and learner, in nats, over some 40 sampled
   tokens, and after / the same once weights have moved and were synced. Experts choose live, and
-  rounding tips some choices in bfloat16; **R3** has it with routes replayed, in float32.
+  rounding tips some choices in bfloat16; **R3** has it with routes replayed, in float32 and in bfloat16 after the sync.
 - **LoRA**: `served` where vLLM's model takes adapters, `merged` where the learner has linear layers to adapt and the engine
   gets merged weights.
 
-`rlpost train`, `resume` and `plan` refuse by this table, before anything starts, a layout that a family does not keep apart
-and a family that cannot be learned. Every model is asked again when the learner starts: the same comparison of bits, in the
-shapes, dtype and attention of the run. What is not served was tried with small sizes and on a CPU; real ones may be.
+`rlpost train`, `resume` and `plan` refuse by this table, before anything starts, a layout that a family does not keep apart,
+a family that reads ahead, and one that the engine does not serve or serves as another model: what vLLM has no class for
+anywhere, all else on a CPU, where it was tried. Every model is asked again when the learner starts: the same comparison of
+bits, in the shapes, dtype and attention of the run.
 
 | family | layout | float32 | bfloat16 | LoRA | R3 |
 |---|---|---|---|---|---|
@@ -52,22 +55,36 @@ def layout_of(learner: Mapping[str, Any]) -> tuple[str, str]:
     return "packed", ""
 
 
-def differs(row: Mapping[str, Any]) -> str:
-    """Where engine and learner disagree."""
-    for dtype, limit in AGREE.items():
-        part = row.get(dtype, {})
-        if dtype == "bfloat16" and row["learner"].get("moe"):
-            limit *= TIPPED
-        for when in ("before", "after"):
-            if when in part and not part[when] <= limit:
-                return f"engine and learner differ by {part[when]:.2g} in {dtype}, {when} a sync"
+def differs(row: Mapping[str, Any], dtype: str) -> str:
+    """Where engine and learner disagree in this dtype.
+
+    Of experts in bfloat16 it is asked with routes replayed, where they can be: rounding tips some live choices.
+    """
+    part, limit = row.get(dtype, {}), AGREE[dtype]
+    replayed = "replayed after" in part
+    if dtype == "bfloat16" and row["learner"].get("moe") and not replayed:
+        limit *= TIPPED
+    for when, key in (("before", "replayed"), ("after", "replayed after")):
+        difference = part.get(key if replayed and dtype == "bfloat16" else when, 0.0)
+        if not difference <= limit:
+            return f"engine and learner differ by {difference:.2g} in {dtype}, {when} a sync"
     return ""
+
+
+def unserved(row: Mapping[str, Any]) -> dict[str, str]:
+    """Why the engine does not serve a family, by the dtype that was asked for on CPU; by "" what no platform changes."""
+    failed = {dtype: row[dtype]["failed"] for dtype in AGREE if "failed" in row.get(dtype, {})}
+    nowhere = [why for why in failed.values() if any(word in why for word in NO_CLASS)]
+    if nowhere:
+        return {"": _plain(nowhere[0])}
+    found = {dtype: _plain(failed[dtype]) if dtype in failed else differs(row, dtype) for dtype in AGREE}
+    return {dtype: why for dtype, why in found.items() if why}
 
 
 def full(row: Mapping[str, Any]) -> bool:
     """Whether a family was asked everything and failed nothing."""
     known = all("failed" not in row.get(part, {"failed": ""}) for part in ("learner", *AGREE))
-    return known and layout_of(row["learner"])[0] != "refused" and not differs(row)
+    return known and layout_of(row["learner"])[0] != "refused" and not unserved(row)
 
 
 def write(results: Mapping[str, Any], versions: Mapping[str, str]) -> None:
@@ -75,6 +92,7 @@ def write(results: Mapping[str, Any], versions: Mapping[str, str]) -> None:
     tried = ", ".join(f"{name} {number}" for name, number in versions.items())
     lines, failures = [], []
     known: dict[str, tuple[str, str]] = {}
+    engine: dict[str, dict[str, str]] = {}
     for family, row in sorted(results.items()):
         learner = row.get("learner", {"failed": "not tried"})
         if "failed" in learner:
@@ -89,8 +107,10 @@ def write(results: Mapping[str, Any], versions: Mapping[str, str]) -> None:
         for dtype in AGREE:
             if "failed" in row.get(dtype, {}):
                 failures.append(f"| {family} | not served in {dtype} | {_plain(row[dtype]['failed'])} |")
-        if found := differs(row):
-            failures.append(f"| {family} | disagrees | {found} |")
+            elif found := differs(row, dtype):
+                failures.append(f"| {family} | disagrees | {found} |")
+        if found := unserved(row):
+            engine[family] = found
     count = sum(map(full, results.values()))
     text = HEAD.format(count=len(results), versions=tried, day=date.today().isoformat(), full=count)
     text += (
@@ -100,11 +120,14 @@ def write(results: Mapping[str, Any], versions: Mapping[str, str]) -> None:
     )
     PAGE.write_text(text + "\n")
     rows = "\n".join(f"    {json.dumps(family)}: {_tuple(values)}," for family, values in known.items())
+    rows_unserved = "\n".join(f"    {json.dumps(family)}: {json.dumps(why)}," for family, why in engine.items())
     KNOWN.write_text(
         '"""What `python benchmarks/families.py` found of each family. Made by it; not to be edited."""\n\n'
-        f"# The versions it was found with: (distribution, version).\nTRIED = {_tuple(('transformers', versions['transformers']))}\n\n"
+        f"# The versions it was found with.\nTRIED = {json.dumps({n: versions[n] for n in ('transformers', 'vllm')})}\n\n"
         "# model_type: (layout, why no better one).\n"
-        f"FAMILIES: dict[str, tuple[str, str]] = {{\n{rows}\n}}\n"
+        f"FAMILIES: dict[str, tuple[str, str]] = {{\n{rows}\n}}\n\n"
+        '# model_type: why the engine does not serve it, by the dtype that was tried on CPU; by "" what holds anywhere.\n'
+        f"UNSERVED: dict[str, dict[str, str]] = {{\n{rows_unserved}\n}}\n"
     )
 
 
@@ -132,10 +155,13 @@ def _replay(row: Mapping[str, Any]) -> str:
         return ""
     if row["learner"]["replay"] is not True:
         return "no: another shape of router"
-    found = row.get("float32", {})
-    return f"{found['replayed']:.1g}" if "replayed" in found else "not captured" if "before" in found else "not tried"
+    wide, narrow = row.get("float32", {}), row.get("bfloat16", {})
+    found = [part[key] for part, key in ((wide, "replayed"), (narrow, "replayed after")) if key in part]
+    captured = "before" in wide or "before" in narrow
+    return " / ".join(f"{value:.1g}" for value in found) or ("not captured" if captured else "not tried")
 
 
 def _plain(text: str) -> str:
     """An error as a cell of a table."""
+    text, _, _ = text.partition(" Supported architectures:")  # a list of all there are
     return " ".join(text.replace("|", "/").replace("`", "'").split())[:140]

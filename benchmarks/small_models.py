@@ -48,18 +48,36 @@ SIZES: dict[str, Any] = {
 }
 OWN: dict[str, dict[str, Any]] = {
     "mamba2": {"num_heads": 4, "head_dim": 32, "n_groups": 1},
-    **{family: {"tie_word_embeddings": True} for family in ("gemma2", "vaultgemma", "gemma4_text", "gemma3n_text")},
+    **{
+        family: {"tie_word_embeddings": True}
+        for family in ("gemma2", "vaultgemma", "gemma4_text", "gemma3n_text", "bloom", "cohere", "cohere2")
+    },
+    # vLLM has these sizes, whatever a configuration says.
+    "phi": {"intermediate_size": 256},
+    "falcon": {"ffn_hidden_size": 256, "tie_word_embeddings": True},
+    "gpt_bigcode": {"num_key_value_heads": 1, "tie_word_embeddings": True},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]], "window_size": 128, "num_layers": 4},
-    "lfm2": {"block_dim": 64, "layer_types": ["conv", "full_attention", "conv", "full_attention"]},
+    "lfm2": {
+        "conv_dim": 64,
+        "block_dim": 64,
+        "tie_word_embeddings": True,
+        "layer_types": ["conv", "full_attention", "conv", "full_attention"],
+    },
     "gemma3_text": {"layer_types": ["sliding_attention", "full_attention"] * 2},
-    "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv", "full_attention"], "num_dense_layers": 1},
+    "lfm2_moe": {
+        "layer_types": ["conv", "full_attention", "conv", "full_attention"],
+        "num_dense_layers": 1,
+        "tie_word_embeddings": True,
+    },
     "mixtral": {"sliding_window": None},
     "qwen3_next": {"linear_key_head_dim": 128, "linear_value_head_dim": 128},
     "glm4_moe": {"head_dim": 32},
+    "llama4_text": {"num_experts_per_tok": 1},
+    "minimax_m2": {"rotary_dim": 32, "scoring_func": "sigmoid", "use_routing_bias": True},
     "gptj": {"rotary_dim": 16},
     "codegen": {"rotary_dim": 16, "n_head": 4, "n_embd": 128},
     **{family: {"head_dim": 64} for family in ("axk1", "longcat_flash")},
-    "deepseek_v3": {"head_dim": 64, "topk_method": "noaux_tc"},
+    "deepseek_v3": {"head_dim": 64, "topk_method": "noaux_tc", "scoring_func": "sigmoid"},
 }
 
 

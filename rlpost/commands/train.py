@@ -65,7 +65,7 @@ def warm_up(config: Config, command: list[str]) -> int:
     """Supervised learning alone."""
     if config.warmup is None:
         raise ConfigError("rlpost sft needs a `warmup` section: its data, steps and learning rate")
-    sft, ready = config.warmup, checked(config)
+    sft, ready = config.warmup, checked(config, served=False)
     config = ready.config
     with (
         _new_run(config, command) as recorder,

@@ -14,12 +14,16 @@ from rlpost.models.load import config_values
 from rlpost.models.source import ModelSource
 
 
-def check_written(config: Config, source: ModelSource | None) -> None:
-    """The commonest slip, from what config.json spells out: transformers, which knows the rest, takes seconds to import.
+def check_written(config: Config, source: ModelSource | None, served: bool = True) -> None:
+    """The commonest slips, from what config.json spells out: transformers, which knows the rest, takes seconds to import.
+
+    Args:
+        served: whether engines are to serve the model, too.
 
     Raises:
-        ConfigError: as `check_outline`.
+        ConfigError: as `check_outline`, and what is known of the family.
     """
+    check_family(config, served)
     if source is None:
         assert config.model.create is not None
         where, values = "model.create.config", config.model.create.config
@@ -36,7 +40,6 @@ def check_outline(config: Config, outline: Outline) -> None:
         ConfigError: naming key, value and fix.
     """
     check_experts(config)
-    check_family(config)
     check_length(outline.positions, outline.where, longest(config), _lengths(config))
 
 

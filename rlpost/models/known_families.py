@@ -1,7 +1,7 @@
 """What `python benchmarks/families.py` found of each family. Made by it; not to be edited."""
 
-# The versions it was found with: (distribution, version).
-TRIED = ("transformers", "5.23.0")
+# The versions it was found with.
+TRIED = {"transformers": "5.23.0", "vllm": "0.30.0"}
 
 # model_type: (layout, why no better one).
 FAMILIES: dict[str, tuple[str, str]] = {
@@ -105,4 +105,67 @@ FAMILIES: dict[str, tuple[str, str]] = {
     "xglm": ("padded", "packed sequences read the one before (log-probs move by 0.003)"),
     "xlnet": ("refused", "a sequence reads what follows it (log-probs move by 0.67)"),
     "zamba": ("padded", "packed sequences read the one before (log-probs move by 1.1)"),
+}
+
+# model_type: why the engine does not serve it, by the dtype that was tried on CPU; by "" what holds anywhere.
+UNSERVED: dict[str, dict[str, str]] = {
+    "aria_text": {"float32": "AssertionError:", "bfloat16": "AssertionError:"},
+    "bailing_hybrid": {
+        "float32": "ValueError: Layer 0 (linear_attention) does not dispatch through the Transformers attention interface and vLLM has no other way to handle it",
+        "bfloat16": "ValueError: Layer 0 (linear_attention) does not dispatch through the Transformers attention interface and vLLM has no other way to handle it",
+    },
+    "bamba": {
+        "float32": "ValueError: Layer 0 (linear_attention) does not dispatch through the Transformers attention interface and vLLM has no other way to handle it",
+        "bfloat16": "ValueError: Layer 0 (linear_attention) does not dispatch through the Transformers attention interface and vLLM has no other way to handle it",
+    },
+    "biogpt": {
+        "float32": "ValueError: There is no module or parameter named 'output_projection' in TransformersForCausalLM. The available parameters belonging to (Tra",
+        "bfloat16": "ValueError: There is no module or parameter named 'output_projection' in TransformersForCausalLM. The available parameters belonging to (Tra",
+    },
+    "deepseek_v32": {
+        "float32": "NotImplementedError: Sparse Attention is not supported on CPU.",
+        "bfloat16": "NotImplementedError: Sparse Attention is not supported on CPU.",
+    },
+    "diffllama": {
+        "float32": "ValueError: Layer 0 does not dispatch through the Transformers attention interface and vLLM has no other way to handle it.",
+        "bfloat16": "ValueError: Layer 0 does not dispatch through the Transformers attention interface and vLLM has no other way to handle it.",
+    },
+    "doge": {"float32": "engine and learner differ by 0.047 in float32, after a sync"},
+    "exaone_moe": {
+        "float32": "AttributeError: 'ExaoneMoeConfig' object has no attribute 'sliding_windows'",
+        "bfloat16": "AttributeError: 'ExaoneMoeConfig' object has no attribute 'sliding_windows'",
+    },
+    "falcon_mamba": {
+        "float32": "AttributeError: '_OpNamespace' '_C' object has no attribute 'selective_scan_fwd'",
+        "bfloat16": "AttributeError: '_OpNamespace' '_C' object has no attribute 'selective_scan_fwd'",
+    },
+    "glm4_moe_lite": {
+        "bfloat16": "AttributeError: 'Glm4MoeLiteConfig' object has no attribute 'first_k_dense_replace'"
+    },
+    "gpt_bigcode": {
+        "float32": "ValueError: no tensor of the learner (['transformer.h.0.attn.c_attn.bias', 'transformer.h.0.attn.c_attn.weight', 'transformer.h.0.attn.c_pro",
+        "bfloat16": "ValueError: no tensor of the learner (['transformer.h.0.attn.c_attn.bias', 'transformer.h.0.attn.c_attn.weight', 'transformer.h.0.attn.c_pro",
+    },
+    "gpt_neo": {"": "Model architectures ['GPTNeoForCausalLM'] are not supported for now."},
+    "gpt_oss": {"float32": "RuntimeError: expected scalar type BFloat16 but found Float"},
+    "jamba": {
+        "float32": "AttributeError: '_OpNamespace' '_C' object has no attribute 'selective_scan_fwd'",
+        "bfloat16": "AttributeError: '_OpNamespace' '_C' object has no attribute 'selective_scan_fwd'",
+    },
+    "minimax_m2": {
+        "float32": "AttributeError: 'functools.partial' object has no attribute '__name__'",
+        "bfloat16": "AttributeError: 'functools.partial' object has no attribute '__name__'",
+    },
+    "mpt": {
+        "": "Model architecture MptForCausalLM was supported in vLLM until v0.28.0, and is not supported anymore. Please use an older version of vLLM if "
+    },
+    "phimoe": {
+        "float32": "ValueError: too many values to unpack (expected 3)",
+        "bfloat16": "ValueError: too many values to unpack (expected 3)",
+    },
+    "qwen3_5_text": {
+        "float32": "ModuleNotFoundError: No module named 'torchvision'",
+        "bfloat16": "ModuleNotFoundError: No module named 'torchvision'",
+    },
+    "qwen3_next": {"float32": "AssertionError: CPU GDN attention requires BF16."},
 }

@@ -22,6 +22,8 @@ def register() -> None:
         WeightTransferEngineFactory.register_engine("object_store", "rlpost.rollout.receive", "ObjectStoreReceiver")
     repair_expert_reload()
     repair_rotary()
+    repair_router_bias()
+    repair_xielu()
     repair_adapters()
 
 
@@ -102,6 +104,65 @@ def turning_heads_in_a_row(turn: Any) -> Any:
 
     forward_cpu.heads_in_a_row = True  # type: ignore[attr-defined]
     return forward_cpu
+
+
+def repair_router_bias() -> None:
+    """Have the bias that selects experts used on CPU in routers without groups, too.
+
+    vLLM 0.30's `CPURouter` drops it there without a word (ERNIE 4.5): experts are other ones than the learner's as soon
+    as the bias is not zero. And it knows softmax alone there. One group of all experts is the same question, answered.
+    """
+    import vllm
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu() or not vllm.__version__.startswith(REPAIRED_VERSIONS):
+        return
+    from vllm.model_executor.layers.fused_moe.router.cpu_router import CPURouter
+
+    if not getattr(CPURouter._compute_routing, "in_one_group", False):
+        CPURouter._compute_routing = routing_in_one_group(CPURouter._compute_routing)
+
+
+def routing_in_one_group(compute: Any) -> Any:
+    """`compute`, a method `_compute_routing` of vLLM's, of a router whose experts are one group where it has none."""
+
+    @functools.wraps(compute)
+    def _compute_routing(self: Any, *args: Any, **kwargs: Any) -> Any:
+        scored = self.scoring_func in ("softmax", "sigmoid") and self.custom_routing_function is None
+        if (
+            not self.use_grouped_topk
+            and scored
+            and (self.e_score_correction_bias is not None or self.scoring_func == "sigmoid")
+        ):
+            self.use_grouped_topk, self.num_expert_group, self.topk_group = True, 1, 1
+        return compute(self, *args, **kwargs)
+
+    _compute_routing.in_one_group = True  # type: ignore[attr-defined]
+    return _compute_routing
+
+
+def repair_xielu() -> None:
+    """Have the trained scalars of the activation xIELU (Apertus) held in the engine's dtype.
+
+    vLLM 0.30 always makes them bfloat16: in a float32 engine an update of them is rounded away.
+    """
+    import vllm
+
+    if not vllm.__version__.startswith(REPAIRED_VERSIONS):
+        return
+    import torch
+    from vllm.model_executor.layers.activation import XIELU
+
+    init = XIELU.__init__
+    if getattr(init, "in_own_dtype", False):
+        return
+
+    @functools.wraps(init)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **{"dtype": torch.get_default_dtype(), **kwargs})
+
+    __init__.in_own_dtype = True  # type: ignore[attr-defined]
+    XIELU.__init__ = __init__
 
 
 def repair_adapters() -> None:

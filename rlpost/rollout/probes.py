@@ -11,9 +11,18 @@ def readable(worker: Any) -> dict[str, Held]:
     """Names, shapes and dtypes of the tensors an engine keeps as they are in the checkpoint: embeddings, norms, biases.
 
     Others are fused, sharded or packed for a kernel (an empty tensor is left behind), and have other names or shapes.
+    Queries, keys and values that are one tensor in the checkpoint too may stand in another order in it (GPT-NeoX, BLOOM).
     """
-    held = worker.model_runner.get_model().named_parameters()
-    return {n: Held(tuple(t.shape), str(t.dtype).removeprefix("torch.")) for n, t in held if t.numel()}
+    from vllm.model_executor.layers.linear import MergedColumnParallelLinear, QKVParallelLinear
+
+    model = worker.model_runner.get_model()
+    modules = model.named_modules()
+    fused = {name for name, m in modules if isinstance(m, QKVParallelLinear | MergedColumnParallelLinear)}
+    return {
+        name: Held(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+        for name, tensor in model.named_parameters()
+        if tensor.numel() and name.rpartition(".")[0] not in fused
+    }
 
 
 def wrong_probes(worker: Any, probes: dict[str, Probe]) -> list[str]:

@@ -30,13 +30,14 @@ class Checked:
     lines: list[str] = field(default_factory=list)
 
 
-def checked(config: Config, base: str | None = None, elsewhere: bool = False) -> Checked:
+def checked(config: Config, base: str | None = None, elsewhere: bool = False, served: bool = True) -> Checked:
     """Build every role once and look at every model, so that a wrong parameter, a broken file or a model that cannot do
     what is asked is refused.
 
     Args:
         base: the weights a resumed run started from.
         elsewhere: the run is to be on other machines, which may hold models that are out of reach here.
+        served: whether engines are to serve the policy, too.
 
     Raises:
         ConfigError: naming key, value and fix.
@@ -51,7 +52,7 @@ def checked(config: Config, base: str | None = None, elsewhere: bool = False) ->
     made = base is None and config.model.create is not None
     source = None if made else ModelSource.of(config.model, base)
     try:
-        check_written(config, source)
+        check_written(config, source, served)
         outline = outline_of(config.model, source)
         check_outline(config, outline)  # first: it takes a second, and what follows imports torch
         roles = Roles(config)

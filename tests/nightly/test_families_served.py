@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.families import apart, served
-from benchmarks.families_table import AGREE
+from benchmarks.families_table import AGREE, differs
 
 pytestmark = pytest.mark.integration
 
@@ -22,6 +22,12 @@ SERVED = [
     "glm4",
     "qwen3_moe",
     "mixtral",
+    "apertus",
+    "bloom",
+    "cohere",
+    "dots1",
+    "ernie4_5_moe",
+    "lfm2_moe",
 ]
 
 
@@ -30,5 +36,4 @@ SERVED = [
 def test_engine_and_learner_agree_before_and_after_a_sync(family, dtype):
     found = apart(served(dtype), family, 300)
     assert "failed" not in found
-    assert found["before"] < AGREE[dtype]
-    assert found["after"] < AGREE[dtype]
+    assert not differs({"learner": {"moe": "replayed" in found}, dtype: found}, dtype)

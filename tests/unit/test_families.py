@@ -7,10 +7,19 @@ import re
 
 import pytest
 
+from benchmarks.families_table import AGREE
 from rlpost.config import ConfigError, parse
 from rlpost.models.families import check_family
-from rlpost.models.known_families import FAMILIES
+from rlpost.models.known_families import FAMILIES, UNSERVED
 from tests.conftest import ROOT, tiny
+
+PAGE = (ROOT / "docs" / "families.md").read_text()
+
+
+def rows() -> list[list[str]]:
+    """Cells of the table, by family."""
+    lines = [line.strip("| ").split(" | ") for line in PAGE.split("\n## ")[0].splitlines() if line.startswith("| ")]
+    return [line for line in lines if line[0] != "family"]
 
 
 def family(model_type: str, tmp_path, **more: object) -> dict:
@@ -48,12 +57,62 @@ def test_code_that_comes_with_a_model_is_not_judged_by_its_name(tmp_path):
     check_family(parse(config))
 
 
-def test_at_least_25_families_hold_in_all_columns():
-    results = (ROOT / "docs" / "families.md").read_text()
-    assert int(re.search(r"(\d+) of them hold in all columns", results)[1]) >= 25
+def test_what_the_engine_has_no_class_for_is_refused_on_every_platform(tmp_path):
+    kind = next(kind for kind, why in UNSERVED.items() if "" in why)
+    for cluster in ({}, {"cluster": {"gpus_per_node": 2}}):
+        config = parse(with_layout({**family(kind, tmp_path), **cluster}, "padded"))
+        with pytest.raises(
+            ConfigError, match=rf"model.path: vLLM .* has no model for the family {kind}: .*: take another"
+        ):
+            check_family(config)
+        check_family(config, served=False)  # a warm-up alone starts no engine
+
+
+def test_what_the_engine_cannot_do_in_one_dtype_on_cpu_is_refused_there_with_the_other(tmp_path):
+    kind = next(kind for kind, why in UNSERVED.items() if set(why) == {"float32"})
+    narrow, wide = (with_layout(family(kind, tmp_path, dtype=dtype), "padded") for dtype in ("bfloat16", "float32"))
+    check_family(parse(narrow))
+    with pytest.raises(
+        ConfigError, match=rf"model.dtype: float32, but .* the family {kind} .* set rollout.dtype: bfloat16"
+    ):
+        check_family(parse(wide))
+    check_family(parse({**wide, "rollout": {**wide["rollout"], "dtype": "bfloat16"}}))
+    check_family(parse({**wide, "cluster": {"gpus_per_node": 2}}))
+
+
+def test_what_engines_on_cpu_cannot_serve_at_all_is_refused_there_alone(tmp_path):
+    kind = next(kind for kind, why in UNSERVED.items() if set(why) == {"float32", "bfloat16"})
+    config = with_layout(family(kind, tmp_path), "padded")
+    with pytest.raises(ConfigError, match=rf"engines on CPU cannot serve models of the family {kind}: .* take another"):
+        check_family(parse(config))
+    check_family(parse({**config, "cluster": {"gpus_per_node": 2}}))
+
+
+def test_at_least_25_families_agree_in_both_dtypes_before_and_after_a_sync():
+    agreeing = [
+        row[0]
+        for row in rows()
+        if row[1] in ("packed", "padded")
+        and not UNSERVED.get(row[0])
+        and all(re.fullmatch(r"\S+ / \S+", cell) for cell in row[2:4])
+    ]
+    assert len(agreeing) >= 25
+    assert f" {len(agreeing)} of them hold in all columns" in PAGE
+    assert (
+        max(float(number) for row in rows() if row[0] in agreeing for number in row[2].split(" / ")) <= AGREE["float32"]
+    )
+
+
+def test_no_family_that_may_be_packed_reads_its_neighbours():
+    failures = [line.strip("| ").split(" | ") for line in PAGE.split("\n## ")[1].splitlines()[4:]]
+    leaking = {row[0] for row in failures if "packed sequences" in row[2]}
+    assert leaking
+    assert not leaking & {kind for kind, (layout, _) in FAMILIES.items() if layout == "packed"}
 
 
 def test_the_page_and_what_is_refused_are_of_the_same_results():
-    page = (ROOT / "docs" / "families.md").read_text()
-    rows = [line.strip("| ").split(" | ") for line in page.split("\n## ")[0].splitlines() if line.startswith("| ")]
-    assert {row[0]: row[1] for row in rows if row[0] != "family"} == {k: layout for k, (layout, _) in FAMILIES.items()}
+    assert {row[0]: row[1] for row in rows()} == {kind: layout for kind, (layout, _) in FAMILIES.items()}
+    failures = PAGE.split("\n## ")[1]
+    for kind, reasons in UNSERVED.items():
+        for why in reasons.values():
+            assert any(line.startswith(f"| {kind} |") and why in line for line in failures.splitlines())

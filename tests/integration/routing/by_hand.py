@@ -17,7 +17,7 @@ from rlpost.rollout.engine import Engine
 from rlpost.rollout.probes import readable
 from rlpost.rollout.request import EngineSpec, SampleRequest, Sampling
 from rlpost.types import Rollout
-from rlpost.weights import make_probes, to_numpy
+from rlpost.weights import held_wide, make_probes, to_numpy
 from tests.conftest import merge
 
 BLOCK = 32
@@ -90,10 +90,11 @@ class Hand:
     def update(self, weights: PreTrainedModel, without: tuple[str, ...] = ()) -> None:
         """The next version, as the fleet gives it; `without` the tensors whose names have one of these in them."""
         version = self.engine.version + 1
-        tensors = checkpoint_tensors(weights, keep=True, dtype=DTYPES[self.engine.spec.dtype])
+        held = self.engine._engine.collective_rpc(readable)[0]
+        tensors = checkpoint_tensors(weights, keep=True, dtype=DTYPES[self.engine.spec.dtype], wide=held_wide(held))
         arrays = {n: to_numpy(t) for n, t in tensors.items()}
         arrays = {n: a for n, a in arrays.items() if not any(w in n for w in without)}
-        probes = make_probes(arrays, self.engine._engine.collective_rpc(readable)[0], version)
+        probes = make_probes(arrays, held, version)
 
         async def both() -> None:
             await self.engine.load_weights(arrays, version)

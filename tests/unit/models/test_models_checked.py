@@ -183,7 +183,7 @@ def test_an_adapter_in_the_folder_is_not_put_on_in_silence(llama):
 
 def test_an_attention_the_model_does_not_have_is_set_with_a_line_or_refused(tmp_path):
     folder = make(tmp_path / "m", model_type="gpt_oss", num_local_experts=2, head_dim=32)
-    ready = checked(run_of(folder))
+    ready = checked(run_of(folder, model={"dtype": "bfloat16"}))
     assert ready.config.model.attention == "eager"
     assert any("model.attention: set to eager, since gpt_oss does not have sdpa" in line for line in ready.lines)
     bloom = make(tmp_path / "b", model_type="bloom", n_layer=2, n_head=2)

@@ -8,8 +8,11 @@ import logging
 import pytest
 import torch
 import vllm
+from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.lora.ops.torch_ops import lora_ops
+from vllm.model_executor.layers.activation import XIELU
 from vllm.model_executor.layers.fused_moe.oracle.unquantized import UnquantizedMoeBackend
+from vllm.model_executor.layers.fused_moe.router.cpu_router import CPURouter
 from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
 from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
 from vllm.platforms import current_platform
@@ -175,3 +178,49 @@ def test_the_one_adapter_of_an_engine_is_multiplied_as_vllm_does_it(slots):
         plain(inputs, weights, expected, index, *rest)
         with_one_slot(plain, ours)(inputs, weights, found, index, *rest)
         torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("scoring", ["softmax", "sigmoid"])
+def test_the_bias_that_selects_experts_is_used_in_routers_without_groups(scoring):
+    """When the router does so by itself, vLLM has been mended and the repair may go."""
+    torch.manual_seed(0)
+    logits, bias = torch.randn(7, 8), torch.randn(8)
+    register()
+    repaired = CPURouter._compute_routing
+    register()
+    assert CPURouter._compute_routing is repaired
+    router = CPURouter(2, 8, renormalize=True, scoring_func=scoring, e_score_correction_bias=bias)
+    scores = logits.softmax(-1) if scoring == "softmax" else logits.sigmoid()
+    chosen = (scores + bias).topk(2, -1).indices.sort(-1).values
+    weights = scores.gather(1, chosen)
+    found, indices = repaired(router, None, logits, None)
+    order = indices.argsort(-1)
+    assert torch.equal(indices.gather(1, order), chosen.int())
+    torch.testing.assert_close(found.gather(1, order), weights / weights.sum(-1, keepdim=True))
+    if scoring == "softmax":
+        plain = CPURouter(2, 8, renormalize=True, e_score_correction_bias=bias)
+        assert not torch.equal(repaired.__wrapped__(plain, None, logits, None)[1].sort(-1).values, chosen.int())
+
+
+def test_a_router_without_a_bias_is_vllms_own():
+    logits = torch.randn(7, 8)
+    register()
+    router = CPURouter(2, 8)
+    for found, expected in zip(
+        CPURouter._compute_routing(router, None, logits, None),
+        CPURouter._compute_routing.__wrapped__(CPURouter(2, 8), None, logits, None),
+        strict=True,
+    ):
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_scalars_of_xielu_are_of_the_engines_dtype(dtype):
+    register()
+    torch.set_default_dtype(dtype)
+    try:
+        with set_current_vllm_config(VllmConfig()):
+            made = XIELU()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {tensor.dtype for tensor in (made.alpha_p, made.alpha_n, made.beta, made.eps)} == {dtype}

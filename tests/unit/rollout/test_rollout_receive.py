@@ -1,0 +1,81 @@
+"""An update sets every tensor of an engine once, whatever the model calls it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from rlpost.rollout.receive import Arrays, ObjectStoreReceiver
+
+
+class Tied(nn.Module):
+    """Embeddings that are the head, and experts that hold the shared ones as well, as some models of vLLM have them."""
+
+    skip = ""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed_tokens, self.lm_head = nn.Embedding(4, 2), nn.Linear(2, 4, bias=False)
+        self.lm_head.weight = self.embed_tokens.weight
+        self.experts = nn.ModuleDict({"_shared": nn.Linear(2, 2, bias=False)})
+        self.shared = self.experts["_shared"]
+
+    def load_weights(self, weights):
+        held = dict(self.named_parameters(remove_duplicate=False))
+        loaded = set()
+        for name, tensor in weights:
+            if name != self.skip:
+                loader = getattr(held[name], "weight_loader", None)
+                loader(held[name], tensor) if loader else held[name].data.copy_(tensor)
+                loaded.add(name)
+        return loaded
+
+
+def update(model: nn.Module, arrays: dict[str, np.ndarray]) -> None:
+    receiver = ObjectStoreReceiver.__new__(ObjectStoreReceiver)
+    receiver.model = model
+    with torch.no_grad():
+        receiver.start_weight_update()
+        receiver.receive_weights(Arrays(arrays))
+
+
+@pytest.fixture
+def model():
+    from vllm.model_executor.model_loader.reload import record_metadata_for_reloading
+
+    made = Tied()
+    record_metadata_for_reloading(made)
+    return made
+
+
+EMBEDDINGS, SHARED = np.ones((4, 2), np.float32), np.ones((2, 2), np.float32)
+
+
+def test_a_tensor_is_set_under_any_of_its_names(model):
+    update(model, {"embed_tokens.weight": EMBEDDINGS, "shared.weight": SHARED})
+
+
+def test_a_tied_head_may_come_with_the_embeddings_it_is(model):
+    update(model, {"embed_tokens.weight": EMBEDDINGS, "lm_head.weight": EMBEDDINGS.copy(), "shared.weight": SHARED})
+
+
+def test_a_head_of_its_own_is_not_taken_for_the_embeddings(model):
+    with pytest.raises(
+        RuntimeError, match=r"embed_tokens.weight and lm_head.weight, which Tied of vLLM holds as one: set tie"
+    ):
+        update(model, {"embed_tokens.weight": EMBEDDINGS, "lm_head.weight": EMBEDDINGS + 1, "shared.weight": SHARED})
+
+
+def test_what_the_engine_has_no_place_for_is_named(model):
+    model.skip = "head.weight"
+    with pytest.raises(
+        RuntimeError, match=r"1 of 3 tensors that Tied of vLLM has no place for, first \['head.weight'\]"
+    ):
+        update(model, {"embed_tokens.weight": EMBEDDINGS, "head.weight": EMBEDDINGS + 1, "shared.weight": SHARED})
+
+
+def test_what_nobody_set_is_named(model):
+    with pytest.raises(RuntimeError, match=r"left [12] of 2 tensors of Tied unset, first \['experts._shared"):
+        update(model, {"embed_tokens.weight": EMBEDDINGS})
