@@ -42,12 +42,14 @@ class Outline:
         source: None for a model that is made.
         where: the key and value that name it, for errors.
         positions: tokens a sequence may have; None where the model sets no limit.
+        head_size: numbers of an attention head; None where there is none of one size, or attention is latent (MLA).
     """
 
     source: ModelSource | None
     where: str
     config: PretrainedConfig
     positions: int | None
+    head_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,11 @@ def outline_of(model: Model, source: ModelSource | None = None) -> Outline:
     _refuse_other_kinds(where, config, trusted)
     heads, width, size = _first(text, HEADS), _first(text, WIDTHS), getattr(text, "head_dim", None)
     _refuse_sizes(where, text, heads, width, size)
-    return Outline(source, where, config, positions(text))
+    # Mamba has heads that are no attention's; Zamba's are of the width of two layers.
+    attends = _first(text, HEADS[:2]) and width and heads
+    other = any(getattr(text, name, None) for name in ("kv_lora_rank", "attention_head_dim"))
+    head_size = (size or width // heads) if attends and not other else None
+    return Outline(source, where, config, positions(text), head_size)
 
 
 def facts_of(model: Model, outline: Outline) -> Facts:

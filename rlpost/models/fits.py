@@ -13,6 +13,10 @@ from rlpost.models.families import check_family
 from rlpost.models.load import config_values
 from rlpost.models.source import ModelSource
 
+# The sizes of an attention head that the engine's kernels for CPUs are compiled for, whatever the dtype: those of vLLM's
+# list, and 48, which is not in it. Latent attention (MLA) has kernels of its own.
+CPU_HEADS = (32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+
 
 def check_written(config: Config, source: ModelSource | None, served: bool = True) -> None:
     """The commonest slips, from what config.json spells out: transformers, which knows the rest, takes seconds to import.
@@ -33,13 +37,18 @@ def check_written(config: Config, source: ModelSource | None, served: bool = Tru
         check_length(positions(SimpleNamespace(**values)), where, longest(config), _lengths(config))
 
 
-def check_outline(config: Config, outline: Outline) -> None:
+def check_outline(config: Config, outline: Outline, served: bool = True) -> None:
     """Refuse what a model's configuration alone does not allow.
+
+    Args:
+        served: whether engines are to serve the model, too.
 
     Raises:
         ConfigError: naming key, value and fix.
     """
     check_experts(config)
+    if served and not config.on_gpu:
+        check_heads(outline)
     check_length(outline.positions, outline.where, longest(config), _lengths(config))
 
 
@@ -72,6 +81,27 @@ def fitted(config: Config, facts: Facts) -> tuple[Config, list[str]]:
     if other := [dtype for dtype in facts.dtypes if dtype != config.model.dtype]:
         lines.append(f"model.dtype: weights are {' and '.join(other)} on disk and are cast to {config.model.dtype}")
     return config, lines
+
+
+def check_heads(outline: Outline) -> None:
+    """Refuse a size of attention heads that the engine has no kernel for on CPUs.
+
+    Raises:
+        ConfigError: naming the size and those there are.
+    """
+    size, where = outline.head_size, outline.where
+    if size is None or size in CPU_HEADS:
+        return
+    near = min(CPU_HEADS, key=lambda known: abs(known - size))
+    fix = (
+        f"set head_dim: {near}, or another width or number of heads"
+        if outline.source is None
+        else "take another model, or run it on GPUs (cluster.gpus_per_node)"
+    )
+    raise ConfigError(
+        f"{where}: attention heads of {size} numbers, for which the engine has no kernel on CPUs (it has "
+        f"{', '.join(map(str, CPU_HEADS))}): {fix}"
+    )
 
 
 def _with_model(config: Config, **values: Any) -> Config:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rlpost.cluster import check_address
-from rlpost.config import Config, ConfigError, Source
+from rlpost.config import Config, ConfigError, Source, VerifierSpec
 from rlpost.data import check_source
+from rlpost.user_code import nearest
 from rlpost.verify.pool import VerifierPool
-from rlpost.verify.protocol import VerifierError
+from rlpost.verify.protocol import SAMPLE_FIELDS, VerifierError
 
 ROWS = 100  # of a source that are looked at; of a procedural task, whose rows are made one by one, fewer
 MADE = 3
@@ -68,11 +69,45 @@ def check_verifiers(config: Config) -> None:
     """Load every verifier as a run does, in a process of its own: what it imports may hang or end the process.
 
     Raises:
-        VerifierError: naming the verifier and what it lacks.
+        VerifierError: naming the verifier and what it lacks: also an argument or a column that no row can give it.
     """
     alone = config.verifier_pool.model_copy(update={"workers": 1, "cache_mb": 0})
     try:
-        with VerifierPool(config.verifiers, alone, LOADING):
-            pass
+        with VerifierPool(config.verifiers, alone, LOADING) as pool:
+            needs = pool.needs
     except VerifierError as error:
         raise VerifierError(f"verifiers: {error}") from error
+    sources: dict[str, Any] = {
+        ".".join(filter(None, (f"data.{part}", name))): source
+        for part, found in (("train", config.data.train_sources), ("test", config.data.test_sources))
+        for name, source in found.items()
+    }
+    for number, spec in enumerate(config.verifiers):
+        scored = {key: columns_of(s) for key, s in sources.items() if not s.verifiers or spec.label in s.verifiers}
+        _check_columns(f"verifiers.{number}", spec, needs[spec.label], scored)
+
+
+def columns_of(source: Source) -> list[str]:
+    """The columns of a row that its verifiers get."""
+    return [*source.metadata, *(("entry", "task") if source.source == "reasoning_gym" else ())]
+
+
+def _check_columns(key: str, spec: VerifierSpec, needs: Sequence[str], scored: Mapping[str, list[str]]) -> None:
+    """Refuse a verifier with an argument that the rows of a source cannot give, or rows chosen by a column none has."""
+    had = [*SAMPLE_FIELDS, *dict.fromkeys(column for columns in scored.values() for column in columns)]
+    for column in spec.when if scored else ():
+        if not any(column in columns for columns in scored.values()):
+            raise VerifierError(
+                f"{key}.when.{column}: {spec.when[column]!r}: no row has a column {column!r} for verifiers"
+                f"{nearest(column, had)}: name it in metadata of {' or '.join(scored)}"
+            )
+    for name in needs:
+        lacking = [place for place, columns in scored.items() if name not in columns]
+        # Of several sources, `when` may choose the rows of those that have it.
+        if not lacking or (spec.when and len(lacking) < len(scored)):
+            continue
+        raise VerifierError(
+            f"{key}: {spec.name!r} has an argument {name!r} that rows of {lacking[0]} cannot fill{nearest(name, had)}. A "
+            f"verifier gets {', '.join(had)}, and parameters beside its name: rename the argument, give it a default, set "
+            f"{key}.{name}, or name a column of the data in {lacking[0]}.metadata"
+        )

@@ -46,6 +46,7 @@ def from_verl(function: Verify | str, data_source: str = "") -> Verify:
         }
         return _then(function(**_accepted(function, given, sample)), _verl_result)
 
+    verify.needs = _needed(function, "data_source", "solution_str", "ground_truth", "extra_info")  # type: ignore[attr-defined]
     return verify
 
 
@@ -85,6 +86,7 @@ def from_trl(function: Verify | str, reference: str = "solution", conversational
         result = function(**_accepted(function, given, columns, everything=True))
         return _then(result, functools.partial(_only, function))
 
+    verify.needs = _needed(function, "prompts", "completions", reference)  # type: ignore[attr-defined]
     return verify
 
 
@@ -150,6 +152,7 @@ def from_openrlhf(function: Verify | str) -> Verify:
         parts = _parts({key: _plain(value) for key, value in more.items()})
         return {"score": _only(function, result["rewards"]), **parts}
 
+    verify.needs = _needed(function, "queries", "prompts", "labels")  # type: ignore[attr-defined]
     return verify
 
 
@@ -198,6 +201,13 @@ def _accepted(
     if any(a.kind is a.VAR_KEYWORD for a in arguments.values()):
         names |= values.keys() if everything else given.keys()
     return {key: value for key, value in values.items() if key in names}
+
+
+def _needed(function: Verify, *given: str) -> list[str]:
+    """What the function asks of a sample, which the signature of its wrapper does not tell."""
+    arguments = inspect.signature(function).parameters.values()
+    named = [a for a in arguments if a.kind not in (a.VAR_KEYWORD, a.VAR_POSITIONAL)]
+    return [a.name for a in named if a.default is a.empty and a.name not in given]
 
 
 def _then(result: Any, use: Callable[[Any], Any]) -> Any:

@@ -170,6 +170,12 @@ class VerifierPool:
             item.future.set_result(item.scored())
         return [item.future for item in items]
 
+    @property
+    def needs(self) -> dict[str, tuple[str, ...]]:
+        """The columns of a row without which each verifier, by label, cannot be called; once it is started."""
+        with self._lock:
+            return {e.spec.label: tuple(e.traits.needs) for e in self._plan.entries} if self._plan else {}
+
     def stats(self) -> dict[str, float]:
         """Counts and times since the last call.
 

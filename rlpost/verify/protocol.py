@@ -65,7 +65,7 @@ class Traits:
     """What the pool must know of a verifier; see the attributes above.
 
     `dependent`: it has an argument `verdicts`. `version` is part of the key of a verdict that is kept. `service` is true
-    of programs run by a service, too.
+    of programs run by a service, too. `needs` are the arguments that only a row's columns (`metadata`) can give.
     """
 
     mode: Literal["single", "batch", "group"] = "single"
@@ -75,6 +75,7 @@ class Traits:
     version: str = ""
     programs: bool = False
     raw: bool = False
+    needs: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -165,12 +166,19 @@ def load(name: str, function: Callable[..., Any], params: Mapping[str, Any], tim
                 f"ends the worker instead of being wrong: set timeout to {allowed + 10:g}, or {allowed + 40:g} where "
                 "programs are compiled"
             )
+    fields = {"single": SAMPLE_FIELDS, "group": GROUP_FIELDS, "batch": BATCH_FIELDS}[traits.mode]
+    if traits.mode != "single" and fields[0] not in arguments and not any(map(_takes_all, arguments.values())):
+        raise VerifierError(f"verifier {name!r} is {traits.mode}, so it must have an argument {fields[0]!r}")
+    missing = {*getattr(function, "needs", ()), *_required(arguments)} - {*fields, *params, "verdicts"}
+    if traits.mode == "batch" and missing:
+        raise VerifierError(
+            f"verifier {name!r} is batched, and gets `samples` and parameters of the configuration alone: its argument "
+            f"{min(missing)!r} is neither. Take it from each sample, or set it beside the verifier's name"
+        )
+    traits = replace(traits, needs=tuple(sorted(missing)))
     if traits.mode == "single":
         one = bind(name, function, params)
         return Bound(traits, lambda samples: _each(one(sample) for sample in samples), check)
-    fields = GROUP_FIELDS if traits.mode == "group" else BATCH_FIELDS
-    if fields[0] not in arguments and not any(a.kind is a.VAR_KEYWORD for a in arguments.values()):
-        raise VerifierError(f"verifier {name!r} is {traits.mode}, so it must have an argument {fields[0]!r}")
     fill = _filled(name, function, params, fields)
     values_of = _group if traits.mode == "group" else _batch
 
@@ -279,6 +287,16 @@ def _listed(name: str, results: Any, count: int) -> list[Any]:
     return list(results)
 
 
+def _takes_all(argument: inspect.Parameter) -> bool:
+    return argument.kind is argument.VAR_KEYWORD
+
+
+def _required(arguments: Mapping[str, inspect.Parameter]) -> list[str]:
+    return [
+        a.name for a in arguments.values() if a.default is a.empty and a.kind not in (a.VAR_KEYWORD, a.VAR_POSITIONAL)
+    ]
+
+
 def _filled(
     name: str, function: Callable[..., Any], params: Mapping[str, Any], fields: Sequence[str]
 ) -> Callable[[Mapping[str, Any], Mapping[str, Any]], Any]:
@@ -290,9 +308,9 @@ def _filled(
                 f"verifier {name!r}: argument {str(argument)!r} cannot be filled by name; a verifier looks like "
                 "`def verify(response, reference, **sample)`"
             )
-    named = [a for a in arguments.values() if a.kind is not a.VAR_KEYWORD]
+    named = [a for a in arguments.values() if not _takes_all(a)]
     takes_all = len(named) < len(arguments)
-    required = [a.name for a in named if a.default is a.empty]
+    required = _required(arguments)
     for key in params:
         if key in fields or key == "verdicts":
             raise VerifierError(f"verifier {name!r}: {key!r} is filled from each sample and cannot be a parameter")

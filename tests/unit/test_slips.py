@@ -311,6 +311,52 @@ INPUTS: dict[str, tuple[Callable[[Path], object], list[str], list[str]]] = {
         OWN,
         ["verifiers", "'v.py:score'", "SystemExit(3)"],
     ),
+    "a verifier's misspelt argument": (
+        _write("v.py", "def score(response, refrence): ...\n"),
+        OWN,
+        ["verifiers.0", "'v.py:score'", "'refrence'", "did you mean 'reference'", "rows of data.train"],
+    ),
+    "a verifier of another program": (
+        _write("v.py", "def score(a, b, c): ...\n"),
+        OWN,
+        ["verifiers.0", "argument 'a'", "response, reference, prompt", "verifiers.0.a", "data.train.metadata"],
+    ),
+    "a verifier of a batch with a column": (
+        _write("v.py", "def verify_batch(samples, answer): ...\n"),
+        ["verifiers=[v.py:verify_batch]", "data.train.metadata=[answer]"],
+        ["verifiers", "'v.py:verify_batch' is batched", "argument 'answer'"],
+    ),
+    "a reward function of TRL with a column": (
+        _write(
+            "v.py",
+            "from rlpost.verify.adapters import from_trl\ndef f(completions, anwser): ...\nscore = from_trl(f, 'answer')\n",
+        ),
+        OWN,
+        ["verifiers.0", "argument 'anwser'", "data.train.metadata"],
+    ),
+    "rows chosen by a column": (
+        _nothing,
+        ["verifiers=[{name: exact, when: {kind: math}}]"],
+        ["verifiers.0.when.kind", "'math'", "metadata of data.train"],
+    ),
+    "a strategy that wants what is not given": (
+        _write(
+            "l.py",
+            "from rlpost.data.strategy import Strategy\nclass F(Strategy):\n    def __init__(self, depth): ...\n",
+        ),
+        ["data.strategy=l.py:F"],
+        ["'l.py:F'", "missing depth", "set it"],
+    ),
+    "a loss that wants what is not given": (
+        _write("l.py", "def f(batch, low): ...\n"),
+        ["objective.policy_loss=l.py:f"],
+        ["policy loss 'l.py:f'", "missing low", "set it"],
+    ),
+    "a head the engine does not take": (
+        _nothing,
+        ["model.create.config.head_dim=16"],
+        ["model.create.config", "heads of 16", "head_dim: 32"],
+    ),
     "a verifier that is a number": (_write("v.py", "score = 3\n"), OWN, ["verifiers", "not a function"]),
     "a verifier's argument": (_nothing, ["verifiers=[{name: exact, x: 1}]"], ["verifiers", "'exact' takes no 'x'"]),
     "a loss that ends the program": (
