@@ -20,19 +20,21 @@ def measure(workload: Workload) -> tuple[str, list[Step]]:
     from rlpost.checkpoint import Store
     from rlpost.config import dump
     from rlpost.loop import train
+    from rlpost.models.create import tokenizer_of
     from rlpost.observe import Recorder, RunFolder
     from rlpost.observe.sinks import read_metrics
-    from rlpost.run.start import running
+    from rlpost.run.start import read_data, running
 
     # Ray's workers give way to every other process unless told not to; the other sides' processes do not.
     os.environ.update(RAY_worker_niceness="0")
     config = workload.config()
     folder = RunFolder.create(config.runs_dir, "benchmark", dump(config), sys.argv, config.seed)
     store = Store(folder.checkpoints, folder.run_id)
+    model = str(workload.model)
     with (
         Recorder(folder, config) as recorder,
         cluster.session(config) as join,
-        running(config, recorder, store, str(workload.model), None, join) as run,
+        running(read_data(config, tokenizer_of(config.model, model)), recorder, store, model, None, join) as run,
     ):
         train(run)
     rows = read_metrics(folder.metrics)

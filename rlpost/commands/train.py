@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rlpost import atomic, checkpoint, cluster
 from rlpost.config import Config, ConfigError, dump, load
@@ -13,6 +14,9 @@ from rlpost.observe import Recorder, RunFolder
 from rlpost.run.check import checked
 from rlpost.run.refusal import refused_leaves_nothing
 from rlpost.stop import STOP
+
+if TYPE_CHECKING:
+    from rlpost.run.start import Material
 
 
 def start(config: Config, command: list[str]) -> int:
@@ -26,7 +30,7 @@ def start(config: Config, command: list[str]) -> int:
     config = ready.config
     with _new_run(config, command) as recorder, refused_leaves_nothing(recorder.folder):
         _say(recorder, ready.lines)
-        return _go(config, recorder, _store(recorder.folder), resume=None)
+        return _go(config, recorder, _store(recorder.folder))
 
 
 def proceed(path: Path, overrides: list[str]) -> int:
@@ -38,19 +42,22 @@ def proceed(path: Path, overrides: list[str]) -> int:
     if saved is None:
         check_nothing_is_lost(folder, rejected)
         config = checked(config).config
+        anew = _read_before(folder, config)
         with Recorder(folder, config, resumed_at=-1) as recorder:  # the evaluation at step 0 is made again too
             recorder.console.info(f"{folder.path} has no checkpoint yet: it starts anew")
-            return _go(config, recorder, store, resume=None)
+            return _go(config, recorder, store, anew)
     check_same_start(load([folder.config], []), config, saved)
     check_can_be_taken(config, saved)
     state = saved.state()
     ready = checked(config, state["base"])
     config = ready.config
+    last = state["last"] if state["length"] == config.length else config.steps
+    done = last is not None and state["step"] >= last and _summarized(folder, state["step"])
+    material = None if done else _read_before(folder, config, state["base"])
     with Recorder(folder, config, resumed_at=state["step"]) as recorder:
         for line in rejected:
             recorder.console.warn(f"checkpoint passed over: {line}")
-        last = state["last"] if state["length"] == config.length else config.steps
-        if last is not None and state["step"] >= last and _summarized(folder, state["step"]):
+        if last is not None and done:
             more = f"steps={last + 100}" if config.epochs is None else f"epochs={config.epochs + 1:g}"
             recorder.console.info(
                 f"nothing to do: step {state['step']} of {last} is done; to go on: rlpost resume {path} {more}"
@@ -58,7 +65,7 @@ def proceed(path: Path, overrides: list[str]) -> int:
             return NOTHING_TO_DO
         recorder.console.info(f"resuming {folder.path} from {saved.path.name}")
         _say(recorder, ready.lines)
-        return _go(config, recorder, store, resume=saved)
+        return _go(config, recorder, store, material, saved)
 
 
 def warm_up(config: Config, command: list[str]) -> int:
@@ -158,14 +165,40 @@ def _store(folder: RunFolder) -> checkpoint.Store:
     return checkpoint.Store(folder.checkpoints, folder.run_id)
 
 
-def _go(config: Config, recorder: Recorder, store: checkpoint.Store, resume: checkpoint.Checkpoint | None) -> int:
-    """Run to the end, to an alarm, or to a stop that was asked for, and say how to go on then."""
+def _read(config: Config, base: str | None = None) -> Material:
+    from rlpost.models.create import tokenizer_of
+    from rlpost.run.start import read_data
+
+    return read_data(config, tokenizer_of(config.model, base))
+
+
+def _read_before(folder: RunFolder, config: Config, base: str | None = None) -> Material:
+    """Read the data of a run that is resumed, before what lies behind its checkpoint is taken away: it may be refused."""
+    with folder:
+        folder.lock()  # or a run that goes on all the same would be found out only afterwards
+        return _read(config, base)
+
+
+def _go(
+    config: Config,
+    recorder: Recorder,
+    store: checkpoint.Store,
+    material: Material | None = None,
+    resume: checkpoint.Checkpoint | None = None,
+) -> int:
+    """Run to the end, to an alarm, or to a stop that was asked for, and say how to go on then.
+
+    Args:
+        material: what was read already.
+    """
     try:
+        material = material or _read(config)
+        _say(recorder, material.lines)
         with cluster.session(config) as join:
             from rlpost.run.base import base_model
 
             base = str(resume.state()["base"]) if resume else base_model(config, recorder, join)
-            if _train(config, recorder, store, base, resume, join):
+            if _train(config, material, recorder, store, base, resume, join):
                 return DONE
     except KeyboardInterrupt:
         if STOP.insisted:
@@ -177,6 +210,7 @@ def _go(config: Config, recorder: Recorder, store: checkpoint.Store, resume: che
 
 def _train(
     config: Config,
+    material: Material,
     recorder: Recorder,
     store: checkpoint.Store,
     base: str,
@@ -191,7 +225,7 @@ def _train(
     from rlpost.loop import train
     from rlpost.run.start import running
 
-    with running(config, recorder, store, base, resume, join) as run:
+    with running(material, recorder, store, base, resume, join) as run:
         # What was overridden on resume holds for good, but not before the checkpoint was found to fit it.
         atomic.write_text(recorder.folder.config, dump(config.model_copy(update={"resume": type(config.resume)()})))
         if config.evaluation.before and resume is None:

@@ -6,7 +6,7 @@ Importable without torch, ray or vllm; transformers, datasets, pyarrow and reaso
 from rlpost.data.errors import DataError
 from rlpost.data.mixture import MixedOrder, order_of, steps_until
 from rlpost.data.order import PromptOrder, fill, judge_group, still_missing
-from rlpost.data.prompts import PromptSets, check_source, load_examples, load_prompts
+from rlpost.data.prompts import PromptSets, check_encoded, check_source, load_examples, load_prompts
 from rlpost.data.report import DataReport, SourceReport
 from rlpost.data.sources import Row, read_rows
 from rlpost.data.strategies import Curriculum, MasteryPartition, Pairs, ReplayMixture, SuccessMemory
@@ -30,6 +30,7 @@ __all__ = [
     "Strategy",
     "SuccessMemory",
     "Uniform",
+    "check_encoded",
     "check_source",
     "encode_completion",
     "fill",

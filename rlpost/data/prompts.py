@@ -18,7 +18,7 @@ from rlpost.data.errors import DataError, RowError
 from rlpost.data.identity import Problems, problem_of
 from rlpost.data.report import DataReport, SourceReport, bad_lines
 from rlpost.data.sources import Row, dataset, describe, plain, read_rows
-from rlpost.data.tokenizer import read_otherwise, unknown_characters
+from rlpost.data.tokenizer import encode_completion, read_otherwise, unknown_characters
 from rlpost.types import Prompt
 
 if TYPE_CHECKING:
@@ -204,6 +204,29 @@ def check_source(place: str, source: Source, data: Data, with_completion: bool =
         )
         raise DataError("\n".join([title, *bad_lines(report.bad)]))
     _enforce(report, [], data)
+
+
+def check_encoded(
+    place: str, source: Source, data: Data, tokenizer: PreTrainedTokenizerBase, with_completion: bool = False
+) -> int:
+    """Refuse a source whose rows the tokenizer or the template does not take. Returns how many rows it has.
+
+    Raises:
+        DataError: as `load_prompts` and `encode_completion`.
+    """
+    rules = in_template(source, data)
+    try:
+        items, report = _load(place, source, rules, tokenizer, with_completion=with_completion)
+    except DataError as error:
+        if rules is data:
+            raise
+        raise DataError(str(error).replace("data.template", f"{place}.template")) from error
+    for item in items if with_completion else ():
+        try:
+            encode_completion(item.prompt.completion or "", tokenizer)
+        except DataError as error:
+            raise DataError(f"{place}.completion ({report.origin}): {error}") from error
+    return report.rows
 
 
 def _at_fault(place: str, source: Source, row: Row) -> str:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from rlpost.config import ConfigError, CreateModel
+from rlpost.config import ConfigError, CreateModel, Model
+from rlpost.models.load import load_tokenizer
+from rlpost.models.source import ModelSource
 from rlpost.user_code import nearest
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 
 def created_config(spec: CreateModel) -> PretrainedConfig:
@@ -44,6 +47,24 @@ def created_config(spec: CreateModel) -> PretrainedConfig:
     except Exception as error:  # each configuration class has checks of its own
         said = " ".join(str(error).split())
         raise ConfigError(f"model.create.config: {kind} does not take {values}: {said}") from error
+
+
+def tokenizer_of(model: Model, base: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of the weights a run starts from, also of those that are not made yet.
+
+    Args:
+        base: where they are, if they are others than the configuration's.
+
+    Raises:
+        ConfigError: as `load_tokenizer`.
+    """
+    if base is not None or model.create is None:
+        return load_tokenizer(ModelSource.of(model, base))
+    from rlpost.data import make_tokenizer
+
+    with TemporaryDirectory(prefix="rlpost-") as folder:  # written and read, as it will be with the model
+        make_tokenizer(model.create.tokenizer).save_pretrained(folder)
+        return load_tokenizer(ModelSource(folder))
 
 
 def create_model(spec: CreateModel, folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from rlpost.config import ConfigError, Model
@@ -12,7 +12,7 @@ from rlpost.models.source import ModelSource
 from rlpost.models.weights import Tensor, WeightsError, tensors_on_disk
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 # What families call the most positions a sequence may have; the least that is there counts, as in vLLM.
 POSITIONS = (
@@ -68,6 +68,7 @@ class Facts:
         padding: the id that fills rows up.
         parameters: how many numbers its weights are.
         dtypes: of floating-point weights on disk; empty for a model that is made, or whose weights are not here yet.
+        tokenizer: the model's.
     """
 
     source: ModelSource | None
@@ -82,6 +83,7 @@ class Facts:
     padding: int
     parameters: int
     dtypes: tuple[str, ...]
+    tokenizer: PreTrainedTokenizerBase = field(repr=False, compare=False)
 
 
 def outline_of(model: Model, source: ModelSource | None = None) -> Outline:
@@ -107,9 +109,10 @@ def outline_of(model: Model, source: ModelSource | None = None) -> Outline:
     heads, width, size = _first(text, HEADS), _first(text, WIDTHS), getattr(text, "head_dim", None)
     _refuse_sizes(where, text, heads, width, size)
     # Mamba has heads that are no attention's; Zamba's are of the width of two layers.
-    attends = _first(text, HEADS[:2]) and width and heads
+    attends = _first(text, HEADS[:2]) is not None
     other = any(getattr(text, name, None) for name in ("kv_lora_rank", "attention_head_dim"))
-    head_size = (size or width // heads) if attends and not other else None
+    derived = width // heads if width and heads else None
+    head_size = (size or derived) if attends and not other else None
     return Outline(source, where, config, positions(text), head_size)
 
 
@@ -153,6 +156,7 @@ def facts_of(model: Model, outline: Outline) -> Facts:
         padding=int(tokenizer.pad_token_id),
         parameters=sum(parameter.numel() for parameter in network.parameters()),
         dtypes=tuple(sorted({DTYPES[t.dtype] for t in on_disk.values() if t.dtype in DTYPES})),
+        tokenizer=tokenizer,
     )
 
 

@@ -52,6 +52,7 @@ class RunFolder:
         self.logs = path / "logs"
         self.tensorboard = path / "tensorboard"
         self._lock: int | None = None
+        self._made: list[Path] = []  # the folders above it that were made with it, the nearest first
 
     @classmethod
     def create(
@@ -113,6 +114,7 @@ class RunFolder:
             run_id = f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
             # Absolute, because ranks and verifiers work in folders of their own.
             folder = cls(runs / (name or run_id))
+            folder._made = [above for above in folder.path.parents if not above.exists()]
             try:
                 folder.path.mkdir(parents=True, exist_ok=name is not None)
                 begun = (folder.path / "LOCK").exists()
@@ -157,13 +159,16 @@ class RunFolder:
         return not recorded and not any(self.checkpoints.iterdir()) and not any(self.rollouts.iterdir())
 
     def discard(self) -> None:
-        """Take away what `create` and a recorder made, so that the name is free; what else lies there stays."""
+        """Take away what `create` and a recorder made, so that the name is free; what else lies there stays.
+
+        Of the folders above it those go that were made with it and are empty.
+        """
         self.lock()
         for events in self.tensorboard.glob("events.*"):
             events.unlink()
         for file in (self.manifest, self.config, self.metrics, self.path / "LOCK"):
             file.unlink(missing_ok=True)
-        for folder in (self.tensorboard, self.rollouts, self.checkpoints, self.logs, self.path):
+        for folder in (self.tensorboard, self.rollouts, self.checkpoints, self.logs, self.path, *self._made):
             with suppress(OSError):  # not there, or not empty
                 folder.rmdir()
         self.close()

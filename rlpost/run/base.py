@@ -18,10 +18,9 @@ from rlpost.data.identity import Problems, left_out
 from rlpost.learner.batch import Batch
 from rlpost.learner.group import LearnerGroup
 from rlpost.learner.rank import LearnerSpec
-from rlpost.models.create import create_model
+from rlpost.models.create import create_model, tokenizer_of
 from rlpost.models.facts import outline_of
 from rlpost.models.fits import check_length
-from rlpost.models.load import load_tokenizer
 from rlpost.models.source import ModelSource
 from rlpost.observe import Recorder
 from rlpost.run.cache import made_once
@@ -37,10 +36,11 @@ def base_model(config: Config, recorder: Recorder, join: Callable[[], None]) -> 
     on, and found there by the next run that asks for the same. `join` is called where a
     warm-up needs Ray.
     """
-    start = config.model.path or str(_created(config, recorder))
     if config.warmup is None:
-        return start
-    tokenizer, examples = worked_examples(config, config.warmup, start, recorder)
+        return config.model.path or str(_created(config, recorder))
+    tokenizer = tokenizer_of(config.model)
+    examples = worked_examples(config, config.warmup, tokenizer, recorder)
+    start = config.model.path or str(_created(config, recorder))
     # The examples themselves: which there are depends on files and on what is held out.
     made_from = config.model_dump(mode="json", include={"model", "warmup", "seed"})
     folder = _cache(config) / f"warm-{_digest([made_from, [[p.token_ids.tolist(), c.tolist()] for p, c in examples]])}"
@@ -62,16 +62,19 @@ def base_model(config: Config, recorder: Recorder, join: Callable[[], None]) -> 
 
 def supervise(config: Config, sft: Sft, start: str, into: Path, recorder: Recorder, join: Callable[[], None]) -> None:
     """Train `start` on worked examples and write the model to `into`: the learner of the run, another objective."""
-    examples = worked_examples(config, sft, start, recorder)
+    tokenizer = tokenizer_of(config.model, start)
+    examples = worked_examples(config, sft, tokenizer, recorder)
     join()
-    _teach(config, sft, start, *examples, into, recorder)
+    _teach(config, sft, start, tokenizer, examples, into, recorder)
 
 
-def worked_examples(
-    config: Config, sft: Sft, start: str, recorder: Recorder
-) -> tuple[Any, list[tuple[Prompt, np.ndarray]]]:
-    """The tokenizer, and the examples to learn from with their completions' tokens: none of a held-out problem."""
-    tokenizer = load_tokenizer(ModelSource.of(config.model, start))
+def worked_examples(config: Config, sft: Sft, tokenizer: Any, recorder: Recorder) -> list[tuple[Prompt, np.ndarray]]:
+    """The examples to learn from with their completions' tokens: none of a held-out problem.
+
+    Raises:
+        DataError: as `load_examples`.
+        ConfigError: nothing is left, or one is too long for the model or a micro-batch.
+    """
     examples: list[Prompt] = []
     for name, source in sft.sources.items():
         found, report = load_examples(source, config.data, tokenizer, name)
@@ -79,7 +82,20 @@ def worked_examples(
         for line in report.lines():
             recorder.console.info(line)
     examples = apart_from_test(examples, config, tokenizer, recorder)
-    return tokenizer, [(p, encode_completion(p.completion or "", tokenizer)) for p in examples]
+    encoded = [(p, encode_completion(p.completion or "", tokenizer)) for p in examples]
+    longest = _longest(encoded)
+    if longest > config.learner.tokens_per_micro_batch:
+        raise ConfigError(
+            f"the longest worked example has {longest} tokens, more than learner.tokens_per_micro_batch "
+            f"{config.learner.tokens_per_micro_batch}: raise it"
+        )
+    outline = outline_of(config.model)
+    check_length(outline.positions, outline.where, longest, "the longest worked example of warmup.train")
+    return encoded
+
+
+def _longest(examples: list[tuple[Prompt, np.ndarray]]) -> int:
+    return max(len(p.token_ids) + len(completion) for p, completion in examples)
 
 
 def _teach(
@@ -93,14 +109,7 @@ def _teach(
 ) -> float | None:
     """Returns which share of adapters survives in `model.dtype`, merged; None without adapters."""
     console = recorder.console
-    longest = max(len(p.token_ids) + len(completion) for p, completion in examples)
-    if longest > config.learner.tokens_per_micro_batch:
-        raise ConfigError(
-            f"the longest worked example has {longest} tokens, more than learner.tokens_per_micro_batch "
-            f"{config.learner.tokens_per_micro_batch}: raise it"
-        )
-    outline = outline_of(config.model, ModelSource.of(config.model, start))
-    check_length(outline.positions, outline.where, longest, "the longest worked example of warmup.train")
+    longest = _longest(examples)
     schedule = {name: getattr(sft, name) for name in Optimizer.model_fields}
     row_tokens = config.learner.row_tokens
     learner = config.learner.model_copy(

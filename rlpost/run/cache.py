@@ -31,14 +31,21 @@ def made_once(folder: Path, make: Callable[[Path], None]) -> bool:
     others take that one. A model is renamed into place when its list of files is on disk, so one that lacks any of them
     was damaged since, and is made again.
     """
+    made = [path for path in folder.parents if not path.exists()]
     folder.parent.mkdir(parents=True, exist_ok=True)
     _clear_drafts(folder.parent)
     if is_whole(folder):
         return True
-    with _draft(folder.parent) as draft:
-        make(draft)
-        atomic.write_text(draft / FILE, Made(files=described(draft)).model_dump_json(indent=1))
-        _put(draft, folder)
+    try:
+        with _draft(folder.parent) as draft:
+            make(draft)
+            atomic.write_text(draft / FILE, Made(files=described(draft)).model_dump_json(indent=1))
+            _put(draft, folder)
+    except BaseException:
+        for path in made:
+            with suppress(OSError):  # somebody else's work is in it
+                path.rmdir()
+        raise
     return False
 
 

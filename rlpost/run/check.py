@@ -10,7 +10,7 @@ from rlpost.data.sources import check_files
 from rlpost.models.facts import Facts, facts_of, outline_of
 from rlpost.models.fits import check_length, check_outline, check_written, fitted, longest
 from rlpost.models.source import ModelSource, OutOfReachError
-from rlpost.run.inputs import check_inputs
+from rlpost.run.inputs import check_inputs, check_tokens
 
 if TYPE_CHECKING:
     from rlpost.run.roles import Roles
@@ -60,6 +60,7 @@ def checked(config: Config, base: str | None = None, elsewhere: bool = False, se
         facts = facts_of(config.model, outline)
         config, lines = fitted(config, facts)
         _check_anchors(config, roles, facts)
+        check_tokens(config, facts.tokenizer)
     except OutOfReachError as error:
         if not elsewhere:
             raise

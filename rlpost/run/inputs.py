@@ -5,17 +5,23 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlpost.cluster import check_address
-from rlpost.config import Config, ConfigError, Source, VerifierSpec
-from rlpost.data import check_source
+from rlpost.config import Config, ConfigError, Data, Source, VerifierSpec
+from rlpost.data import check_encoded, check_source, load_prompts
+from rlpost.data.errors import DataError
+from rlpost.data.sources import describe, read_rows
 from rlpost.user_code import nearest
 from rlpost.verify.pool import VerifierPool
 from rlpost.verify.protocol import SAMPLE_FIELDS, VerifierError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 ROWS = 100  # of a source that are looked at; of a procedural task, whose rows are made one by one, fewer
 MADE = 3
+COUNTED = 100_000  # at most so many rows are counted, in about a second
 LOADING = 60.0  # seconds verifiers may take to be loaded
 
 
@@ -31,13 +37,65 @@ def check_inputs(config: Config, elsewhere: bool = False) -> None:
     """
     check_writable(config, elsewhere)
     check_address(config, elsewhere)
-    for key, source in sources_of(config):
-        # A data set of the hub is not fetched for a look.
-        if source.source != "hf" or Path(str(source.path)).exists():
-            rows = MADE if source.source == "reasoning_gym" else ROWS
-            limited = source.model_copy(update={"limit": min(source.limit or rows, rows)})
-            check_source(key, limited, config.data, with_completion=not key.startswith(("data.train", "data.test")))
+    for key, source in _first_rows(config):
+        check_source(key, source, config.data, with_completion=_with_completion(key))
     check_verifiers(config)
+
+
+def check_tokens(config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse rows that the tokenizer has no tokens for or makes too long, and a holdout that takes all there are.
+
+    Looks at the first rows of each source, and at what becomes of all of them where there are no more.
+
+    Raises:
+        DataError: naming key, value and fix.
+    """
+    data, whole = config.data, True
+    for key, source in _first_rows(config):
+        rows = check_encoded(key, source, data, tokenizer, with_completion=_with_completion(key))
+        if not _with_completion(key):
+            asked = next(s for k, s in sources_of(config) if k == key)
+            whole = whole and (source.limit == asked.limit or rows < (source.limit or 0))
+    if whole and all(_is_here(source) for key, source in sources_of(config) if not _with_completion(key)):
+        load_prompts(data, tokenizer, config.seed)
+    elif isinstance(data.holdout, int):
+        _check_holdout(data, data.holdout)
+
+
+def _check_holdout(data: Data, holdout: int) -> None:
+    """Refuse a source of too few rows to hold so many out, as far as they can be counted in a moment."""
+    for name, source in data.train_sources.items():
+        place = ".".join(filter(None, ("data.train", name)))
+        if source.source == "reasoning_gym":
+            rows = min(source.size or 0, source.limit or holdout + 1)
+        elif not _is_here(source) or holdout > COUNTED:
+            continue
+        else:
+            limit = min(source.limit or holdout + 1, holdout + 1)
+            rows = len(read_rows(source.model_copy(update={"limit": limit})))
+        if rows <= holdout:
+            raise DataError(
+                f"data.holdout {holdout} takes all {rows} rows of {place} ({describe(source)}) and leaves none to train on: "
+                "lower it"
+            )
+
+
+def _first_rows(config: Config) -> list[tuple[str, Source]]:
+    """Each source that is looked at, cut to its first rows. A data set of the hub is not fetched for a look."""
+    found = []
+    for key, source in sources_of(config):
+        if _is_here(source):
+            rows = MADE if source.source == "reasoning_gym" else ROWS
+            found.append((key, source.model_copy(update={"limit": min(source.limit or rows, rows)})))
+    return found
+
+
+def _is_here(source: Source) -> bool:
+    return source.source != "hf" or Path(str(source.path)).exists()
+
+
+def _with_completion(key: str) -> bool:
+    return not key.startswith(("data.train", "data.test"))
 
 
 def check_writable(config: Config, elsewhere: bool = False) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlpost import checkpoint, cluster
 from rlpost.config import Config, ConfigError, DType
-from rlpost.data import load_prompts, steps_until
+from rlpost.data import PromptSets, load_prompts, steps_until
 from rlpost.learner.group import LearnerGroup
 from rlpost.learner.rank import LearnerSpec
 from rlpost.models.load import load_tokenizer
@@ -30,10 +30,43 @@ from rlpost.verify import VerifierPool, open_pool
 from rlpost.verify.references import checker
 from rlpost.verify.remote import ClusterPool
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a run learns from and is judged by.
+
+    Attributes:
+        config: with its last step, which may depend on how many prompts there are.
+        lines: what became of the rows.
+    """
+
+    config: Config
+    prompts: PromptSets
+    lines: list[str]
+
+
+def read_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> Material:
+    """Read the prompts of a run: all that can be refused of its data is, while nothing is started, made or undone.
+
+    Raises:
+        ConfigError, DataError, VerifierError: naming key, value and fix.
+    """
+    prompts = load_prompts(config.data, tokenizer, config.seed, checker(config.verifiers, config.verifier_pool))
+    lines = [*prompts.report.lines(), *repetitions(config, prompts.by_source)]
+    ended = config.ending(steps_of(config, prompts.by_source))
+    if ended.ends_with != config.steps:
+        lines.append(length(ended, prompts.by_source))
+    if config.objective.likelihood is not None:
+        check_answers_fit(config, LikelihoodReward(config.objective.likelihood, tokenizer), prompts.train)
+    return Material(ended, prompts, lines)
+
 
 @contextmanager
 def running(
-    config: Config,
+    material: Material,
     recorder: Recorder,
     store: checkpoint.Store,
     base: str,
@@ -43,27 +76,19 @@ def running(
     """All parts of a run, started; taken down on the way out, whatever happened.
 
     Args:
+        material: its configuration and prompts.
         store: where its checkpoints go.
         base: folder or id of the weights the run started from.
         resume: continue from this checkpoint.
-        join: to a Ray cluster, called when the data were read.
+        join: to a Ray cluster.
     """
-    console = recorder.console
+    console, config, prompts = recorder.console, material.config, material.prompts
     tokenizer = load_tokenizer(ModelSource.of(config.model, base))
-    prompts = load_prompts(config.data, tokenizer, config.seed, checker(config.verifiers, config.verifier_pool))
-    for line in prompts.report.lines():
-        console.info(line)
-    for line in repetitions(config, prompts.by_source):
-        console.info(line)
-    config = config.ending(steps_of(config, prompts.by_source))
-    if config.ends_with != config.steps:
-        console.info(length(config, prompts.by_source))
     console.lasts(config.last_step)
     roles = Roles(config)
     likelihood = None
     if config.objective.likelihood is not None:
         likelihood = LikelihoodReward(config.objective.likelihood, tokenizer)
-        check_answers_fit(config, likelihood, prompts.train)
     with ExitStack() as stack:
         console.phase("starting verifiers, engines and learner")
         join()

@@ -357,6 +357,29 @@ INPUTS: dict[str, tuple[Callable[[Path], object], list[str], list[str]]] = {
         ["model.create.config.head_dim=16"],
         ["model.create.config", "heads of 16", "head_dim: 32"],
     ),
+    "a holdout of all there is": (_nothing, ["data.holdout=8"], ["data.holdout 8 takes 8 of 8 prompts of data.train"]),
+    "a holdout of more rows than are looked at": (
+        lambda p: (p / "m.jsonl").write_text(
+            "".join(f'{{"question": "1+{i}=", "answer": "{i}"}}\n' for i in range(150))
+        ),
+        ["data.train.path=m.jsonl", "data.holdout=150"],
+        ["data.holdout 150 takes all 150 rows of data.train", "lower it"],
+    ),
+    "a test of all that is learned from": (
+        _nothing,
+        ["data.test={source: jsonl, path: d/train.jsonl, prompt: question, reference: answer}"],
+        ["data.train leaves no prompt to train on", "8 "],
+    ),
+    "characters without a token": (
+        _write("c.jsonl", '{"question": "1 plus 1", "answer": "2"}\n'),
+        ["data.train.path=c.jsonl"],
+        ["data.train (jsonl c.jsonl)", "row 1", "no token for 'p', 'l', 'u', 's'"],
+    ),
+    "characters without a token to teach": (
+        _write("c.jsonl", '{"question": "1+1=", "answer": "two"}\n'),
+        ["warmup={train: {source: jsonl, path: c.jsonl, prompt: question, completion: answer}, steps: 1}"],
+        ["warmup.train", "no token for 't', 'w', 'o'"],
+    ),
     "a verifier that is a number": (_write("v.py", "score = 3\n"), OWN, ["verifiers", "not a function"]),
     "a verifier's argument": (_nothing, ["verifiers=[{name: exact, x: 1}]"], ["verifiers", "'exact' takes no 'x'"]),
     "a loss that ends the program": (

@@ -79,15 +79,19 @@ def script(monkeypatch) -> dict[str, object]:
     told: dict[str, object] = {}
 
     @contextmanager
-    def running(config, recorder, store, base, resume, join):
+    def running(material, recorder, store, base, resume, join):
         happens("restore", told)
-        yield StandInRun(config, recorder, store, resume, told)
+        yield StandInRun(material.config, recorder, store, resume, told)
 
     def train(made: StandInRun) -> None:
         while made.step < made.last and not made.stop_requested:
             if made.config.evaluation.every and made.step and made.step % made.config.evaluation.every == 0:
                 made.evaluate(f"step {made.step}")
             made.advance()
+
+    def read(config, base=None):
+        happens("read", told)
+        return rlpost.run.start.Material(config, None, [])
 
     def base_model(config, recorder, join):
         happens("base", told)
@@ -96,6 +100,7 @@ def script(monkeypatch) -> dict[str, object]:
     monkeypatch.setattr(cluster, "session", lambda config: nullcontext(lambda: None))
     monkeypatch.setattr(rlpost.run.base, "base_model", base_model)
     monkeypatch.setattr("rlpost.commands.train.checked", lambda config, base=None: Checked(config))
+    monkeypatch.setattr("rlpost.commands.train._read", read)
     monkeypatch.setattr(rlpost.run.start, "running", running)
     monkeypatch.setattr("rlpost.loop.train", train)
     return told
@@ -126,7 +131,7 @@ WHOLE = [(0, "before"), (1, None), (2, None), (3, None), (4, None), (4, "after")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-@pytest.mark.parametrize("where", ["base", "restore", "before"])
+@pytest.mark.parametrize("where", ["read", "base", "restore", "before"])
 def test_a_run_stopped_before_its_first_step_says_so_and_starts_anew_in_its_own_folder(start, capsys, where, number):
     folder = start(PREEMPTED, stop=where, signal=number)
     assert f"stopped before the first step; start anew with: rlpost resume {folder}" in _said(capsys)
@@ -185,6 +190,16 @@ def test_a_start_that_breaks_keeps_its_folder_and_can_be_resumed(start):
     folder = start(FAULT, die="restore")
     assert run(["resume", str(folder)]) == DONE
     assert rows(folder) == WHOLE
+
+
+def test_data_that_is_refused_on_resume_is_refused_before_what_lies_behind_the_checkpoint_is_undone(start, script):
+    folder = start(FAULT, die=4, overrides=["checkpoint.every=2"])
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert rows(folder)[-1] == (4, None)
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step_000002"]
+    script["refuse"] = "read"
+    assert run(["resume", str(folder)]) == BAD_USAGE
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
 def test_a_resume_that_is_refused_takes_nothing_away(start, script):
@@ -262,7 +277,7 @@ def test_parts_are_taken_once_and_not_by_the_next_resume(start, script):
         ("[optimizer]", "leaves the model out"),
         ("[]", "at least 1"),
         ("[weights]", "resume.only"),
-        ("model", "valid list"),
+        ("model", "must be a list"),
     ],
 )
 def test_parts_that_are_none_are_refused_with_the_key(start, capsys, only, says):

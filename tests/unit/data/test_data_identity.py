@@ -201,5 +201,5 @@ def test_a_warm_up_teaches_no_problem_of_the_test_however_it_is_spelled(tmp_path
     TOKENIZER.save_pretrained(tmp_path / "tokenizer")
     recorder: Any = SimpleNamespace(console=Console("plain", 0))
     assert config.warmup is not None
-    _, kept = base.worked_examples(config, config.warmup, str(tmp_path / "tokenizer"), recorder)
+    kept = base.worked_examples(config, config.warmup, TOKENIZER, recorder)
     assert [prompt.text for prompt, _ in kept] == ["What is 3+1?"]
