@@ -75,6 +75,12 @@ def eval(
     prompt: Annotated[str, typer.Option(help="Column or template of the prompt, with --data.")] = "prompt",
     reference: Annotated[str, typer.Option(help="Column or template of the reference, with --data.")] = "reference",
     verifier: Annotated[str | None, typer.Option(help="Verifier: a name or file.py:function.")] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit of a MODEL that is an id of the hub.")
+    ] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run the code that comes with MODEL.")
+    ] = False,
     config: Annotated[Path | None, typer.Option(help="Configuration to take data, template and verifier from.")] = None,
     samples: Annotated[int | None, typer.Option(min=1, help="Samples a prompt; the largest k by default.")] = None,
     seeds: Annotated[str, typer.Option(help="Sampling seeds, separated by commas.")] = "0",
@@ -109,6 +115,8 @@ def eval(
         out=out,
         on=on,
         set_name=set_name,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
     )
     raise typer.Exit(run(request))
 

@@ -55,6 +55,8 @@ class Request:
     out: Path | None
     on: str = "test"
     set_name: str | None = None
+    revision: str | None = None
+    trust_remote_code: bool = False
 
 
 def run(request: Request) -> int:
@@ -220,6 +222,13 @@ def _resolve(request: Request) -> tuple[str, Config, RunFolder | None]:
     values["model"] |= {"path": base, "create": None, "lora": adapter.lora.model_dump() if adapter else None}
     if adapter is not None:
         values["model"]["revision"] = adapter.revision
+    if request.revision is not None:
+        if folder is not None or adapter is not None:
+            what = "a run" if folder is not None else "an adapter, which says itself what it is for"
+            raise ConfigError(f"--revision {request.revision}: {request.target} is {what}: leave --revision out")
+        values["model"]["revision"] = request.revision
+    if request.trust_remote_code:
+        values["model"]["trust_remote_code"] = True
     values["warmup"] = None
     values["routing"] = {"replay": "off"}  # nothing is learned: no routes are wanted, nor what they forbid refused
     if request.data is not None:

@@ -11,6 +11,7 @@ from typing import Any, get_args, get_origin
 import yaml
 from pydantic import Tag, ValidationError
 
+from rlpost.config.other_names import said_otherwise
 from rlpost.config.schema import SOURCE_KEYS, Config, Source
 from rlpost.config.section import KEY, NAMED, ONE, AtKey, Component, ConfigError, Section, complete, one_or_named
 from rlpost.config.yaml_text import DEEPEST, read, read_file, shortened
@@ -165,7 +166,8 @@ def _problems(error: ValidationError, above: str) -> Iterable[str]:
             yield from _problems(cause, key)
         elif item["type"] == "extra_forbidden":
             known = _keys_at(place[:-1]) if not above else []
-            fix = nearest(str(place[-1]), known) or f" (known here: {', '.join(sorted(known))})"
+            fix = nearest(str(place[-1]), known) + said_otherwise(key, item["input"])
+            fix = fix or f" (known here: {', '.join(sorted(known))})"
             yield f"  {key}: unknown key, value {item['input']!r}{fix}"
         elif item["type"] == "missing":
             yield f"  {key}: missing; it has no default"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from rlpost.config.checks import check_batch, check_best, check_evaluation, check_method, check_placement, check_routing
 from rlpost.config.objective import Objective
@@ -31,6 +31,17 @@ class CreateModel(Section):
     config: dict[str, Any]
     tokenizer: str = "bytes"
     seed: int = 0
+
+    @field_validator("tokenizer")
+    @classmethod
+    def _one_token_each(cls, value: str) -> str:
+        if not value:
+            raise ValueError("'' is no tokenizer: give bytes, or the characters that are one token each")
+        if value != "bytes" and (twice := sorted({c for c in value if value.count(c) > 1})):
+            raise ValueError(
+                f"{value!r} holds {', '.join(map(repr, twice))} more than once: give each character once, or bytes"
+            )
+        return value
 
 
 class Lora(Section):
@@ -581,14 +592,14 @@ class Evaluation(Section):
     before: bool = True
     after: bool = True
     samples_per_prompt: int = Field(8, ge=1)
-    k: list[Annotated[int, Field(ge=1)]] = Field(default_factory=lambda: [1, 8])
+    k: list[Annotated[int, Field(ge=1)]] = Field(default_factory=lambda: [1, 8], min_length=1)
     temperature: float = Field(1.0, ge=0)
     top_p: float = Field(1.0, gt=0, le=1)
     prompts: int | None = Field(None, gt=0, description="at most this many held-out prompts")
 
     @model_validator(mode="after")
     def _enough_samples(self) -> Evaluation:
-        if self.k and max(self.k) > self.samples_per_prompt:
+        if max(self.k) > self.samples_per_prompt:
             raise ValueError(
                 f"pass@{max(self.k)} needs at least {max(self.k)} samples: raise evaluation.samples_per_prompt "
                 f"({self.samples_per_prompt}) or lower evaluation.k"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlpost.config import Template
+from rlpost.config import Data, Source, Template
 from rlpost.data.columns import checked_text
 from rlpost.data.errors import DataError, RowError
 
@@ -131,6 +131,26 @@ def chat_template(template: Template, tokenizer: PreTrainedTokenizerBase) -> str
                 "or look at the template for how the variable is called"
             )
     return written
+
+
+def saved_template(data: Data, sources: Iterable[Source]) -> tuple[Template, str | None]:
+    """The template whose chat a saved model gets: that of the sources it learned from, where they agree.
+
+    Returns:
+        the template; and where they do not agree, so that it is that of `data`, a line that says so.
+    """
+    used = [getattr(source, "template", None) or data.template for source in sources]
+    chats = [t for t in used if t.kind == "chat"]
+    if not chats:
+        return data.template, None
+    if all(
+        (t.chat_template, t.chat_template_kwargs) == (chats[0].chat_template, chats[0].chat_template_kwargs)
+        for t in chats
+    ):
+        return chats[0], None
+    own = data.template.kind == "chat" and data.template.chat_template
+    what = f"data.template.chat_template, {own}" if own else "its tokenizer's"
+    return data.template, f"the sources have chat templates that differ: a saved model gets {what}"
 
 
 def save_chat_template(folder: Path, template: Template, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from rlpost import cluster
 from rlpost.config import Config, ConfigError, Learner, Objective, Optimizer, Sft, Term
 from rlpost.data import PromptOrder, encode_completion, load_examples, load_prompts
-from rlpost.data.chat import save_chat_template
+from rlpost.data.chat import save_chat_template, saved_template
 from rlpost.data.identity import Problems, left_out
 from rlpost.learner.batch import Batch
 from rlpost.learner.group import LearnerGroup
@@ -145,7 +145,7 @@ def _teach(
                     f"epoch {order.consumed / len(examples):.2f}"
                 )
         share = group.save_model(into)
-        save_chat_template(into, config.data.template, tokenizer)
+        save_chat_template(into, saved_template(config.data, sft.sources.values())[0], tokenizer)
         if share is not None and share < LEAST_SURVIVING:
             console.warn(
                 f"warm-up: only {share:.3f} of what the adapters learned survives in {config.model.dtype}; the model is "

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rlpost import checkpoint, cluster
 from rlpost.config import Config, ConfigError, DType
 from rlpost.data import PromptSets, load_prompts, steps_until
+from rlpost.data.chat import saved_template
 from rlpost.learner.group import LearnerGroup
 from rlpost.learner.rank import LearnerSpec
 from rlpost.models.load import load_tokenizer
@@ -56,6 +57,8 @@ def read_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> Material:
     """
     prompts = load_prompts(config.data, tokenizer, config.seed, checker(config.verifiers, config.verifier_pool))
     lines = [*prompts.report.lines(), *repetitions(config, prompts.by_source)]
+    _, differ = saved_template(config.data, config.data.train_sources.values())
+    lines += [differ] if differ else []
     ended = config.ending(steps_of(config, prompts.by_source))
     if ended.ends_with != config.steps:
         lines.append(length(ended, prompts.by_source))

@@ -16,7 +16,7 @@ import numpy as np
 from rlpost import checkpoint
 from rlpost.config import Config, TestSet
 from rlpost.data import PromptSets, fill, judge_group, order_of
-from rlpost.data.chat import save_chat_template
+from rlpost.data.chat import save_chat_template, saved_template
 from rlpost.learner.batch import Batch
 from rlpost.learner.group import LearnerGroup
 from rlpost.observe import Recorder, Watch
@@ -249,7 +249,8 @@ class Run:
             if unshared := self.learner.unshared(draft):
                 raise checkpoint.CheckpointError(unshared)
             self.learner.save(draft)
-            save_chat_template(draft / "model", self.config.data.template, self.tokenizer)
+            template, _ = saved_template(self.config.data, self.config.data.train_sources.values())
+            save_chat_template(draft / "model", template, self.tokenizer)
             checkpoint.save_roles(draft, self.roles())
             (draft / "probe.json").write_text(json.dumps(probe_to_json(probe, logp, self.config.rollout.temperature)))
 

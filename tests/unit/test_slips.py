@@ -15,6 +15,8 @@ import pytest
 import yaml
 
 from rlpost import cli, cluster
+from rlpost.config import parse
+from rlpost.config.other_names import OTHER_NAMES
 
 TINY = {
     "name": "x",
@@ -177,6 +179,35 @@ OVERRIDES: dict[str, tuple[list[str], list[str]]] = {
     "a variable that is not set": (["runs_dir=$NOT_SET/x"], ["runs_dir", "NOT_SET is not set", "export NOT_SET="]),
 }
 
+# As users of verl or TRL write it: the key is said to be unknown, and what is called so here.
+ELSEWHERE: dict[str, tuple[str, list[str]]] = {
+    "verl's samples": (
+        "actor_rollout_ref.rollout.n=8",
+        ["actor_rollout_ref: unknown key", "rollout.samples_per_prompt"],
+    ),
+    "samples": ("rollout.n=8", ["rollout.n: unknown key, value 8", "rollout.samples_per_prompt"]),
+    "TRL's samples": ("num_generations=8", ["num_generations: unknown key", "rollout.samples_per_prompt"]),
+    "the estimator": (
+        "algorithm.adv_estimator=grpo",
+        ["algorithm: unknown key", "adv_estimator", "objective.advantage"],
+    ),
+    "the actor's learning rate": ("actor.lr=1e-6", ["actor: unknown key", "lr of other systems is learner.lr"]),
+    "TRL's learning rate": ("learning_rate=1e-6", ["learning_rate: unknown key, value 1e-06", "learner.lr"]),
+    "the KL coefficient": (
+        "objective.kl_coef=0.1",
+        ["objective.kl_coef: unknown key, value 0.1", "objective.regularizers"],
+    ),
+    "epochs": ("trainer.total_epochs=3", ["trainer: unknown key", "total_epochs of other systems is epochs"]),
+    "files": ("data.train_files=d/train.jsonl", ["data.train_files: unknown key", "data.train.path"]),
+    "the length of responses": ("data.max_response_length=8", ["data.max_response_length", "rollout.max_tokens"]),
+    "two of them": ("trainer={nnodes: 1, save_freq: 5}", ["cluster.nodes", "checkpoint.every"]),
+    "nothing to evaluate": ("evaluation.k=[]", ["evaluation.k", "at least 1", "[]"]),
+    "characters twice": ("model.create.tokenizer=0+1-0", ["model.create.tokenizer", "'0' more than once"]),
+    "no characters": ("model.create.tokenizer=''", ["model.create.tokenizer", "''", "bytes"]),
+    "a space in a number": ("learner.lr=1e-6 x", ["learner.lr", "'1e-6 x'", "number"]),
+}
+
+
 VERBS = ("plan", "train")
 
 
@@ -195,6 +226,24 @@ def test_a_slip_in_an_override_is_refused(project, capsys, slip, verb):
     overrides, says = OVERRIDES[slip]
     said = refused(capsys, project, verb, "tiny.yaml", *overrides)
     assert all(part in said for part in says), said
+
+
+@pytest.mark.parametrize("slip", ELSEWHERE)
+def test_what_is_called_otherwise_elsewhere_is_refused_with_what_it_is_called_here(project, capsys, slip):
+    override, says = ELSEWHERE[slip]
+    said = refused(capsys, project, "plan", "tiny.yaml", override)
+    assert all(part in said for part in says), said
+
+
+def test_the_keys_that_other_names_lead_to_are_there(project):
+    config = parse(TINY)
+    for key in OTHER_NAMES.values():
+        place = config
+        if key.startswith(("the command", "data.t", "model.lora")):
+            continue
+        for part in key.partition(":")[0].split("."):
+            assert part in type(place).model_fields, key
+            place = getattr(place, part)
 
 
 MADE: dict[str, tuple[Callable[[Path], object], list[str]]] = {
