@@ -54,7 +54,7 @@ def checked(config: Config, base: str | None = None, elsewhere: bool = False, se
     try:
         check_written(config, source, served)
         outline = outline_of(config.model, source)
-        check_outline(config, outline)  # first: it takes a second, and what follows imports torch
+        check_outline(config, outline, served)  # first: it takes a second, and what follows imports torch
         roles = Roles(config)
         check_adapters(config)
         facts = facts_of(config.model, outline)
