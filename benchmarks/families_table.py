@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
@@ -14,7 +15,11 @@ KNOWN = ROOT / "rlpost" / "models" / "known_families.py"
 # What the largest difference of a log-prob between engine and learner may be, in nats, over some 40 tokens.
 AGREE = {"float32": 2e-3, "bfloat16": 0.25}
 # What vLLM says of a model that it has no class for, and that transformers' own cannot stand in for.
-NO_CLASS = ("no vLLM implementation", "not supported for now", "not supported anymore")
+NO_CLASS = ("no vLLM implementation", "not supported for now", "not supported anymore", "vLLM has no other way")
+# Failures that may be of the small sizes, or of what a hub model's configuration has besides: no reason to refuse one.
+OF_SIZES = re.compile(
+    r"AssertionError: ?$|AttributeError: '\w+Config' object|RuntimeError: (mat1|shape)|ValueError: too many|more than"
+)
 TIPPED = 4  # times as much in bfloat16 where experts choose live: rounding tips some choices
 
 HEAD = """# Families of models
@@ -32,7 +37,7 @@ built with small sizes and random weights, and asked on a CPU, with {versions}, 
 
 `rlpost train`, `resume` and `plan` refuse by this table, before anything starts, a layout that a family does not keep apart,
 a family that reads ahead, and one that the engine does not serve or serves as another model: what vLLM has no class for
-anywhere, all else on a CPU, where it was tried. Every model is asked again when the learner starts: the same comparison of
+anywhere, all else on a CPU, where it was tried. What may have failed by the small sizes alone is not refused. Every model is asked again when the learner starts: the same comparison of
 bits, in the shapes, dtype and attention of the run.
 
 | family | layout | float32 | bfloat16 | LoRA | R3 |
@@ -77,7 +82,10 @@ def unserved(row: Mapping[str, Any]) -> dict[str, str]:
     nowhere = [why for why in failed.values() if any(word in why for word in NO_CLASS)]
     if nowhere:
         return {"": _plain(nowhere[0])}
-    found = {dtype: _plain(failed[dtype]) if dtype in failed else differs(row, dtype) for dtype in AGREE}
+    failed = {dtype: "" if OF_SIZES.match(why) else _plain(why) for dtype, why in failed.items()}
+    found = {dtype: failed[dtype] if dtype in failed else differs(row, dtype) for dtype in AGREE}
+    if "float32" not in failed and found["float32"]:  # another model, which rounding hides in bfloat16
+        found["bfloat16"] = found["bfloat16"] or found["float32"]
     return {dtype: why for dtype, why in found.items() if why}
 
 

@@ -72,6 +72,7 @@ OWN: dict[str, dict[str, Any]] = {
     "mixtral": {"sliding_window": None},
     "qwen3_next": {"linear_key_head_dim": 128, "linear_value_head_dim": 128},
     "glm4_moe": {"head_dim": 32},
+    "glm4_moe_lite": {"first_k_dense_replace": 1},
     "llama4_text": {"num_experts_per_tok": 1},
     "minimax_m2": {"rotary_dim": 32, "scoring_func": "sigmoid", "use_routing_bias": True},
     "gptj": {"rotary_dim": 16},

@@ -109,14 +109,11 @@ FAMILIES: dict[str, tuple[str, str]] = {
 
 # model_type: why the engine does not serve it, by the dtype that was tried on CPU; by "" what holds anywhere.
 UNSERVED: dict[str, dict[str, str]] = {
-    "aria_text": {"float32": "AssertionError:", "bfloat16": "AssertionError:"},
     "bailing_hybrid": {
-        "float32": "ValueError: Layer 0 (linear_attention) does not dispatch through the Transformers attention interface and vLLM has no other way to handle it",
-        "bfloat16": "ValueError: Layer 0 (linear_attention) does not dispatch through the Transformers attention interface and vLLM has no other way to handle it",
+        "": "ValueError: Layer 0 (linear_attention) does not dispatch through the Transformers attention interface and vLLM has no other way to handle it"
     },
     "bamba": {
-        "float32": "ValueError: Layer 0 (linear_attention) does not dispatch through the Transformers attention interface and vLLM has no other way to handle it",
-        "bfloat16": "ValueError: Layer 0 (linear_attention) does not dispatch through the Transformers attention interface and vLLM has no other way to handle it",
+        "": "ValueError: Layer 0 (linear_attention) does not dispatch through the Transformers attention interface and vLLM has no other way to handle it"
     },
     "biogpt": {
         "float32": "ValueError: There is no module or parameter named 'output_projection' in TransformersForCausalLM. The available parameters belonging to (Tra",
@@ -127,20 +124,15 @@ UNSERVED: dict[str, dict[str, str]] = {
         "bfloat16": "NotImplementedError: Sparse Attention is not supported on CPU.",
     },
     "diffllama": {
-        "float32": "ValueError: Layer 0 does not dispatch through the Transformers attention interface and vLLM has no other way to handle it.",
-        "bfloat16": "ValueError: Layer 0 does not dispatch through the Transformers attention interface and vLLM has no other way to handle it.",
+        "": "ValueError: Layer 0 does not dispatch through the Transformers attention interface and vLLM has no other way to handle it."
     },
-    "doge": {"float32": "engine and learner differ by 0.047 in float32, after a sync"},
-    "exaone_moe": {
-        "float32": "AttributeError: 'ExaoneMoeConfig' object has no attribute 'sliding_windows'",
-        "bfloat16": "AttributeError: 'ExaoneMoeConfig' object has no attribute 'sliding_windows'",
+    "doge": {
+        "float32": "engine and learner differ by 0.047 in float32, after a sync",
+        "bfloat16": "engine and learner differ by 0.047 in float32, after a sync",
     },
     "falcon_mamba": {
         "float32": "AttributeError: '_OpNamespace' '_C' object has no attribute 'selective_scan_fwd'",
         "bfloat16": "AttributeError: '_OpNamespace' '_C' object has no attribute 'selective_scan_fwd'",
-    },
-    "glm4_moe_lite": {
-        "bfloat16": "AttributeError: 'Glm4MoeLiteConfig' object has no attribute 'first_k_dense_replace'"
     },
     "gpt_bigcode": {
         "float32": "ValueError: no tensor of the learner (['transformer.h.0.attn.c_attn.bias', 'transformer.h.0.attn.c_attn.weight', 'transformer.h.0.attn.c_pro",
@@ -152,6 +144,13 @@ UNSERVED: dict[str, dict[str, str]] = {
         "float32": "AttributeError: '_OpNamespace' '_C' object has no attribute 'selective_scan_fwd'",
         "bfloat16": "AttributeError: '_OpNamespace' '_C' object has no attribute 'selective_scan_fwd'",
     },
+    "mamba": {
+        "float32": "AttributeError: '_OpNamespace' '_C' object has no attribute 'selective_scan_fwd'",
+        "bfloat16": "AttributeError: '_OpNamespace' '_C' object has no attribute 'selective_scan_fwd'",
+    },
+    "minimax": {
+        "": "ValueError: Layer 1 (linear_attention) does not dispatch through the Transformers attention interface and vLLM has no other way to handle it"
+    },
     "minimax_m2": {
         "float32": "AttributeError: 'functools.partial' object has no attribute '__name__'",
         "bfloat16": "AttributeError: 'functools.partial' object has no attribute '__name__'",
@@ -159,13 +158,26 @@ UNSERVED: dict[str, dict[str, str]] = {
     "mpt": {
         "": "Model architecture MptForCausalLM was supported in vLLM until v0.28.0, and is not supported anymore. Please use an older version of vLLM if "
     },
-    "phimoe": {
-        "float32": "ValueError: too many values to unpack (expected 3)",
-        "bfloat16": "ValueError: too many values to unpack (expected 3)",
+    "nemotron_h": {
+        "float32": "NotImplementedError: is_act_and_mul=False is supported only for CUDA, XPU and ROCm for now",
+        "bfloat16": "NotImplementedError: is_act_and_mul=False is supported only for CUDA, XPU and ROCm for now",
+    },
+    "olmo_hybrid": {
+        "float32": "AttributeError: module 'triton' has no attribute 'set_allocator'",
+        "bfloat16": "AttributeError: module 'triton' has no attribute 'set_allocator'",
+    },
+    "openai-gpt": {"": "Model architectures ['OpenAIGPTLMHeadModel'] are not supported for now."},
+    "qwen3_5_moe_text": {
+        "float32": "ModuleNotFoundError: No module named 'torchvision'",
+        "bfloat16": "ModuleNotFoundError: No module named 'torchvision'",
     },
     "qwen3_5_text": {
         "float32": "ModuleNotFoundError: No module named 'torchvision'",
         "bfloat16": "ModuleNotFoundError: No module named 'torchvision'",
     },
     "qwen3_next": {"float32": "AssertionError: CPU GDN attention requires BF16."},
+    "recurrent_gemma": {
+        "": "ValueError: Layer 0 (linear_attention) does not dispatch through the Transformers attention interface and vLLM has no other way to handle it"
+    },
+    "rwkv": {"": "Model architectures ['RwkvForCausalLM'] are not supported for now."},
 }
