@@ -28,6 +28,7 @@ from rlpost.observe.console import Console
 from rlpost.rollout.request import Sampling
 from rlpost.rollout.sampler import GroupSampler
 from rlpost.run.evaluation import by_name, evaluate, pass_at
+from rlpost.run.inputs import check_verifiers
 from rlpost.types import Prompt
 from rlpost.user_code import nearest
 from rlpost.verify import open_pool
@@ -68,11 +69,12 @@ def run(request: Request) -> int:
     sampling = Sampling(request.temperature, config.rollout.max_tokens, request.top_p, tuple(config.rollout.stop))
     console = Console("plain", 0)
     started = time.monotonic()
+    check_verifiers(config)
     base = str(config.model.path)  # where `model` is of adapters, the weights below them
-    outline = outline_of(config.model)
     tokenizer = load_tokenizer(ModelSource.of(config.model))
     sets = load_prompts(config.data, tokenizer, config.seed, checker(config.verifiers, config.verifier_pool))
     on, asked = _asked(request, sets)
+    outline = outline_of(config.model)
     asked = {name: prompts[: request.limit] for name, prompts in asked.items()}
     said = {"test": "held-out prompts", "train": "prompts of data.train, which are learned from", "data": "prompts"}[on]
     for name, prompts in asked.items():

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
 from rlpost.cli import run
-from rlpost.commands.evaluate import Request, _asked
+from rlpost.commands.evaluate import Request, _asked, _resolve
 from rlpost.config import ConfigError, Data
 from rlpost.data import load_prompts, make_tokenizer
 from rlpost.exit_codes import BAD_USAGE
@@ -40,6 +41,16 @@ def test_an_evaluation_without_a_test_set_is_exit_2_and_says_what_to_give(tmp_pa
     assert "--on train" in said
     assert run([*asked, "--on", "tests"]) == BAD_USAGE
     assert "--on tests: must be test (held-out prompts) or train" in " ".join(capsys.readouterr().err.split())
+
+
+def test_code_that_comes_with_a_model_and_its_revision_are_asked_for_on_the_command_line(tmp_path, rows):
+    asked = request(
+        target="some/model", k=[1], data=Path(str(rows["path"])), prompt="q", reference="a", verifier="exact"
+    )
+    _, config, _ = _resolve(asked)
+    assert (config.model.trust_remote_code, config.model.revision) == (False, None)
+    _, config, _ = _resolve(replace(asked, trust_remote_code=True, revision="v2"))
+    assert (config.model.trust_remote_code, config.model.revision) == (True, "v2")
 
 
 def test_what_is_evaluated_on_is_what_was_asked_for(rows, tmp_path):

@@ -172,7 +172,14 @@ def test_a_stop_with_the_last_step_leaves_the_evaluation_to_who_resumes(start, w
     assert rows(folder) == WHOLE
 
 
-@pytest.mark.parametrize("where", ["base", "restore"])
+@pytest.mark.parametrize("runs", ["deep/runs", "runs"])
+def test_a_refused_start_takes_away_the_folders_it_made_and_no_other(start, tmp_path, runs):
+    (tmp_path / "runs").mkdir()
+    start(BAD_USAGE, refuse="read", overrides=[f"runs_dir={tmp_path / runs}"])
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["runs"]
+
+
+@pytest.mark.parametrize("where", ["read", "base", "restore"])
 def test_a_refused_start_leaves_no_folder_and_does_not_take_the_name(start, where):
     folder = start(BAD_USAGE, refuse=where)
     assert not folder.exists()

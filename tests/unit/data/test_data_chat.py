@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from rlpost.config import Data, Source, Template
 from rlpost.data import DataError, PromptSets, load_examples, load_prompts, make_tokenizer
-from rlpost.data.chat import save_chat_template
+from rlpost.data.chat import save_chat_template, saved_template
 from rlpost.models.load import load_tokenizer
 from rlpost.models.source import ModelSource
 
@@ -179,6 +179,24 @@ def test_a_chat_template_of_a_file_and_its_arguments_make_the_text(tmp_path: Pat
     assert texts(load(tmp_path, ["?"], template=own(tmp_path))) == ["<user>?<assistant>"]
     quick = own(tmp_path, chat_template_kwargs={"thinking": False})
     assert texts(load(tmp_path, ["?"], template=quick)) == ["<user>?<assistant><quick>"]
+
+
+def test_a_saved_model_gets_the_chat_template_that_its_sources_agree_on_or_a_line_says_which(tmp_path: Path) -> None:
+    (tmp_path / "own.jinja").write_text(OWN)
+    (tmp_path / "rows.jsonl").write_text('{"q": "?"}\n')
+    rows = {"source": "jsonl", "path": str(tmp_path / "rows.jsonl"), "prompt": "q"}
+    quick = {**own(tmp_path), "chat_template_kwargs": {"thinking": False}}
+
+    def saved(*templates: dict[str, Any] | None) -> tuple[Template, str | None]:
+        data = Data.model_validate({"train": {f"s{i}": {**rows, "template": t} for i, t in enumerate(templates)}})
+        return saved_template(data, data.train_sources.values())
+
+    assert saved(quick, quick) == (Template.model_validate(quick), None)
+    assert saved(quick, {"kind": "plain"}) == (Template.model_validate(quick), None)
+    assert saved(None, {"kind": "plain"}) == (Template(), None)
+    template, line = saved(quick, own(tmp_path))
+    assert template == Template()
+    assert line == "the sources have chat templates that differ: a saved model gets its tokenizer's"
 
 
 def test_a_saved_model_renders_as_it_was_trained(tmp_path: Path) -> None:

@@ -26,6 +26,17 @@ def test_a_model_is_made_once(tmp_path):
     assert [p.name for p in (tmp_path / ".models").iterdir()] == ["new-1"]
 
 
+def test_a_model_that_cannot_be_made_leaves_no_folder_that_was_made_for_it(tmp_path):
+    def refused(draft: Path) -> None:
+        draft.mkdir()
+        raise ValueError("no such model")
+
+    (tmp_path / "other").write_text("stays")
+    with pytest.raises(ValueError, match="no such model"):
+        made_once(tmp_path / "runs" / ".models" / "new-1", refused)
+    assert [p.name for p in tmp_path.iterdir()] == ["other"]
+
+
 def test_who_is_done_second_takes_the_first_one_s(tmp_path):
     def slow(draft: Path) -> None:
         made_once(tmp_path / "new-1", lambda theirs: model(theirs, b"first"))
