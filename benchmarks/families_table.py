@@ -171,5 +171,5 @@ def _replay(row: Mapping[str, Any]) -> str:
 
 def _plain(text: str) -> str:
     """An error as a cell of a table."""
-    text, _, _ = text.partition(" Supported architectures:")  # a list of all there are
+    text = re.split(r"\. (?=[A-Z])", text)[0]  # the first sentence
     return " ".join(text.replace("|", "/").replace("`", "'").split())[:140]

@@ -116,8 +116,8 @@ UNSERVED: dict[str, dict[str, str]] = {
         "": "ValueError: Layer 0 (linear_attention) does not dispatch through the Transformers attention interface and vLLM has no other way to handle it"
     },
     "biogpt": {
-        "float32": "ValueError: There is no module or parameter named 'output_projection' in TransformersForCausalLM. The available parameters belonging to (Tra",
-        "bfloat16": "ValueError: There is no module or parameter named 'output_projection' in TransformersForCausalLM. The available parameters belonging to (Tra",
+        "float32": "ValueError: There is no module or parameter named 'output_projection' in TransformersForCausalLM",
+        "bfloat16": "ValueError: There is no module or parameter named 'output_projection' in TransformersForCausalLM",
     },
     "deepseek_v32": {
         "float32": "NotImplementedError: Sparse Attention is not supported on CPU.",
@@ -138,7 +138,7 @@ UNSERVED: dict[str, dict[str, str]] = {
         "float32": "ValueError: no tensor of the learner (['transformer.h.0.attn.c_attn.bias', 'transformer.h.0.attn.c_attn.weight', 'transformer.h.0.attn.c_pro",
         "bfloat16": "ValueError: no tensor of the learner (['transformer.h.0.attn.c_attn.bias', 'transformer.h.0.attn.c_attn.weight', 'transformer.h.0.attn.c_pro",
     },
-    "gpt_neo": {"": "Model architectures ['GPTNeoForCausalLM'] are not supported for now."},
+    "gpt_neo": {"": "Model architectures ['GPTNeoForCausalLM'] are not supported for now"},
     "gpt_oss": {"float32": "RuntimeError: expected scalar type BFloat16 but found Float"},
     "jamba": {
         "float32": "AttributeError: '_OpNamespace' '_C' object has no attribute 'selective_scan_fwd'",
@@ -155,9 +155,7 @@ UNSERVED: dict[str, dict[str, str]] = {
         "float32": "AttributeError: 'functools.partial' object has no attribute '__name__'",
         "bfloat16": "AttributeError: 'functools.partial' object has no attribute '__name__'",
     },
-    "mpt": {
-        "": "Model architecture MptForCausalLM was supported in vLLM until v0.28.0, and is not supported anymore. Please use an older version of vLLM if "
-    },
+    "mpt": {"": "Model architecture MptForCausalLM was supported in vLLM until v0.28.0, and is not supported anymore"},
     "nemotron_h": {
         "float32": "NotImplementedError: is_act_and_mul=False is supported only for CUDA, XPU and ROCm for now",
         "bfloat16": "NotImplementedError: is_act_and_mul=False is supported only for CUDA, XPU and ROCm for now",
@@ -166,7 +164,7 @@ UNSERVED: dict[str, dict[str, str]] = {
         "float32": "AttributeError: module 'triton' has no attribute 'set_allocator'",
         "bfloat16": "AttributeError: module 'triton' has no attribute 'set_allocator'",
     },
-    "openai-gpt": {"": "Model architectures ['OpenAIGPTLMHeadModel'] are not supported for now."},
+    "openai-gpt": {"": "Model architectures ['OpenAIGPTLMHeadModel'] are not supported for now"},
     "qwen3_5_moe_text": {
         "float32": "ModuleNotFoundError: No module named 'torchvision'",
         "bfloat16": "ModuleNotFoundError: No module named 'torchvision'",
@@ -179,5 +177,10 @@ UNSERVED: dict[str, dict[str, str]] = {
     "recurrent_gemma": {
         "": "ValueError: Layer 0 (linear_attention) does not dispatch through the Transformers attention interface and vLLM has no other way to handle it"
     },
-    "rwkv": {"": "Model architectures ['RwkvForCausalLM'] are not supported for now."},
+    "rwkv": {"": "Model architectures ['RwkvForCausalLM'] are not supported for now"},
+    "xglm": {"": "Model architectures ['XGLMForCausalLM'] are not supported for now"},
+    "xlnet": {"": "Model architectures ['XLNetLMHeadModel'] are not supported for now"},
+    "zamba": {
+        "": "ValueError: Layer 0 (linear_attention) does not dispatch through the Transformers attention interface and vLLM has no other way to handle it"
+    },
 }
