@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
@@ -137,6 +139,7 @@ def write(results: Mapping[str, Any], versions: Mapping[str, str]) -> None:
         '# model_type: why the engine does not serve it, by the dtype that was tried on CPU; by "" what holds anywhere.\n'
         f"UNSERVED: dict[str, dict[str, str]] = {{\n{rows_unserved}\n}}\n"
     )
+    subprocess.run([sys.executable, "-m", "ruff", "format", "--quiet", KNOWN], check=True)
 
 
 def _tuple(values: tuple[str, ...]) -> str:
