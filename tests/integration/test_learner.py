@@ -15,9 +15,10 @@ from rlpost.learner.rank import LearnerSpec
 from rlpost.learner.references import AnchorSpec
 from rlpost.models.source import ModelSource
 from rlpost.types import Sample
-from rlpost.weights import to_tensor
+from rlpost.weights import Held, to_tensor
 
 pytestmark = pytest.mark.integration
+READABLE = {"model.norm.weight": Held((64,), "float32")}
 
 OBJECTIVE = Objective.model_validate({"regularizers": [{"divergence": "k2", "coef": 0.1}]})
 
@@ -91,7 +92,7 @@ def trained(learner_spec: LearnerSpec, ranks: int) -> tuple[np.ndarray, list[dic
 
 
 def flat(learner: LearnerGroup) -> np.ndarray:
-    arrays, _ = learner.weights("float32", {"model.norm.weight": (64,)}, version=0)
+    arrays, _ = learner.weights("float32", READABLE, version=0)
     found = ray.get(arrays)
     return np.concatenate([found[name].ravel() for name in sorted(found)])
 
@@ -176,11 +177,11 @@ def test_only_adapters_learn_under_lora_and_they_are_merged_into_what_is_sent(ra
     lora = {"lora": Lora(rank=4, alpha=8).model_dump()}
     learner = group(spec(small_model, model=lora, zero_stage=2), 2)
     try:
-        arrays, _ = learner.weights("float32", {"model.norm.weight": (64,)}, version=0)
+        arrays, _ = learner.weights("float32", READABLE, version=0)
         before = {k: v.copy() for k, v in ray.get(arrays).items()}
         for batch in ragged_batches():
             learn(learner, batch)
-        arrays, _ = learner.weights("float32", {"model.norm.weight": (64,)}, version=1)
+        arrays, _ = learner.weights("float32", READABLE, version=1)
         after = ray.get(arrays)
         changed = {name for name in after if not np.array_equal(before[name], after[name])}
         assert set(after) == set(before)
@@ -203,7 +204,7 @@ def test_bfloat16_with_zero_3_trains_and_exports_what_it_holds(ray_cluster, smal
         for batch in ragged_batches():
             assert np.isfinite(learn(learner, batch)["loss"])
         learner.save_model(tmp_path / "model")
-        arrays, _ = learner.weights("bfloat16", {"model.norm.weight": (64,)}, version=1)
+        arrays, _ = learner.weights("bfloat16", READABLE, version=1)
         sent = {name: to_tensor(array) for name, array in ray.get(arrays).items()}
         saved = load_file(tmp_path / "model" / "model.safetensors")
         assert set(saved) == set(sent)
