@@ -88,7 +88,10 @@ def load_prompts(data: Data, tokenizer: PreTrainedTokenizerBase, seed: int, chec
         loaded.items = _without_leaks(loaded.items, asked, loaded.report)
         if not loaded.items:
             place = loaded.report.place
-            raise DataError("\n".join([f"{place} leaves no prompt to train on:", *DataReport(tuple(reports)).lines()]))
+            long = f" (data.max_prompt_tokens is {data.max_prompt_tokens}: raise it)" if loaded.report.too_long else ""
+            raise DataError(
+                "\n".join([f"{place} leaves no prompt to train on{long}:", *DataReport(tuple(reports)).lines()])
+            )
     _count_shared(train)
     return PromptSets(
         [prompt for name, loaded in train.items() for prompt in loaded.prompts(name)],

@@ -406,6 +406,11 @@ INPUTS: dict[str, tuple[Callable[[Path], object], list[str], list[str]]] = {
         ["model.create.config.head_dim=16"],
         ["model.create.config", "heads of 16", "head_dim: 32"],
     ),
+    "prompts that are all too long": (
+        _nothing,
+        ["data.max_prompt_tokens=2"],
+        ["data.train leaves no prompt to train on (data.max_prompt_tokens is 2: raise it)", "8 too long"],
+    ),
     "a holdout of all there is": (_nothing, ["data.holdout=8"], ["data.holdout 8 takes 8 of 8 prompts of data.train"]),
     "a holdout of more rows than are looked at": (
         lambda p: (p / "m.jsonl").write_text(
