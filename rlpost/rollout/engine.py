@@ -88,6 +88,9 @@ class Engine:
 
     async def generate(self, request: SampleRequest) -> list[Rollout]:
         """Sample a group. Returns one rollout for each seed, in order; given-up ones end in "abort"."""
+        # Asked here and not when its turn comes: what was asked for before an update began is sampled after it.
+        if self.stale:
+            raise StaleEngineError(f"engine missed the update after version {self.version} and serves nothing")
         future: Future[list[Rollout]] = Future()
         await self._do(lambda: self._submit(request, future))
         return await asyncio.wrap_future(future)
@@ -296,8 +299,6 @@ class Engine:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        if self.stale:
-            raise StaleEngineError(f"engine missed the update after version {self.version} and serves nothing")
         if request.group in self._groups:
             raise ValueError(f"group {request.group} is already running on this engine")
         room = self.spec.max_model_len - len(request.prompt_ids)

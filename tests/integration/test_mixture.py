@@ -87,7 +87,6 @@ def test_a_mixture_meets_its_shares_in_every_step_and_resumes_to_the_bit(file):
             },
         },
         "learner": {"prompts_per_step": 6},
-        "rollout": {"max_staleness": 1},
     }
     path, straight = file("straight", **mixture)
     rlpost("train", path)
