@@ -12,9 +12,9 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from rlpost.commands.train import check_objective
 from rlpost.config import ConfigError, dump, load, split_arguments
 from rlpost.observe import RunFolder
+from rlpost.run.roles import Roles
 from tests.conftest import ROOT
 
 
@@ -164,7 +164,7 @@ def test_every_planned_run_is_one_that_rlpost_accepts(modules: SimpleNamespace, 
             module.BENCHMARK, module.CONFIG, module.shared_settings(module.parse_arguments([])), 2, "/models/warm"
         )
         for experiment in [*bases, *plan]:
-            check_objective(experiment.config(tmp_path))
+            Roles(experiment.config(tmp_path))
 
 
 def test_all_methods_have_the_same_budget(modules: SimpleNamespace, tmp_path: Path):

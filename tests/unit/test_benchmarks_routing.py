@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 
-from rlpost.commands.train import check_objective
 from rlpost.config import load
 from rlpost.meter import Meter
 from rlpost.models.architecture import check_experts, experts_of, hf_config
@@ -24,6 +23,7 @@ from rlpost.objective.mismatch import mismatch_metrics
 from rlpost.objective.types import CreditInputs
 from rlpost.observe import RunFolder
 from rlpost.routing import bytes_per_token
+from rlpost.run.check import checked
 from tests.conftest import ROOT
 
 LENGTHS = np.array([3, 1, 5, 4])
@@ -342,7 +342,7 @@ def test_no_run_ends_by_an_alarm_for_what_is_looked_at(stability: ModuleType, tm
         assert config.learner.optimizer_steps_per_batch == 4
         assert config.model.path == "some/model"
         assert config.rollout_dtype == "bfloat16"
-        check_objective(config.model_copy(update={"model": load([stability.CONFIG]).model}))
+        checked(config.model_copy(update={"model": load([stability.CONFIG]).model}))
 
 
 def test_runs_with_another_disturbance_are_other_runs(stability: ModuleType):

@@ -64,10 +64,10 @@ def test_overrides_reach_into_a_source_by_its_name_and_one_and_several_take_each
     [
         ("data.train.a.wieght=2", "data.train.a.wieght: unknown key, value 2, did you mean 'weight'?"),
         ("data.test.b.samples=2", "data.test.b.samples: unknown key, value 2, did you mean 'samples_per_prompt'?"),
-        ("data.train.a.weight=0", "data.train.a.weight: Input should be greater than 0, got 0"),
+        ("data.train.a.weight=0", "data.train.a.weight: must be greater than 0, got 0"),
         ("data.train.c.size=4", "data.train.c.source: missing"),
-        ("data.train.a.source=jsnl", "data.train.a.source: Input should be 'jsonl'"),
-        ("data.train.size=4", "data.train.size: Input should be a valid dictionary"),
+        ("data.train.a.source=jsnl", "data.train.a.source: must be 'jsonl'"),
+        ("data.train.size=4", "data.train.size: must be a mapping"),
         (
             'data.train={"a b": {source: reasoning_gym, task: countdown, size: 5}}',
             "data.train.a b: String should match",
@@ -80,7 +80,7 @@ def test_overrides_reach_into_a_source_by_its_name_and_one_and_several_take_each
         ),
         ("data.test.b.verifiers=[sums]", "data.test.b.verifiers: 'sums' is no label of verifiers, did you mean 'sum'?"),
         ("data.test.b.k=[4]", "data.test.b: pass@4 needs at least 4 samples: raise data.test.b.samples_per_prompt (2;"),
-        ("data.mix.until=end", "data.mix.until: Input should be 'forever', 'first_ends' or 'all_end'"),
+        ("data.mix.until=end", "data.mix.until: must be 'forever', 'first_ends' or 'all_end'"),
         ("verifiers.1.label=countdown", "their label, their name by default, which must be unique"),
         ("verifiers.1.weight=0", "every verifier that scores data.train.b has weight 0: there is no reward"),
         (

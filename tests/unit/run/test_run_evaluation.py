@@ -74,7 +74,7 @@ def test_few_samples_make_no_share_but_what_cannot_be_measured_is_never_passed_o
 
 
 def test_a_run_warns_of_what_an_evaluation_left_out_and_records_how_much():
-    warned, recorded, moved = [], [], []
+    warned, recorded, moved, scored = [], [], [], []
     rows = [[RIGHT, WRONG], [RIGHT, BROKEN]]
     run = SimpleNamespace(
         config=parse(tiny(evaluation={"samples_per_prompt": 2, "k": [1, 2]})),
@@ -82,18 +82,21 @@ def test_a_run_warns_of_what_an_evaluation_left_out_and_records_how_much():
         prompts=SimpleNamespace(tests={"": []}),
         sampling=Sampling(1.0, 8),
         step=3,
+        store=SimpleNamespace(score=lambda step, values: scored.append((step, values["pass@1"]))),
         say=lambda _: None,
         recorder=SimpleNamespace(
             console=SimpleNamespace(warn=warned.append), evaluation=lambda *said: recorded.append(said)
         ),
         references={"old": SimpleNamespace(after_evaluation=lambda step, values: (step, values["pass@1"]))},
         _move=moved.append,
+        _retain=lambda: None,
     )
     run._ask = lambda *test: Run._ask(run, *test)
     found = Run.evaluate(run, "step 3")[""]
     assert warned == [found.caveat]
     assert recorded == [("step 3", 3, found.intervals, {"unverified": 1, "prompts_left_out": 1})]
     assert moved == [{"old": (3, 0.75)}]
+    assert scored == [(3, 0.75)], "the checkpoint of the step knows how good it was"
 
     rows[:] = [[RIGHT, BROKEN]] * 2
     with pytest.raises(Alarm, match=r"alarm at step 3: .* there is no pass@2"):
@@ -114,7 +117,7 @@ def test_each_test_set_is_asked_in_its_own_way_and_recorded_by_its_name():
         "sums": {**one, "verifiers": ["exact"], "k": [1, 2], "samples_per_prompt": 2, "max_tokens": 99, "prompts": 1},
         "rest": one,
     }
-    config, recorded, moved = parse(values), [], []
+    config, recorded, moved, scored = parse(values), [], [], {}
     tests = {name: [Prompt(f"{name}/{i}", "", IDS, source=name) for i in range(3)] for name in ("sums", "rest")}
     run = SimpleNamespace(
         config=config,
@@ -122,10 +125,12 @@ def test_each_test_set_is_asked_in_its_own_way_and_recorded_by_its_name():
         prompts=SimpleNamespace(tests=tests),
         sampling=Sampling(1.0, 12),
         step=1,
+        store=SimpleNamespace(score=lambda step, values: scored.update(values)),
         say=lambda _: None,
         recorder=SimpleNamespace(evaluation=lambda *said: recorded.append(said)),
         references={"old": SimpleNamespace(after_evaluation=lambda step, values: values["sums/pass@2"])},
         _move=moved.append,
+        _retain=lambda: None,
     )
     run._ask = lambda *test: Run._ask(run, *test)
     Run.evaluate(run, "after")
@@ -134,6 +139,7 @@ def test_each_test_set_is_asked_in_its_own_way_and_recorded_by_its_name():
     assert (intervals["sums/pass@1"][0], intervals["sums/pass@2"][0], intervals["rest/pass@1"][0]) == (0.5, 1.0, 1.0)
     assert set(counts) == {f"{n}/{what}" for n in tests for what in ("unverified", "prompts_left_out")}
     assert moved == [{"old": 1.0}]
+    assert scored.keys() >= set(config.evaluated)
     assert config.evaluated == ["sums/pass@1", "sums/pass@2", "rest/pass@1"]
     assert config.max_served_tokens == config.data.max_prompt_tokens + 99
 
