@@ -9,7 +9,7 @@ import hypothesis
 import pytest
 import yaml
 
-from rlpost.config.schema import SOURCE_KEYS
+from rlpost.config.data import SOURCE_KEYS
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

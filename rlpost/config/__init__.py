@@ -1,6 +1,8 @@
 """The schema of a run, and how YAML files become one. Importable, and able to reject, without torch, ray or vllm."""
 
+from rlpost.config.data import Data, Groups, Identity, Mix, Source, Template, TemplatedSource, TestSource, TrainSource
 from rlpost.config.files import dump, load, load_arguments, parse, split_arguments
+from rlpost.config.model import CreateModel, Experts, Lora, Model
 from rlpost.config.names import (
     ADVANTAGES,
     CORRECTIONS,
@@ -27,28 +29,15 @@ from rlpost.config.schema import (
     Checkpoint,
     Cluster,
     Config,
-    CreateModel,
-    Data,
     Evaluation,
-    Experts,
-    Groups,
-    Identity,
     Learner,
-    Lora,
-    Mix,
-    Model,
     Observe,
     Optimizer,
     Resume,
     Rollout,
     Routing,
     Sft,
-    Source,
-    Template,
-    TemplatedSource,
     TestSet,
-    TestSource,
-    TrainSource,
     VerifierPool,
     VerifierSpec,
 )

@@ -11,8 +11,9 @@ from typing import Any, get_args, get_origin
 import yaml
 from pydantic import Tag, ValidationError
 
+from rlpost.config.data import SOURCE_KEYS, Source
 from rlpost.config.other_names import said_otherwise
-from rlpost.config.schema import SOURCE_KEYS, Config, Source
+from rlpost.config.schema import Config
 from rlpost.config.section import KEY, NAMED, ONE, AtKey, Component, ConfigError, Section, complete, one_or_named
 from rlpost.config.yaml_text import DEEPEST, read, read_file, shortened
 from rlpost.user_code import nearest
