@@ -115,7 +115,7 @@ def test_a_mixture_meets_its_shares_in_every_step_and_resumes_to_the_bit(file):
     assert a.read_bytes() == b.read_bytes(), "the weights are the same bits"
 
     refused = rlpost(
-        "resume", killed, "steps=8", "data.train.c={source: reasoning_gym, task: countdown, size: 5}", expect=2
+        "resume", killed, "steps=8", f"data.train.c={json.dumps({**COUNTDOWN, 'size': 5, 'seed': 5})}", expect=2
     )
     assert "is of the sources a, b, and this run has a, b, c" in " ".join(refused.stderr.split())
     out = killed / "eval.json"
