@@ -88,12 +88,19 @@ class Engine:
 
     async def generate(self, request: SampleRequest) -> list[Rollout]:
         """Sample a group. Returns one rollout for each seed, in order; given-up ones end in "abort"."""
-        # Asked here and not when its turn comes: what was asked for before an update began is sampled after it.
-        if self.stale:
-            raise StaleEngineError(f"engine missed the update after version {self.version} and serves nothing")
+        self.refuse_stale()  # and not when its turn comes: what was asked for before an update began is sampled after it
         future: Future[list[Rollout]] = Future()
         await self._do(lambda: self._submit(request, future))
         return await asyncio.wrap_future(future)
+
+    def refuse_stale(self) -> None:
+        """Refuse what is asked for after an update was missed.
+
+        Raises:
+            StaleEngineError: it was, or an update is under way.
+        """
+        if self.stale:
+            raise StaleEngineError(f"engine missed the update after version {self.version} and serves nothing")
 
     async def statistics(self) -> dict[str, float]:
         """Totals since the start: tokens generated, and seconds spent decoding."""

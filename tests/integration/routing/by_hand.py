@@ -70,6 +70,7 @@ class Hand:
         future: Future[list[Rollout]] = Future()
         how = Sampling(more.pop("temperature", 1.0), tokens, stop=more.pop("stop", ()))
         request = SampleRequest("p", self.groups, prompt, tuple(range(samples)), how, 600.0, **more)
+        self.engine.refuse_stale()
         self.engine._submit(request, future)
         return future
 
