@@ -132,6 +132,7 @@ def test_rewards_rise_on_an_easy_task(config):
     path, run = config(
         "learns",
         steps=30,
+        warmup={"steps": 120},  # until a tenth of the samples is right: there is something to reinforce
         learner={"lr": 4e-4, "prompts_per_step": 16},
         evaluation={"before": False, "after": False},
         checkpoint={"every": 0},
