@@ -1,6 +1,7 @@
 """The experts chosen for each token of a sequence: the record, what of it may be learned from, and its size.
 
-Captured by `rlpost.rollout.capture`, replayed by `rlpost.learner.replay`. Importable without torch, vllm or pydantic: the records that travel are read in verifier processes too.
+Captured by `rlpost.rollout.capture`, replayed by `rlpost.learner.replay`. Importable without torch, vllm or
+pydantic: the records that travel are read in verifier processes too.
 """
 
 from __future__ import annotations
