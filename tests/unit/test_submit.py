@@ -22,7 +22,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a configuration, data, a verifier that imports its neighbours, and the current directory above it."""
     folder = tmp_path / "p"
     (folder / "dd").mkdir(parents=True)
-    (folder / "dd" / "train.jsonl").write_text('{"q": "1+1=", "a": "2"}\n{"q": "1+2=", "a": "3"}\n')
+    (folder / "dd" / "train.jsonl").write_text('{"q": "1+1:", "a": "2"}\n{"q": "1+2:", "a": "3"}\n')
     (folder / "rew.py").write_text(
         "import helper\nfrom tools import counts\n\n\ndef score(response, table=''):\n    return 1.0\n"
     )
