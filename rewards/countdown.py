@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
+from rewards._response import answer_tag, visible
+
 MAX_LENGTH = 300
 ALLOWED = re.compile(r"[0-9+\-*/() ]+")
-ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 BINARY: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -35,7 +36,8 @@ def verify(
     """Correct when the expression uses exactly the given numbers, each as often as it is given, and equals the target.
 
     The rule of reasoning-gym's countdown, but exact, and only with `+ - * / ( )`: `**`, `//`, decimals and text are
-    wrong. The expression is the whole response, or what stands in its last `<answer>...</answer>`.
+    wrong. The expression is what follows the thought, or what stands there in the last `<answer>`. Reasons: no_answer,
+    too_long, not_arithmetic, division_by_zero, wrong_numbers, wrong_value.
 
     Args:
         entry: a row of reasoning-gym's countdown; or else
@@ -49,8 +51,9 @@ def verify(
             "reason": "bad_reference",
             "details": {"error": "needs `entry`, or `numbers` and `target`"},
         }
-    tagged = ANSWER.findall(response)
-    expression = (tagged[-1] if tagged else response).strip()
+    text = visible(response) or ""
+    tagged = answer_tag(text)
+    expression = (text if tagged is None else tagged).strip()
     reason = _why_wrong(expression, numbers, target)
     return {"score": float(not reason), "reason": reason, "extracted": expression}
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from fractions import Fraction
 from typing import Any, NoReturn
 
 import jsonschema
 import referencing
 
+from rewards._patterns import compiled
+from rewards._response import answer_tag, fences, visible
+
 MAX_LENGTH = 1_000_000  # characters
 MAX_DEPTH = 100
-FENCE = re.compile(r"^[ \t]*```[ \t]*(\w*)[^\n]*\n(.*?)^[ \t]*```", re.DOTALL | re.MULTILINE)
 
 
 def verify(
@@ -20,13 +23,14 @@ def verify(
 ) -> dict[str, Any]:
     """Correct when the document is valid against the schema (JSON Schema; draft 2020-12 unless it names another).
 
-    The document is what stands in the last `<answer>`, in the last code block marked `json` or not at all, or the
-    whole text; only what follows `</think>` counts. It is read strictly: no NaN, no key twice in an object. Reasons:
-    no_answer, too_long, too_deep, not_json, invalid (`details` say where), mismatch.
+    The document is what stands, after the thought, in the last `<answer>`; there, in the last block of code marked
+    `json`; else the whole text when it begins as JSON does, or the last block that is not marked at all. It is read
+    strictly: no NaN, no key twice in an object. Numbers are held against `multipleOf` as they are written: 0.3 is a
+    multiple of 0.1. Reasons: no_answer, too_long, too_deep, not_json, invalid (`details` say where), mismatch.
 
     Args:
         schema: the schema; without it, the reference is one, as an object or as text. No schema is fetched: a `$ref` to
-            elsewhere makes the sample unverified.
+            elsewhere makes the sample unverified. What `regex` says of the time an expression takes holds for `pattern`.
         compare: with `schema`, the document must also equal the reference (JSON, or text of it); 1 equals 1.0.
     """
     if schema is None and compare:
@@ -52,17 +56,16 @@ def verify(
     except ValueError as error:
         return {"score": 0.0, "reason": "not_json", "extracted": text, "details": {"error": str(error)[:300]}}
     # An empty registry, or the library would fetch what a schema refers to.
-    validator = kind(rules, registry=referencing.Registry())
+    ours = {name: rule for name, rule in RULES.items() if name in kind.VALIDATORS}
+    validator = jsonschema.validators.extend(kind, ours)(rules, registry=referencing.Registry())
     try:
         problem = jsonschema.exceptions.best_match(validator.iter_errors(value))
     except referencing.exceptions.Unresolvable as error:
         return _unverified(f"the schema refers to what is not in it: {error}")
-    except ArithmeticError as error:  # an integer beyond any float, in a comparison with one
-        return {"score": 0.0, "reason": "invalid", "extracted": text, "details": {"error": repr(error)}}
     if problem is not None:
         details = {"error": problem.message[:300], "at": problem.json_path[:300]}
         return {"score": 0.0, "reason": "invalid", "extracted": text, "details": details}
-    if compare and not _equal(value, expected):
+    if compare and _key(value) != _key(expected):
         return {"score": 0.0, "reason": "mismatch", "extracted": text}
     return {"score": 1.0, "extracted": text}
 
@@ -71,18 +74,17 @@ verify.check = True  # type: ignore[attr-defined]
 
 
 def _document(response: str) -> str | None:
-    _, closed, text = response.rpartition("</think>")
-    if not closed and "<think>" in response:  # still thinking
+    text = visible(response)
+    if text is None:
         return None
-    if (start := text.rfind("<answer>")) >= 0:
-        end = text.find("</answer>", start)
-        if end < 0:
-            return None
-        text = text[start + len("<answer>") : end]
-    if (plain := text.strip())[:1] in ("{", "["):
-        return plain
-    blocks = [block[2] for block in FENCE.finditer(text) if block[1].lower() in ("", "json")]
-    return (blocks[-1] if blocks else text).strip()
+    tagged = answer_tag(text)
+    text = (text if tagged is None else tagged).strip()
+    blocks = [block for block in fences(text) if block.info in ("", "json")]
+    # One line that is a block has no mark of its own.
+    marked = [block for block in blocks if block.info or block.body.startswith("json")]
+    if not marked and text.startswith(("{", "[")):
+        return text
+    return (marked or blocks)[-1].body.removeprefix("json").strip() if blocks else text
 
 
 def _strict(text: str) -> Any:
@@ -113,14 +115,58 @@ def _loaded(reference: Any) -> Any:
     return _strict(reference) if isinstance(reference, str) else reference
 
 
-def _equal(a: Any, b: Any) -> bool:
-    if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(_equal(a[key], b[key]) for key in a)
-    if isinstance(a, list) and isinstance(b, list):
-        return len(a) == len(b) and all(map(_equal, a, b))
-    return isinstance(a, bool) == isinstance(b, bool) and a == b
+def _key(value: Any) -> Any:
+    """The same for equal documents, and hashable: 1 is 1.0, and true is neither."""
+    if isinstance(value, dict):
+        return frozenset((name, _key(part)) for name, part in value.items())
+    if isinstance(value, list):
+        return tuple(map(_key, value))
+    return ("bool", value) if isinstance(value, bool) else value
 
 
 def _unverified(why: str) -> dict[str, Any]:
     error = f"the schema or the reference cannot be used: {why}"
     return {"score": None, "reason": "bad_reference", "details": {"error": error[:500]}}
+
+
+# --------------------------------------------------- rules of JSON Schema that the library has inexact or not in linear time
+
+Problems = Iterator[jsonschema.ValidationError]
+
+
+def _multiple_of(validator: Any, divisor: float, instance: Any, schema: Any) -> Problems:
+    if not validator.is_type(instance, "number"):
+        return
+    try:
+        whole = (Fraction(repr(instance)) / Fraction(repr(divisor))).denominator == 1
+    except ValueError:  # beyond any float: what it is a multiple of was lost
+        whole = False
+    if not whole:
+        yield jsonschema.ValidationError(f"{instance!r} is not a multiple of {divisor!r}")
+
+
+def _pattern(validator: Any, pattern: str, instance: Any, schema: Any) -> Problems:
+    if validator.is_type(instance, "string") and compiled(pattern).search(instance) is None:
+        yield jsonschema.ValidationError(f"{instance!r} does not match {pattern!r}")
+
+
+def _pattern_properties(validator: Any, patterns: Mapping[str, Any], instance: Any, schema: Any) -> Problems:
+    if not validator.is_type(instance, "object"):
+        return
+    for pattern, rules in patterns.items():
+        for name, value in instance.items():
+            if compiled(pattern).search(name) is not None:
+                yield from validator.descend(value, rules, path=name, schema_path=pattern)
+
+
+def _unique_items(validator: Any, unique: bool, instance: Any, schema: Any) -> Problems:
+    if unique and validator.is_type(instance, "array") and len(set(map(_key, instance))) < len(instance):
+        yield jsonschema.ValidationError("an array has an item twice")
+
+
+RULES = {
+    "multipleOf": _multiple_of,
+    "pattern": _pattern,
+    "patternProperties": _pattern_properties,
+    "uniqueItems": _unique_items,
+}

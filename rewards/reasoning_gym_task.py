@@ -21,7 +21,7 @@ def verify(response: str, task: str, entry: Mapping[str, Any], answer_tag: bool 
     Args:
         task: reasoning-gym's name of the task; the source gives it.
         entry: the row as reasoning-gym made it; the source gives it.
-        answer_tag: take the text in the last `<answer>...</answer>` when there is one.
+        answer_tag: of what follows the thought, take what stands in the last `<answer>` when there is one.
     """
     return scored_by(_scorer(task), response, entry, answer_tag)
 

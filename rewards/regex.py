@@ -9,6 +9,10 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from rewards._patterns import compiled
+from rewards._response import visible
+from rewards.exact import last_match
+
 FLAGS = {"ignorecase": re.IGNORECASE, "dotall": re.DOTALL, "multiline": re.MULTILINE, "ascii": re.ASCII}
 
 
@@ -21,15 +25,15 @@ def verify(
     flags: Sequence[str] = (),
     max_length: int = 10_000,
 ) -> dict[str, Any]:
-    """Correct when the answer matches. Reasons: no_answer, too_long, mismatch.
+    r"""Correct when the answer matches. Reasons: no_answer, too_long, mismatch.
 
     Args:
-        pattern: the expression; without it, the reference is one. Python's `re` may take exponential time on nested
-            repetitions such as `(a+)+b`: write patterns without, for the text is the model's. A match that does not end
-            is ended by the verifier's `timeout`.
+        pattern: the expression, in Python's syntax; without it, the reference is one. It takes time linear in the
+            answer, but where it looks ahead or behind, refers to a group, or has `\b` without the flag `ascii`: such a
+            one may take exponential time on what a model writes, and is ended by the verifier's `timeout`.
         full: the whole answer must match, white space around it apart; otherwise any part of it may.
-        extract: a regular expression; its last match in the response (the first group, when it has one) is the answer.
-            Without it, what follows `</think>` is.
+        extract: a regular expression; its last match after the thought (the first group, when it has one) is the answer.
+            Without it, all that follows the thought is.
         flags: of `ignorecase`, `dotall`, `multiline`, `ascii`.
         max_length: characters; a longer answer is wrong.
 
@@ -44,13 +48,16 @@ def verify(
         options |= FLAGS[flag]
     if pattern is None:
         try:
-            expected = re.compile(str(reference or ""), options)
+            expected = compiled(str(reference or ""), options)
         except (re.error, RecursionError, OverflowError) as error:
             return _unverified(f"{str(reference)[:200]!r} is no regular expression: {error}")
-        if not expected.pattern:
+        if not reference:
             return _unverified("it is empty, and no pattern is set")
     else:
-        expected = _compiled("pattern", pattern, options)
+        try:
+            expected = compiled(pattern, options)
+        except re.error as error:
+            raise ValueError(f"verifier regex: pattern {pattern!r} is no regular expression: {error}") from error
     answer = _answer(response, extract)
     if answer is None:
         return {"score": 0.0, "reason": "no_answer"}
@@ -64,25 +71,9 @@ verify.check = True  # type: ignore[attr-defined]
 
 
 def _answer(response: str, extract: str | None) -> str | None:
-    if extract is not None:
-        last = None
-        for last in _compiled("extract", extract, re.DOTALL).finditer(response):  # noqa: B007
-            pass
-        if last is None:
-            return None
-        found = last[1 if last.re.groups else 0]
-    else:
-        _, closed, found = response.rpartition("</think>")
-        if not closed and "<think>" in response:  # still thinking
-            return None
+    text = visible(response)
+    found = text if text is None or extract is None else last_match(extract, text)
     return (found or "").strip() or None
-
-
-def _compiled(key: str, text: str, flags: re.RegexFlag) -> re.Pattern[str]:
-    try:
-        return re.compile(text, flags)
-    except re.error as error:
-        raise ValueError(f"verifier regex: {key} {text!r} is no regular expression: {error}") from error
 
 
 def _unverified(why: str) -> dict[str, Any]:

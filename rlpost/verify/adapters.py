@@ -16,15 +16,15 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-import re
 from collections.abc import Awaitable, Callable, Mapping
 from numbers import Real
 from typing import Any
 
+from rewards._response import answer_tag as last_tag
+from rewards._response import visible
 from rlpost.verify.protocol import VerifierError
 from rlpost.verify.registry import resolve
 
-ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 Verify = Callable[..., Any]
 
 
@@ -97,7 +97,7 @@ def from_reasoning_gym(task: Any, answer_tag: bool = True) -> Verify:
     A response on which the scorer fails is wrong when it works on the entry's own answer.
 
     Args:
-        answer_tag: take the text in the last `<answer>...</answer>` when there is one.
+        answer_tag: of what follows the thought, take what stands in the last `<answer>` when there is one.
 
     Raises:
         VerifierError: `task` is neither; or, when called, the sample has no entry.
@@ -121,8 +121,9 @@ def scored_by(
     Raises:
         Exception: whatever the scorer raises on both.
     """
-    tagged = ANSWER.findall(response) if answer_tag else []
-    answer = (tagged[-1] if tagged else response).strip()
+    text = visible(response) or ""
+    tagged = last_tag(text) if answer_tag else None
+    answer = (text if tagged is None else tagged).strip()
     try:
         return {"score": float(scorer(answer=answer, entry=entry)), "extracted": answer}
     # Scorers raise whatever they like. One that works on the row's own answer was broken by the response.

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rewards import choice, instructions, json_schema, language, length, overlong, regex, repetition
+from rewards import choice, exact, format, instructions, json_schema, language, length, overlong, regex, repetition
+from rewards._patterns import compiled
 
 # ------------------------------------------------------------------------------------------------------------- length
 
@@ -229,6 +231,48 @@ def test_regex_matches_the_answer_whole_or_in_part():
     assert regex.verify("", pattern=".*")["reason"] == "no_answer"
 
 
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("<think>x=7</think>I give up", None), ("<think>x=7", None), ("<thinking>x=7</thinking>x=8", "8"),
+        ("x=7</think>x=8", "8"), ("<|begin_of_thought|>x=7<|end_of_thought|>x=8", "8"),
+    ],
+)  # fmt: skip
+def test_what_was_only_thought_is_not_extracted(text, answer):
+    for verify, parameters in ((exact.verify, {"reference": "8"}), (regex.verify, {"pattern": "8"})):
+        verdict = verify(text, extract=r"x=(\d)", **parameters)
+        assert (verdict["score"], verdict.get("extracted")) == (float(answer == "8"), answer)
+    assert exact.verify("<think>8</think>\n8", "8")["score"] == 1.0
+    assert exact.verify("<think>8", "8")["reason"] == "no_answer"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "flags"),
+    [
+        (r"\d+", []), (r"\D+", []), (r"\w+", []), (r"\W+", []), (r"\s+", []), (r"\S+", []), (r"[\w.]+$", []), (r"[^\s,]+", []),
+        (r"^a.b$", ["dotall"]), (r"^a$", ["multiline"]), ("STRASSE|ÉT", ["ignorecase"]), (r"\w+\d", ["ascii"]), (r"\bé", []),
+        (r"[]a]+", []), (r"[^]a]+", []), (r"(?<=a)b", []), (r"(a)\1", []), (r"a{,2}", []), (r"\u00e9", []), ("\\\\", []), (r"[\]\[]", []),
+        (r"a\Z", []), (r"\.", []), (r"(?i)é", []), ("a|", []), (r"\s", ["ascii"]), (r"[\S]", []), (r"\t", []),
+    ],
+)  # fmt: skip
+@given(st.text(st.sampled_from("aAbB1٣é É_.\n\t\x0b\x1c\u2003\\[]ß,-中"), max_size=12))
+def test_an_expression_means_what_it_means_in_python(pattern, flags, text):
+    options = sum((regex.FLAGS[flag] for flag in flags), start=re.NOFLAG)
+    ours, theirs = compiled(pattern, options), re.compile(pattern, options)
+    assert (ours.search(text) is None) == (theirs.search(text) is None)
+    assert (ours.fullmatch(text) is None) == (theirs.fullmatch(text) is None)
+    text = text.rstrip("\n")
+    assert [m[0] for m in ours.finditer(text) if m[0]] == [m[0] for m in theirs.finditer(text) if m[0]]
+
+
+def test_expressions_take_linear_time_where_they_can():
+    text = "a" * 100_000
+    assert regex.verify(text, pattern="(a+)+b", max_length=len(text))["reason"] == "mismatch"
+    assert regex.verify(text, pattern=".", extract="(a*)*b")["reason"] == "no_answer"
+    assert exact.verify(text, "b", extract="(a|aa)+$")["reason"] == "mismatch"
+    assert format.verify(text, "(.*)*b")["score"] == 0.0
+
+
 def test_an_expression_that_is_none_is_the_configurations_or_the_references_fault():
     with pytest.raises(ValueError, match="pattern"):
         regex.verify("a", pattern="(")
@@ -287,9 +331,57 @@ def test_a_schema_that_cannot_be_used_is_the_references_fault_and_none_is_fetche
     assert json_schema.verify("{}", reference=schema)["reason"] == "bad_reference"
 
 
-def test_an_integer_beyond_any_float_is_wrong_and_no_error():
-    verdict = json_schema.verify("9" * 400, schema={"type": "number", "multipleOf": 0.1})
-    assert verdict["score"] == 0.0
+@pytest.mark.parametrize(
+    ("document", "divisor", "multiple"),
+    [
+        ("0.3", 0.1, True), ("1.1", 0.1, True), ("19.99", 0.01, True), ("4.35", 0.05, True), ("1e2", 0.1, True),
+        ("0.35", 0.1, False), ("0.30001", 0.0001, False), ("7", 3.5, True), ("7", 2, False), ("-0.6", 0.2, True),
+        ("9" * 400, 0.1, True), ("9" * 400, 0.7, False), ("1e400", 2, False), ("1e308", 1e-300, True), ("0", 0.1, True),
+    ],
+)  # fmt: skip
+def test_multiples_are_of_the_numbers_as_written(document, divisor, multiple):
+    assert json_schema.verify(document, schema={"type": "number", "multipleOf": divisor})["score"] == float(multiple)
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        "```json\n[1]\n```\nResult:\n```\nJoe\n```",
+        "```\nJoe\n```\n```JSON\n[1]\n```",
+        "~~~json\n[1]\n~~~",
+        "```json\n[1]```",
+        "````json\n[1]\n````",
+        "Here it is: ```json\n[1]\n```",
+        "```json [1]```",
+        "```[1]```",
+        "[so] it is\n```json\n[1]\n```",
+        "```python\n[2]\n```\n```\n[1]\n```",
+        "<thinking>[2]</thinking>[1]",
+        "<think>```json\n[2]\n```</think>\n```json\n[1]\n```<|im_end|>",
+        "<answer>\n```json\n[1]\n```\n</answer>\n```json\n[2]\n```",
+        '["```"]',
+    ],
+)
+def test_the_document_is_the_block_marked_json(response):
+    document = ["```"] if response == '["```"]' else [1]
+    assert json_schema.verify(response, reference=document, schema=True, compare=True)["score"] == 1.0
+
+
+def test_items_are_the_same_as_json_has_it_and_many_are_compared_at_once():
+    assert json_schema.verify("[1, true, [1], {}]", schema={"uniqueItems": True})["score"] == 1.0
+    assert json_schema.verify("[1, 1.0]", schema={"uniqueItems": True})["reason"] == "invalid"
+    assert json_schema.verify('[{"a": 1, "b": 2}, {"b": 2, "a": 1}]', schema={"uniqueItems": True})["score"] == 0.0
+    mixed = json.dumps([i if i % 2 else {"a": i} for i in range(40_000)])
+    assert json_schema.verify(mixed, schema={"uniqueItems": True})["score"] == 1.0
+
+
+def test_expressions_of_a_schema_take_linear_time():
+    text = json.dumps("a" * 100_000)
+    assert json_schema.verify(text, schema={"pattern": "^(a+)+$"})["score"] == 1.0
+    assert json_schema.verify(text, schema={"pattern": "(a+)+b"})["reason"] == "invalid"
+    rules = {"patternProperties": {"(a+)+b": False}}
+    assert json_schema.verify(json.dumps({"a" * 100_000: 1}), schema=rules)["score"] == 1.0
+    assert json_schema.verify('{"ab": 1}', schema=rules)["reason"] == "invalid"
 
 
 # ------------------------------------------------------------------------------------------------------- instructions

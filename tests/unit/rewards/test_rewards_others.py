@@ -74,6 +74,23 @@ def test_countdown_says_why_an_expression_is_wrong(answer, reason):
     assert countdown.verify(answer, numbers=[1, 2, 3], target=9)["reason"] == reason
 
 
+@pytest.mark.parametrize(
+    ("response", "reason"),
+    [
+        ("<think>hm</think>3*(1+2)", ""),
+        ("<think>3+4</think><answer>3*(1+2)</answer>", ""),
+        ("<|begin_of_thought|>hm<|end_of_thought|><|begin_of_solution|>3*(1+2)<|end_of_solution|>", ""),
+        ("<think><answer>3*(1+2)</answer></think>I give up.", "not_arithmetic"),
+        ("<think><answer>3*(1+2)</answer> wait", "no_answer"),
+        ("<answer>3*(1+2)</answer></think>", "no_answer"),
+        ("<answer>1+2</answer> or <answer>3*(1+2)", "no_answer"),
+        ("<answer>" * 100_000, "no_answer"),
+    ],
+)
+def test_countdown_does_not_pay_for_what_was_only_thought(response, reason):
+    assert countdown.verify(response, numbers=[1, 2, 3], target=9)["reason"] == reason
+
+
 def test_countdown_is_exact():
     assert countdown.verify("1/3*3", numbers=[1, 3, 3], target=1)["score"] == 1.0
     assert countdown.verify("10000000/3", numbers=[10000000, 3], target=3333333)["reason"] == "wrong_value"
