@@ -1,5 +1,6 @@
 """Credit: values by hand, groups without a signal, and expected gradients over every batch there can be (T5, T6)."""
 
+import functools
 import itertools
 import math
 
@@ -554,32 +555,38 @@ def test_trice_takes_off_the_share_of_the_others_that_are_right_at_the_last_prop
     assert estimate("trice", samples([1.0])).tolist() == [0]
 
 
+@functools.cache
+def trice_proposals(right, size):
+    """(proposals, 2, size) indices: every two prompts' proposals there can be; and the credit of each."""
+    proposals, right = all_groups(V, 2 * size), tensor(right)
+    credit = [estimate("trice", samples(right[proposal], [0] * size + [1] * size)) for proposal in proposals]
+    return proposals.view(-1, 2, size), torch.stack(credit).view(-1, 2, size)
+
+
 def trice_moments(theta, right, control=True, size=1):
     """Mean and total variance of TRICE's gradient with two prompts, over all memories and all proposals.
 
     Each memory is distributed as pi given that it is right; `size` proposals replace it one after the other, if right.
     """
-    chance = theta.softmax(-1)
-    posterior = chance * right / (chance * right).sum()
+    chance, right_at = theta.softmax(-1), tensor(right) > 0
+    posterior = chance * right_at / (chance * right_at).sum()
     score = torch.eye(V, dtype=torch.float64) - chance  # row y: grad log pi(y)
-    mean, square = torch.zeros(V, dtype=torch.float64), 0.0
-    for memory, proposal in itertools.product(all_groups(V, 2), all_groups(V, 2 * size)):
-        weight = posterior[memory].prod() * chance[proposal].prod()
-        if weight == 0:
-            continue
-        remembered = memory
-        for z in proposal.view(2, size).T:
-            remembered = torch.where(right[z] > 0, z, remembered)
-        taken = estimate("trice", samples(right[proposal], [0] * size + [1] * size))
-        sampled = score[remembered].mean(0) + control * (taken[:, None] * score[proposal]).mean(0)
-        mean, square = mean + weight * sampled, square + weight * sampled @ sampled
-    return mean, (square - mean @ mean).item()
+    proposals, credit = trice_proposals(right, size)
+    memories = all_groups(V, 2)
+    weight = posterior[memories].prod(-1)[:, None] * chance[proposals].prod(-1).prod(-1)  # (memories, proposals)
+    remembered = memories[:, None].expand(-1, len(proposals), -1)
+    for z in proposals.unbind(-1):
+        remembered = torch.where(right_at[z], z, remembered)
+    taken = (credit[..., None] * score[proposals]).mean((1, 2))
+    sampled = score[remembered].mean(2) + control * taken
+    mean = (weight[..., None] * sampled).sum((0, 1))
+    return mean, ((weight * sampled.square().sum(-1)).sum() - mean @ mean).item()
 
 
 def test_trice_is_the_gradient_of_the_log_chance_of_being_right_with_or_without_its_control_variate():
-    right = tensor([1.0, 0, 1, 0])
+    right = (1.0, 0, 1, 0)
     theta = parameters(one_token, 2)
-    exact = gradient((theta.softmax(-1) * right).sum().log(), theta)
+    exact = gradient((theta.softmax(-1) * tensor(right)).sum().log(), theta)
     for control, size in ((True, 1), (False, 1), (True, 2)):
         mean, _ = trice_moments(theta.detach(), right, control, size)
         torch.testing.assert_close(mean, exact, **EXACT)
@@ -587,8 +594,7 @@ def test_trice_is_the_gradient_of_the_log_chance_of_being_right_with_or_without_
 
 @pytest.mark.parametrize("size", [1, 2])
 def test_the_variance_of_trice_vanishes_as_the_policy_gets_all_right(size):
-    right = tensor([1.0, 0, 1, 0])
-    variances = []
+    right, variances = (1.0, 0, 1, 0), []
     for ahead in (2.0, 5.0, 8.0):
         theta = tensor([ahead, 0, ahead + 0.5, 0.3])
         variances.append(trice_moments(theta, right, size=size)[1])

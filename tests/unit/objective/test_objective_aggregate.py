@@ -1,5 +1,7 @@
 """The loss of a step does not depend on how its batch was cut (methods.md, T9)."""
 
+import functools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -36,6 +38,7 @@ def written_out(mode, losses):
     return torch.stack([x.sum() for x in losses]).mean()
 
 
+@functools.cache
 def objective(mode):
     return Objective(
         config.Objective(
@@ -67,6 +70,12 @@ POOLS = {"policy_loss": STEP, "on_policy": STEP}
 COEFS = {"k3": 0.3}
 
 
+@functools.cache
+def whole(mode):
+    """`step` over one micro-batch of everything."""
+    return step(mode, [list(range(len(LENGTHS)))])
+
+
 def step(mode, split):
     """Gradient and merged metrics of one optimizer step over a list of micro-batches, on however many ranks."""
     total, meters = torch.zeros_like(THETA), []
@@ -91,9 +100,9 @@ def splits(draw):
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(split=splits())
 def test_any_split_into_micro_batches_and_ranks_gives_the_same_gradient_and_metrics(mode, split):
-    whole, metrics = step(mode, [list(range(len(LENGTHS)))])
+    expected, metrics = whole(mode)
     found, merged = step(mode, split)
-    torch.testing.assert_close(found, whole, rtol=0, atol=1e-12)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
     assert merged == pytest.approx(metrics, abs=1e-12)
     assert {"loss", "policy_loss", "kl/k3", "clamp/k3", "clip/low", "clip/high", "entropy", "ratio/max"} <= set(merged)
 
@@ -109,7 +118,7 @@ def test_the_gradient_is_that_of_the_objective_as_the_paper_writes_it(mode):
             a = ADVANTAGES[i]
             losses.append(-torch.minimum(ratio * a, ratio.clamp(0.8, 1.2) * a) + 0.3 * ((-d).exp() - 1 + d))
     written = written_out(mode, losses)
-    found, metrics = step(mode, [list(range(len(LENGTHS)))])
+    found, metrics = whole(mode)
     torch.testing.assert_close(found, gradient(written, theta), rtol=0, atol=1e-12)
     assert metrics["loss"] == pytest.approx(written.item(), abs=1e-12)
 
