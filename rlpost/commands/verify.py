@@ -20,7 +20,7 @@ from rlpost.commands.responses import Loaded, applying, read, run_config
 from rlpost.config import ConfigError, VerifierPool, VerifierSpec, yaml_text
 from rlpost.exit_codes import ALARM, DONE, NOTHING_TO_DO
 from rlpost.types import Verdict
-from rlpost.verify.contract import STOPPED, Check, contract, score, short, why
+from rlpost.verify.contract import STOPPED, Check, contract, pool_of, scored, short, why
 from rlpost.verify.references import checker
 
 
@@ -51,15 +51,16 @@ def run(request: Request) -> int:
     """Score, print what was found, write JSON; the exit code."""
     out = Console(soft_wrap=True, markup=False, emoji=False)
     spec = _spec(request)
-    loaded = applying(spec, read(request))
-    for note in loaded.notes:
-        out.print(f"note: {note}")
-    if not loaded.cases:
-        out.print(f"{request.data} has no row to score")
-        return NOTHING_TO_DO
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
-        bar = progress.add_task("scoring", total=len(loaded.cases))
-        verdicts = score(spec, loaded.cases, workers=request.workers, progress=lambda n: progress.advance(bar, n))
+    with pool_of(spec, request.workers) as pool:  # first: without it no column of the data means anything
+        loaded = applying(spec, read(request))
+        for note in loaded.notes:
+            out.print(f"note: {note}")
+        if not loaded.cases:
+            out.print(f"{request.data} has no row to score")
+            return NOTHING_TO_DO
+        with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
+            bar = progress.add_task("scoring", total=len(loaded.cases))
+            verdicts = list(scored(pool, spec, loaded.cases, progress=lambda n: progress.advance(bar, n)))
     problems = checker([spec], VerifierPool(workers=request.workers))([case.prompt for case in loaded.cases])
     checks = contract(spec, loaded.cases, verdicts, workers=request.workers) if request.contract else []
     found = _found(spec, loaded, verdicts, checks, request)

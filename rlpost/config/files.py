@@ -20,6 +20,7 @@ from rlpost.user_code import nearest
 
 _KEY = re.compile(r"[a-z_]+(\.\w+)*:? ")
 _TYPE = re.compile(r"float|int|str|bool|function-\w+\[.*")
+_REMOVAL = re.compile(r"~[a-z_]+(\.\w+)*(=.*)?", re.DOTALL)  # as Hydra has it
 _INDEX = re.compile("-?[0-9]{1,9}")
 
 
@@ -50,8 +51,15 @@ def load_arguments(files: Sequence[str | Path], overrides: Sequence[str]) -> Con
 
 
 def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Configuration files and overrides of a command line: an override has an `=` and names no file."""
+    """Configuration files and overrides of a command line: an override has an `=` and names no file.
+
+    Raises:
+        ConfigError: an argument is neither, but what takes a key away in Hydra.
+    """
     files = [a for a in arguments if "=" not in a or os.path.isfile(a)]
+    for argument in files:
+        if _REMOVAL.fullmatch(argument) and not os.path.exists(argument):
+            raise ConfigError(_no_removal(argument))
     return files, [a for a in arguments if a not in files]
 
 
@@ -75,7 +83,11 @@ def _without_other_length(low: Mapping[str, Any], high: Mapping[str, Any]) -> di
 
 
 def _parse_override(text: str) -> dict[str, Any]:
+    if _REMOVAL.fullmatch(text):
+        raise ConfigError(_no_removal(text))
     key, equals, raw = text.partition("=")
+    if key.startswith("+"):
+        raise ConfigError(f"override {shortened(text)!r}: a key is set by key=value alone, new or not: leave the + out")
     parts = key.split(".")
     if not equals or not all(part and part == part.strip() for part in parts) or len(parts) > DEEPEST:
         raise ConfigError(
@@ -86,6 +98,14 @@ def _parse_override(text: str) -> dict[str, Any]:
     for part in reversed(parts):
         value = {part: value}
     return value
+
+
+def _no_removal(text: str) -> str:
+    key = text[1:].partition("=")[0]
+    return (
+        f"override {shortened(text)!r}: no override takes a key away: leave {key} out of the file, or give it another value "
+        f"({key}=value)"
+    )
 
 
 def _merge(low: Any, high: Any, place: Any = Config, key: str = "") -> Any:

@@ -115,19 +115,23 @@ def _placed(file: SourceFile, row: Row) -> Row:
 def _jsonl(source: Source, path: Path) -> Iterator[Row]:
     with open_bytes(path) as file:
         try:
+            first = True
             for number, line in enumerate(file, 1):
                 if line.strip():
-                    yield _json_row(number, line)
+                    yield _json_row(number, line, first)
+                    first = False
         except (OSError, EOFError, zlib.error) as error:  # of what is compressed
             raise DataError(f"{describe(source)}: {path} cannot be read: {error}") from error
 
 
-def _json_row(number: int, line: bytes) -> Row:
+def _json_row(number: int, line: bytes, first: bool) -> Row:
     try:
         values = json.loads(line.decode("utf-8-sig"), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:  # of the encoding as well as of the JSON
-        array = "; for one JSON array in a file say source: json" if number == 1 and line.lstrip()[:1] == b"[" else ""
-        return Row(number, {}, f"not JSON: {error}{array}")
+        # What ends in the middle of its first value goes on in the lines below: an array or an object, printed to be read.
+        goes_on = first and isinstance(error, json.JSONDecodeError) and not error.doc[error.pos :].strip()
+        whole = "; it goes on below: for one JSON value in a file say source: json" if goes_on else ""
+        return Row(number, {}, f"not JSON: {error}{whole}")
     if not isinstance(values, dict):
         array = "; for one JSON array in a file say source: json" if isinstance(values, list) else ""
         return Row(number, {}, f"not a JSON object but a {type(values).__name__}{array}")
@@ -140,7 +144,7 @@ def _json(source: Source, path: Path) -> Iterator[Row]:
         with open_bytes(path) as file:
             values = json.loads(file.read().decode("utf-8-sig"))
     except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
-        lines = "; for one object a line say source: jsonl" if "Extra data" in str(error) else ""
+        lines = _of_several(error) if isinstance(error, json.JSONDecodeError) and "Extra data" in error.msg else ""
         raise DataError(f"{describe(source)}: {path} is not one JSON value: {error}{lines}") from error
     for number, item in enumerate(_items(source, path, values), 1):
         if not isinstance(item, dict):
@@ -150,6 +154,13 @@ def _json(source: Source, path: Path) -> Iterator[Row]:
             yield Row(number, plain(item))
         except RowError as error:
             yield Row(number, {}, f"not JSON: {error}")
+
+
+def _of_several(error: json.JSONDecodeError) -> str:
+    """What to do with a file of several JSON values, which one reader takes where each has a line of its own."""
+    if "\n" in error.doc[: error.pos].strip():
+        return "; it holds several: write one object a line (jq -c .) and say source: jsonl"
+    return "; for one object a line say source: jsonl"
 
 
 def _items(source: Source, path: Path, values: Any) -> list[Any]:

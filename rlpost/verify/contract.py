@@ -123,8 +123,8 @@ def score(
     Raises:
         VerifierError: the verifier does not load, or the pool cannot go on.
     """
-    with _pool(spec, workers, retries, start_deadline) as pool:
-        return list(_scored(pool, spec, cases, progress))
+    with pool_of(spec, workers, retries, start_deadline) as pool:
+        return list(scored(pool, spec, cases, progress))
 
 
 def contract(
@@ -161,20 +161,27 @@ def contract(
     alive = [case for case, verdict in rows if verdict.reason not in STOPPED]
     chosen = sorted(random.Random(seed).sample(range(len(alive)), min(SAMPLE, len(alive))))
     again = [alive[index] for index in chosen]
-    with _pool(spec, max(2, workers), 0, start_deadline) as pool:
+    with pool_of(spec, max(2, workers), 0, start_deadline) as pool:
         checks = [_blame(pool, spec, rows, good), _timeout(spec, rows), _bad_input(pool, spec, good)]
     results, deterministic = _results(spec, again, start_deadline)
     return [*checks, *_repeatable(run, again, max(2, workers), seed, deterministic), results]
 
 
-def _pool(spec: VerifierSpec, workers: int, retries: int, start_deadline: float) -> VerifierPool:
-    # Nothing is kept: each scoring is one of the verifier, not of the pool's memory.
+def pool_of(spec: VerifierSpec, workers: int = 2, retries: int = 1, start_deadline: float = 120.0) -> VerifierPool:
+    """A pool of one verifier, loaded.
+
+    Nothing is kept: each scoring is one of the verifier, not of the pool's memory.
+
+    Raises:
+        VerifierError: the verifier does not load.
+    """
     return VerifierPool([spec], Settings(workers=workers, retries=retries, cache_mb=0), start_deadline)
 
 
-def _scored(
+def scored(
     pool: VerifierPool, spec: VerifierSpec, cases: Sequence[Case], progress: Callable[[int], object] | None = None
 ) -> Iterator[Verdict]:
+    """A verdict for each case from a pool that is open, as `score`."""
     groups: dict[Any, list[int]] = {}
     for index, case in enumerate(cases):
         groups.setdefault(index if case.group is None else case.group, []).append(index)
@@ -214,7 +221,7 @@ def _blame(
     undecided = [(c, v) for c, v in rows if v.status == "unverified" and v.reason not in ON_ROW.values()]
     for case, verdict in undecided[: 4 * GIVE_UP]:
         tried = [_with(case, case.name, response=text) for text in others if text != case.rollout.text]
-        if any(v.score is not None and v.reason not in STOPPED for v in _scored(pool, spec, tried)):
+        if any(v.score is not None and v.reason not in STOPPED for v in scored(pool, spec, tried)):
             problems.append(f"{case.name} is unverified because of its response ({why(verdict)}); give a low score")
         else:
             notes.append(
@@ -279,7 +286,7 @@ def _bad_input(pool: VerifierPool, spec: VerifierSpec, good: Sequence[tuple[Case
     tried = 0
     for group in _bad_responses(case, verdict):
         tried += len(group)
-        for bad, said in zip(group, _scored(pool, spec, group), strict=True):
+        for bad, said in zip(group, scored(pool, spec, group), strict=True):
             if said.reason == "timeout":
                 problems.append(f"{bad.name}: takes longer than the time-out of {spec.timeout:g} s")
             elif said.reason == "crash":
@@ -296,7 +303,7 @@ def _bad_input(pool: VerifierPool, spec: VerifierSpec, good: Sequence[tuple[Case
         _with(case, f"{case.name} with an empty reference", reference=""),
         _with(case, f"{case.name} with null in every other column", metadata=dict.fromkeys(case.prompt.metadata)),
     ]
-    for bad, said in zip(missing, _scored(pool, spec, missing), strict=True):
+    for bad, said in zip(missing, scored(pool, spec, missing), strict=True):
         if said.reason in STOPPED:
             problems.append(f"{bad.name}: {said.reason} instead of no verdict")
         # A verdict that stays is one of a verifier that does not look at it.

@@ -382,6 +382,7 @@ def test_what_is_given_goes_before_what_the_run_says(recorded):
         (["exact", "--data", "r.jsonl", "--param", "stripe=true"], "takes no 'stripe'"),
         (["exact", "--data", "r.jsonl", "--workers", "0"], "--workers"),
         (["exakt", "--data", "r.jsonl"], "no verifier 'exakt'"),
+        (["exakt", "--data", "other.jsonl"], "no verifier 'exakt'"),  # whose columns are wrong, too
         (["mine.py:scor", "--data", "r.jsonl"], "has no 'scor'"),
         (["gone.py:score", "--data", "r.jsonl"], "gone.py does not exist"),
     ],

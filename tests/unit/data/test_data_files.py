@@ -241,6 +241,28 @@ def test_lines_and_an_array_are_not_taken_for_each_other(tmp_path: Path) -> None
     assert read_rows(source(tmp_path / "deep.jsonl", "jsonl"))[0].error
 
 
+@pytest.mark.parametrize("values", [ROWS, {"rows": ROWS}, ROWS[0]])
+def test_json_printed_over_several_lines_is_not_taken_for_lines(tmp_path: Path, values: Any) -> None:
+    (tmp_path / "r.jsonl").write_text("\n" + json.dumps(values, indent=2))
+    first, *more = read_rows(source(tmp_path / "r.jsonl", "jsonl"))
+    assert first.number == 2
+    assert "for one JSON value in a file say source: json" in str(first.error)
+    assert not any("say source" in str(row.error) for row in more)
+
+
+def test_several_objects_printed_over_several_lines_are_sent_from_neither_reader_to_the_other(tmp_path: Path) -> None:
+    (tmp_path / "r.json").write_text("\n".join(json.dumps(row, indent=2) for row in ROWS))
+    with pytest.raises(DataError, match=r"it holds several: write one object a line \(jq -c \.\)"):
+        read_rows(source(tmp_path / "r.json", "json"))
+
+
+def test_a_line_that_is_cut_off_below_others_is_no_array(tmp_path: Path) -> None:
+    (tmp_path / "r.jsonl").write_text(f'{json.dumps(ROWS[0])}\n{{"q": ')
+    *_, last = read_rows(source(tmp_path / "r.jsonl", "jsonl"))
+    assert "not JSON" in str(last.error)
+    assert "say source" not in str(last.error)
+
+
 def test_a_compressed_file_that_is_cut_off_is_named(tmp_path: Path) -> None:
     whole = gzip.compress(b'{"q": "question"}\n' * 5000)
     (tmp_path / "r.jsonl.gz").write_bytes(whole[: len(whole) // 2])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+
 import pytest
 import torch
 from peft import PeftModel
@@ -130,6 +133,41 @@ def test_a_saved_adapter_names_its_base_and_merges_into_it_in_float32(tmp_path):
     wide = AutoModelForCausalLM.from_pretrained(tmp_path / "wide", dtype=torch.float32)
     expected = base.get_submodule(name).weight.float() + 2 * b @ a
     torch.testing.assert_close(wide.get_submodule(name).weight, expected, rtol=0, atol=1e-7)
+
+
+WRITTEN = {
+    "peft_type": "LORA",
+    "base_model_name_or_path": "base",
+    "r": 4,
+    "lora_alpha": 8,
+    "target_modules": ["q_proj"],
+    "bias": "none",
+    "rank_pattern": {},
+}
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ({k: v for k, v in WRITTEN.items() if k != "r"}, "r: missing: write it as peft's save_pretrained does"),
+        ({"peft_type": "LORA"}, "r: missing; lora_alpha: missing; target_modules: missing"),
+        ({**WRITTEN, "r": "four"}, "r: must be a valid integer, got 'four'"),
+        ({**WRITTEN, "r": 0}, "r: must be greater than 0, got 0"),
+        ({**WRITTEN, "lora_alpha": None}, "lora_alpha: must be a valid number, got None"),
+        ({**WRITTEN, "target_modules": 5}, "target_modules: must be"),
+        ({**WRITTEN, "base_model_name_or_path": None}, "base_model_name_or_path: must be"),
+        ({**WRITTEN, "alpha_pattern": {"q_proj": 16}}, "alpha_pattern: {'q_proj': 16}: not plain LoRA"),
+        ({**WRITTEN, "modules_to_save": ["lm_head"]}, "modules_to_save: ['lm_head']: not plain LoRA"),
+        ({"peft_type": "IA3"}, "peft_type: 'IA3': not plain LoRA; merge it with peft"),
+        ([1], "holds a list, not an object"),
+        (WRITTEN, "has no adapter_model.safetensors"),
+    ],
+)
+def test_an_adapter_whose_files_lack_something_is_refused_by_file_and_key(tmp_path, content, says):
+    (tmp_path / "adapter_config.json").write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match=re.escape(says)) as refused:
+        adapter_of(tmp_path)
+    assert str(tmp_path) in str(refused.value)
 
 
 def test_what_engines_get_is_rounded_once_with_the_scaling_in_it():
