@@ -26,6 +26,9 @@ def verify(response: str, task: str, entry: Mapping[str, Any], answer_tag: bool 
     return scored_by(_scorer(task), response, entry, answer_tag)
 
 
+verify.isolate = True  # type: ignore[attr-defined]
+
+
 @functools.cache
 def _scorer(task: str) -> Callable[..., float]:
     return reasoning_gym.get_score_answer_fn(task)

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
+USER = "rlpost_user_"  # modules of users' files are named so
+
 
 def import_file(path: Path) -> ModuleType:
     """The module in a file, run once per process under a name no other file has.
@@ -26,7 +28,7 @@ def import_file(path: Path) -> ModuleType:
     if not path.is_file():
         beside = ", ".join(sorted(p.name for p in path.parent.glob("*.py"))) or "none"
         raise FileNotFoundError(f"file {path} does not exist (python files in that folder: {beside})")
-    name = f"rlpost_user_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    name = f"{USER}{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)

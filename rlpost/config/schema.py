@@ -43,6 +43,11 @@ class VerifierSpec(Component):
         description="whether it gets responses with special tokens, the end of sequence included; by default as it says "
         "itself (`verify.raw = True`), else without",
     )
+    isolate: bool | None = Field(
+        None,
+        description="whether it runs in the sandbox, each answer in a process of its own; by default as it says itself "
+        "(`verify.isolate = True`, as reasoning_gym and the adapters do), else in the worker",
+    )
     concurrency: int | None = Field(None, ge=1, description="workers that may run it at once; all by default")
     env: list[str] = Field(
         default_factory=list, description="environment variables it sees beside the harmless ones, such as an API key"

@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -46,8 +46,7 @@ def from_verl(function: Verify | str, data_source: str = "") -> Verify:
         }
         return _then(function(**_accepted(function, given, sample)), _verl_result)
 
-    verify.needs = _needed(function, "data_source", "solution_str", "ground_truth", "extra_info")  # type: ignore[attr-defined]
-    return verify
+    return _isolated(verify, _needed(function, "data_source", "solution_str", "ground_truth", "extra_info"))
 
 
 def _verl_result(result: Any) -> Any:
@@ -86,8 +85,7 @@ def from_trl(function: Verify | str, reference: str = "solution", conversational
         result = function(**_accepted(function, given, columns, everything=True))
         return _then(result, functools.partial(_only, function))
 
-    verify.needs = _needed(function, "prompts", "completions", reference)  # type: ignore[attr-defined]
-    return verify
+    return _isolated(verify, _needed(function, "prompts", "completions", reference))
 
 
 def from_reasoning_gym(task: Any, answer_tag: bool = True) -> Verify:
@@ -110,7 +108,7 @@ def from_reasoning_gym(task: Any, answer_tag: bool = True) -> Verify:
             raise VerifierError("a reasoning-gym scorer needs the row's entry: name the column in data.train.metadata")
         return scored_by(scorer, response, row, answer_tag)
 
-    return verify
+    return _isolated(verify, ())
 
 
 def scored_by(
@@ -153,11 +151,17 @@ def from_openrlhf(function: Verify | str) -> Verify:
         parts = _parts({key: _plain(value) for key, value in more.items()})
         return {"score": _only(function, result["rewards"]), **parts}
 
-    verify.needs = _needed(function, "queries", "prompts", "labels")  # type: ignore[attr-defined]
-    return verify
+    return _isolated(verify, _needed(function, "queries", "prompts", "labels"))
 
 
 # -------------------------------------------------------------------------------------------------------------- helpers
+
+
+def _isolated(verify: Verify, needs: Sequence[str]) -> Verify:
+    """Nobody here knows what the function does with an answer."""
+    verify.isolate = True  # type: ignore[attr-defined]
+    verify.needs = needs  # type: ignore[attr-defined]
+    return verify
 
 
 def _function(function: Verify | str) -> Verify:

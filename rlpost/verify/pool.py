@@ -95,7 +95,14 @@ class VerifierPool:
         if self._threads:
             raise VerifierError("this verifier pool was started before; make a new one")
         self._loads = [
-            {"name": s.name, "params": s.params, "timeout": s.timeout, "env": environment(s)} for s in self._specs
+            {
+                "name": s.name,
+                "params": s.params,
+                "timeout": s.timeout,
+                "isolate": s.isolate,
+                "env": environment(s),
+            }
+            for s in self._specs
         ]
         readies: list[Future[None]] = [Future() for _ in range(self._settings.workers)]
         self._threads = [
@@ -297,7 +304,7 @@ class VerifierPool:
         while calls:
             call, started = calls[0], time.monotonic()
             try:
-                outcomes = outcomes_of(call, worker.receive(started + call.entry.spec.timeout))
+                outcomes = outcomes_of(call, worker.receive(started + call.entry.patience))
             except TimeoutError as error:
                 cause, text = "timeout", str(error)
             except EOFError as error:
@@ -309,7 +316,8 @@ class VerifierPool:
                 scored: list[tuple[Task, list[Verdict]]] = []
                 for task, outcome in zip(call.tasks, outcomes, strict=True):
                     if isinstance(outcome, Mapping):
-                        self._erred(call, task, "exception", outcome, time.monotonic() - started)
+                        cause = outcome.get("cause", "exception")  # else what ended it in the sandbox
+                        self._erred(call, task, cause, outcome, time.monotonic() - started)
                     else:
                         scored.append((task, outcome))
                 self._finish(scored)

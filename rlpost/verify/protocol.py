@@ -14,6 +14,8 @@ Attributes of the function (`verify.group = True`, or arguments of `@verifier`) 
     version         what changes when its verdicts do; by default a digest of its file
     raw             True: `response` keeps special tokens, the end of sequence included; `raw` of the configuration goes
                     before
+    isolate         True: it runs in a sandbox, in a process of its own for each answer; `isolate` of the configuration
+                    goes before
     programs        True: it runs programs in `rlpost.verify.sandbox`, which is then started with it, or refused
     check           `check(reference, **row) -> str | None`: why a row cannot be verified, asked when the data is loaded;
                     a function of that name beside `verify` in the module needs no attribute. True: the verifier itself
@@ -46,7 +48,7 @@ ROW_FIELDS = ("reference", "prompt", "prompt_id")
 EMPTY = {"response": "", "finish_reason": "stop", "token_count": 0}
 RESULT_KEYS = ("score", "reason", "extracted", "components", "details", "status")
 STATUSES = ("correct", "wrong", "partial", "unverified")
-TRAITS = ("batched", "group", "deterministic", "service", "version", "programs", "check", "raw")
+TRAITS = ("batched", "group", "deterministic", "service", "version", "programs", "check", "raw", "isolate")
 # These come from the completion, which must not be able to flood the trainer's memory through them.
 MAX_EXTRACTED = 2000
 MAX_REASON = 1000
@@ -75,6 +77,7 @@ class Traits:
     version: str = ""
     programs: bool = False
     raw: bool = False
+    isolate: bool = False
     needs: Sequence[str] = ()
 
 
@@ -135,16 +138,23 @@ def bind(name: str, function: Callable[..., Any], params: Mapping[str, Any]) -> 
     return lambda sample: fill(sample["metadata"], _given(sample, *SAMPLE_FIELDS))
 
 
-def load(name: str, function: Callable[..., Any], params: Mapping[str, Any], timeout: float | None = None) -> Bound:
+def load(
+    name: str,
+    function: Callable[..., Any],
+    params: Mapping[str, Any],
+    timeout: float | None = None,
+    isolate: bool | None = None,
+) -> Bound:
     """A verifier of whatever kind as a function of a list of samples, and what kind it is.
 
     Args:
         params: of the configuration. `of` is the pool's, for a verifier with `verdicts`, unless it takes that too.
         timeout: seconds a call may take, for a verifier that has an argument of that name.
+        isolate: of the configuration; None: as the verifier says itself.
 
     Raises:
         VerifierError: as `bind`; `timeout` is not above the time that the verifier allows itself, which is its
-            argument `total_seconds`; or it is called for samples and does not return as many results.
+            argument `total_seconds`; it is isolated and needs what an isolated one has not; or it is called for samples and does not return as many results.
     """
     module = _module(function)
     beside = module is not None and getattr(module, "verify", None) is function
@@ -154,6 +164,13 @@ def load(name: str, function: Callable[..., Any], params: Mapping[str, Any], tim
     traits = traits_of(function)
     if traits.programs and params.get("sandbox") is not None:
         traits = replace(traits, service=True)
+    traits = replace(traits, isolate=traits.isolate if isolate is None else isolate)
+    if traits.isolate and (traits.service or traits.programs):
+        raise VerifierError(
+            f"verifier {name!r} {'waits for a service' if traits.service else 'runs programs'}, and is isolated, where "
+            "there is no network and no sandbox: set `isolate: false` beside its name. Its code then runs in the worker, "
+            "where an answer that it executes can do all that the trainer's user can"
+        )
     arguments = inspect.signature(function).parameters
     params = {key: v for key, v in params.items() if key != "of" or not traits.dependent or key in arguments}
     if timeout is not None and "timeout" in arguments:
@@ -176,14 +193,16 @@ def load(name: str, function: Callable[..., Any], params: Mapping[str, Any], tim
             f"{min(missing)!r} is neither. Take it from each sample, or set it beside the verifier's name"
         )
     traits = replace(traits, needs=tuple(sorted(missing)))
-    if traits.mode == "single":
+    if fields is SAMPLE_FIELDS:
         one = bind(name, function, params)
         return Bound(traits, lambda samples: _each(one(sample) for sample in samples), check)
+    if traits.isolate and traits.mode == "batch":
+        traits = replace(traits, mode="single")  # each answer has a process of its own
     fill = _filled(name, function, params, fields)
-    values_of = _group if traits.mode == "group" else _batch
+    values_of = _group if fields is GROUP_FIELDS else _batch
 
     def call(samples: Sequence[Mapping[str, Any]]) -> Any:
-        metadata = samples[0]["metadata"] if traits.mode == "group" else {}
+        metadata = samples[0]["metadata"] if fields is GROUP_FIELDS else {}
         result = fill(metadata, values_of(samples))
         return (
             _later(name, result, len(samples)) if inspect.isawaitable(result) else _listed(name, result, len(samples))
@@ -232,6 +251,7 @@ def traits_of(function: Callable[..., Any]) -> Traits:
         version=_version(function),
         programs=bool(getattr(function, "programs", False)),
         raw=bool(getattr(function, "raw", False)),
+        isolate=bool(getattr(function, "isolate", False)),
     )
 
 

@@ -62,7 +62,7 @@ def _problems(
                 "env": sorted({name for s in specs for name in s.env}),
                 "batch_size": BATCH,
                 "verifiers": [
-                    {"name": s.name, "params": s.params, "timeout": s.timeout, "when": s.when}
+                    {"name": s.name, "params": s.params, "timeout": s.timeout, "isolate": s.isolate, "when": s.when}
                     for s in specs
                     if not chosen or s.label in chosen
                 ],
@@ -136,6 +136,6 @@ def _loaded(verifiers: str) -> list[tuple[config.VerifierSpec, Bound]]:
 
     found = []
     for asked in json.loads(verifiers):
-        bound = load(asked["name"], resolve(asked["name"]), asked["params"], asked["timeout"])
+        bound = load(asked["name"], resolve(asked["name"]), asked["params"], asked["timeout"], asked["isolate"])
         found.append((VerifierSpec.model_validate({"name": asked["name"], "when": asked["when"]}), bound))
     return found

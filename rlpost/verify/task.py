@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 MAX_CALLS = 16  # a worker is never given more at once, so that little waits behind a slow one
 KEPT_TIMES = 50_000  # of which percentiles are taken
+SANDBOX_SECONDS = 60.0  # to replace a sandbox that was lost
 # What ends a worker may be the answer's doing; by its name the reason where it befell all samples of a group.
 ON_ROW = {"timeout": "hangs_on_row", "crash": "crashes_on_row"}
 
@@ -38,6 +39,11 @@ class Entry:
     def raw(self) -> bool:
         """Whether it gets responses with their special tokens."""
         return self.traits.raw if self.spec.raw is None else self.spec.raw
+
+    @property
+    def patience(self) -> float:
+        """Seconds after which its worker is killed. Where a sandbox keeps the time-out, that is for the sandbox's faults."""
+        return self.spec.timeout if not self.traits.isolate else 2 * self.spec.timeout + SANDBOX_SECONDS
 
     def sample(self, item: Item) -> bytes:
         """The item as this verifier sees it."""

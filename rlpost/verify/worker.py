@@ -1,7 +1,7 @@
 """The process that runs verifiers: `python -m rlpost.verify.worker REQUESTS_FD REPLIES_FD PARENT_PID`.
 
 One JSON document a line, over two pipes of its own; never pickle.
-    in:   {"verifiers": [{"name", "params", "timeout", "env"}, ...], "allow_unsafe": bool}, then for each call
+    in:   {"verifiers": [{"name", "params", "timeout", "isolate", "env"}, ...], "allow_unsafe": bool}, then for each call
           {"id", "verifier": index, "samples": [{...}, ...]}: one sample, a batch, or a group
     out:  {"ready": [traits, ...], "sandbox": {"tier", "layers"} or null} or {"load_error": text}, then for each call,
           before the next one begins,
@@ -15,26 +15,23 @@ import asyncio
 import contextlib
 import ctypes
 import dataclasses
-import inspect
 import json
 import os
 import signal
 import sys
-import time
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from rlpost.types import Verdict
 from rlpost.verify import isolation
-from rlpost.verify.protocol import VerifierError, load, to_verdict
+from rlpost.verify.protocol import VerifierError, load
 from rlpost.verify.registry import resolve
+from rlpost.verify.replies import Samples, described, scored
+
+if TYPE_CHECKING:
+    from rlpost.verify.foreign import Foreign
 
 PR_SET_PDEATHSIG = 1
-MAX_DETAILS = 100_000
-MAX_REPLY_DETAILS = 4_000_000  # of all samples of a call
-MAX_TRACEBACK = 4000
 
 
 def main(requests_fd: int, replies_fd: int, parent: int) -> None:
@@ -49,7 +46,8 @@ def main(requests_fd: int, replies_fd: int, parent: int) -> None:
             settings = json.loads(requests.readline())
             isolation.permit_unsafe(settings["allow_unsafe"])
             verifiers = [Verifier(**spec) for spec in settings["verifiers"]]
-            sandbox = _sandbox_of(verifiers)
+            foreign = _foreign(verifiers, settings["verifiers"])
+            sandbox = _sandbox_of(verifiers, foreign)
         except VerifierError as error:
             _reply(replies, json.dumps({"load_error": str(error)}))
             return
@@ -57,16 +55,37 @@ def main(requests_fd: int, replies_fd: int, parent: int) -> None:
         _reply(replies, json.dumps({"ready": ready, "sandbox": sandbox}))
         for line in requests:
             call = json.loads(line)
-            _reply(replies, _score(runner, verifiers[call["verifier"]], call["id"], call["samples"]))
+            verifier = verifiers[call["verifier"]]
+            _reply(replies, verifier.score(runner, foreign, call["id"], call["samples"]))
 
 
 class Verifier:
     """A verifier and the environment variables it alone sees, while it is loaded and while it is called."""
 
-    def __init__(self, name: str, params: Mapping[str, Any], timeout: float, env: Mapping[str, str]) -> None:
+    def __init__(
+        self, name: str, params: Mapping[str, Any], timeout: float, env: Mapping[str, str], isolate: bool | None = None
+    ) -> None:
         self.name, self.env, self.service = name, env, params.get("sandbox")
         with self.environment():
-            self.bound = load(name, resolve(name), params, timeout)
+            self.bound = load(name, resolve(name), params, timeout, isolate)
+        if self.bound.traits.isolate and env:
+            raise VerifierError(
+                f"verifier {name!r} is isolated, and an answer that its code executes would see {', '.join(env)}: leave "
+                "`env` out, or set `isolate: false` beside its name, and it runs in the worker, where such an answer can "
+                "do all that the trainer's user can"
+            )
+        self.isolated: int | None = None  # its place among those that are
+
+    def score(self, runner: asyncio.Runner, foreign: Foreign | None, call: int, samples: Samples) -> str:
+        if self.isolated is not None:
+            assert foreign is not None
+            try:
+                return foreign.score(self.isolated, call, samples)
+            except Exception as error:  # noqa: BLE001 - the sandbox's fault, and so nobody's verdict
+                return json.dumps({"id": call, "exception": described(error)})
+        # Not only Exception: a `sys.exit` in a verifier must be seen as its fault, not as a crash the completion caused.
+        with self.environment():
+            return scored(self.bound.call, call, samples, runner.run, BaseException)
 
     @contextlib.contextmanager
     def environment(self) -> Iterator[None]:
@@ -78,13 +97,25 @@ class Verifier:
                 os.environ.pop(key, None)
 
 
-def _sandbox_of(verifiers: Sequence[Verifier]) -> dict[str, Any] | None:
-    """What the programs of these verifiers run in, started now and not at the first verdict; None when none has any.
+def _foreign(verifiers: Sequence[Verifier], loads: Sequence[Mapping[str, Any]]) -> Foreign | None:
+    """The sandbox of those that are isolated, once all are loaded here; None when none is."""
+    isolated = [index for index, verifier in enumerate(verifiers) if verifier.bound.traits.isolate]
+    if not isolated:
+        return None
+    from rlpost.verify.foreign import Foreign
+
+    for place, index in enumerate(isolated):
+        verifiers[index].isolated = place
+    return Foreign([{key: loads[i][key] for key in ("name", "params", "timeout")} for i in isolated])
+
+
+def _sandbox_of(verifiers: Sequence[Verifier], foreign: Foreign | None) -> dict[str, Any] | None:
+    """What these verifiers, or their programs, run in, started now and not at the first verdict; None when none has any.
 
     Raises:
         VerifierError: it does not start, or is not safe and that is not permitted.
     """
-    worst: dict[str, Any] | None = None
+    worst = foreign.sandbox if foreign is not None else None
     for verifier in verifiers:
         if verifier.bound.traits.programs:
             from rlpost.verify.sandbox import SandboxError, sandbox
@@ -104,58 +135,6 @@ def _die_with(parent: int) -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed: a verifier could outlive the trainer")
     if os.getppid() != parent:  # it went before the call above
         sys.exit("the process that started this verifier worker is gone")
-
-
-def _score(runner: asyncio.Runner, verifier: Verifier, call: int, samples: Sequence[Mapping[str, Any]]) -> str:
-    started = time.perf_counter()
-    isolation.taken()
-    try:
-        with verifier.environment():
-            results = verifier.bound.call(samples)
-            if inspect.isawaitable(results):
-                results = runner.run(_value_of(results))
-        verdicts = [result if isinstance(result, Exception) else to_verdict(result) for result in results]
-    # Not only Exception: a `sys.exit` in a verifier must be seen as its fault, not as a crash the completion caused.
-    except BaseException as error:  # noqa: BLE001
-        return json.dumps({"id": call, "exception": _described(error)})
-    if (ran := isolation.taken()) is not None:
-        verdicts = [_ran_in(ran, verdict) for verdict in verdicts]
-    share = (time.perf_counter() - started) / len(verdicts)
-    room = min(MAX_DETAILS, MAX_REPLY_DETAILS // len(verdicts))
-    outcomes = [
-        json.dumps({"exception": _described(v)})
-        if isinstance(v, Exception)
-        else _encode(dataclasses.replace(v, seconds=share), room)
-        for v in verdicts
-    ]
-    return f'{{"id":{call},"outcomes":[{",".join(outcomes)}]}}'
-
-
-def _ran_in(ran: Mapping[str, Any], verdict: Verdict | Exception) -> Verdict | Exception:
-    if isinstance(verdict, Exception):
-        return verdict
-    return dataclasses.replace(verdict, details={**verdict.details, "sandbox": ran})
-
-
-async def _value_of(awaitable: Any) -> Any:
-    return await awaitable
-
-
-def _described(error: BaseException) -> dict[str, str]:
-    text = "".join(traceback.format_exception(error))[-MAX_TRACEBACK:]
-    return {"error": repr(error)[:500], "traceback": text}
-
-
-def _encode(verdict: Verdict, room: int) -> str:
-    fields = {f.name: getattr(verdict, f.name) for f in dataclasses.fields(verdict)}
-    try:
-        details = json.dumps(verdict.details, default=repr)
-    except Exception as error:  # noqa: BLE001 - what cannot be printed may raise anything
-        details = json.dumps({"not_json": repr(error)})
-    if len(details) > room:
-        details = json.dumps({"too_long": details[:room]})
-    del fields["details"]
-    return f'{{"verdict":{json.dumps(fields)},"details":{details}}}'
 
 
 def _reply(replies: BinaryIO, line: str) -> None:

@@ -18,6 +18,7 @@ from rlpost.verify.sandbox import attacks
 from rlpost.verify.sandbox.host import Host, ZygoteLostError
 from rlpost.verify.sandbox.limits import Limits, Outcome, SandboxError, Tier
 from rlpost.verify.sandbox.remote import RemoteSandbox
+from rlpost.verify.sandbox.resident import Resident
 from rlpost.verify.sandbox.tiers import Probe, missing, refuse_unsafe, tier_of
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ class Sandbox:
     Args:
         packages: top-level packages programs may import; None: numpy if it is installed. The standard library always.
         preload: modules imported before any program, which then start without the wait.
+        resident: code of ours that lives there, for `call`.
         without: layers to do without, as if the kernel did not offer them.
 
     Raises:
@@ -45,11 +47,13 @@ class Sandbox:
         *,
         packages: Sequence[str] | None = None,
         preload: Sequence[str] = PRELOAD,
+        resident: Resident | None = None,
         without: Sequence[str] = (),
     ) -> None:
         if packages is None:
             packages = [name for name in PACKAGES if importlib.util.find_spec(name)]
-        self._options: dict[str, Any] = {"packages": packages, "preload": preload, "canary": secrets.token_hex(8)}
+        self._options: dict[str, Any] = {"packages": packages, "preload": preload, "resident": resident}
+        self._options["canary"] = secrets.token_hex(8)
         self._without = frozenset(without)
         self._lock = threading.RLock()
         self._owner = os.getpid()
@@ -96,7 +100,18 @@ class Sandbox:
         Raises:
             SandboxError: the sandbox failed, or the program is not installed.
         """
-        return self._run(command=True, stdin=stdin, files=files or {}, argv=argv, limits=limits)
+        return self._run(kind="command", stdin=stdin, files=files or {}, argv=argv, limits=limits)
+
+    def call(self, request: bytes, *, limits: Limits = Limits()) -> Outcome:
+        """Have the resident answer in a fork of its own; the reply is the outcome's `stdout`.
+
+        It has `limits.memory_mb` beside what was taken when it was loaded. Whatever it does, to itself too, is gone with
+        the fork; but a reply can be what somebody else's code, run by it, says.
+
+        Raises:
+            SandboxError: the sandbox failed, not the resident.
+        """
+        return self._run(kind="call", source=request, limits=limits)
 
     def close(self) -> None:
         with self._lock:

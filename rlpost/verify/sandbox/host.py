@@ -23,7 +23,8 @@ from typing import Any
 
 from rlpost.verify import scratch
 from rlpost.verify.sandbox import cgroup
-from rlpost.verify.sandbox.limits import Limits, Outcome, SandboxError, Status
+from rlpost.verify.sandbox.limits import Kind, Limits, Outcome, SandboxError, Status
+from rlpost.verify.sandbox.resident import Resident
 from rlpost.verify.sandbox.tiers import bwrap_command, inside
 
 UID = 65534
@@ -38,12 +39,13 @@ MAX_PATH = 3072  # of a folder: the kernel takes no longer path than 4096
 START_MEMORY = 2**30  # of a cgroup, until the first program's limit is known
 GROUP_TASKS = TASKS + 16
 ZYGOTE_BYTES = 256 * 2**20
+RESIDENT_BYTES = 4 * 2**30  # of it with whatever packages a resident imports
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 # Not the system's: images keep an application there, and with it its data. So is the working directory, wherever it is.
 PRIVATE = ("/usr/src", "/usr/local/src")
 ETC = ("/etc/ld.so.cache", "/etc/localtime", "/etc/alternatives")
 OUT_OF_MEMORY = (b"MemoryError", b"std::bad_alloc", b"Cannot allocate memory", b"can't start new thread")
-# The zygote imports three of our files and nothing of the packages above them.
+# The zygote imports its neighbours and nothing of the packages above them.
 BOOT = """
 import json, sys, types
 for name, path in ("rlpost", ""), ("rlpost.verify", ""), ("rlpost.verify.sandbox", sys.argv[1]):
@@ -67,6 +69,7 @@ class Host:
         bwrap: have bubblewrap make them instead.
         packages: top-level packages of this interpreter that programs may import.
         preload: modules imported once, before any program.
+        resident: code that lives in the zygote, to be called.
         canary: text that only a working Landlock keeps a program in namespaces from reading.
 
     Raises:
@@ -81,6 +84,7 @@ class Host:
         bwrap: bool = False,
         packages: Sequence[str] = (),
         preload: Sequence[str] = (),
+        resident: Resident | None = None,
         canary: str = "",
     ) -> None:
         self.namespaces = namespaces
@@ -94,10 +98,12 @@ class Host:
             "worker": 0 if bwrap else os.getpid(),  # bwrap ends with the worker by itself
             "preload": list(preload),
             "canary": canary,
-            **_files(namespaces, packages, self._scratch),
+            "resident": resident and resident.settings("/box" if self._scratch is None else self._scratch),
+            **_files(namespaces, packages, resident.readable if resident else (), self._scratch),
         }
         self._user_namespace = namespaces and user_namespace
         self._bwrapped = bwrap
+        self._zygote_bytes = RESIDENT_BYTES if resident else ZYGOTE_BYTES
         self._group: cgroup.Group | None = None
         prefix = self._bwrap(settings) if bwrap else []
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -151,7 +157,7 @@ class Host:
                 return hello
             # It waits, alone in its namespaces: what it starts from now on is counted and mapped.
             if not self._bwrapped:
-                self._group = cgroup.join(self.pid, START_MEMORY, GROUP_TASKS)
+                self._group = cgroup.join(self.pid, START_MEMORY + self._zygote_bytes, GROUP_TASKS)
             if self._user_namespace:
                 self._map_users()
             self._control.send(b'{"go": true}')
@@ -227,11 +233,16 @@ class Host:
         limits: Limits,
         source: bytes = b"",
         argv: Sequence[str] = (),
-        command: bool = False,
+        kind: Kind = "script",
         stdin: bytes = b"",
         files: Mapping[str, bytes] | None = None,
     ) -> Outcome:
-        """Raises ZygoteLostError; SandboxError when a layer does not come into force or the command is not there."""
+        """`source`: the script, or what the resident is called with, whose reply is then the standard output.
+
+        Raises:
+            ZygoteLostError: try a fresh one.
+            SandboxError: a layer does not come into force, or the command is not there.
+        """
         if self._closed:
             raise ZygoteLostError("it was ended because it did not end a program")
         box = "/box"
@@ -240,10 +251,10 @@ class Host:
             if os.geteuid() == 0 and "user" in layers:
                 os.chown(box, UID, UID)
         if self._group is not None:
-            most = limits.memory_mb * 2**20 + max(MIN_BOX_MB, 2 * limits.file_mb) * 2**20 + ZYGOTE_BYTES
+            most = limits.memory_mb * 2**20 + max(MIN_BOX_MB, 2 * limits.file_mb) * 2**20 + self._zygote_bytes
             self._group.limit(most, GROUP_TASKS)
         try:
-            return _Run(self, box, layers, limits, stdin).go(_payload(source, argv, command, files or {}))
+            return _Run(self, box, layers, limits, kind, stdin).go(_payload(source, argv, kind, files or {}))
         finally:
             if self._scratch is not None:
                 scratch.remove(box)
@@ -252,13 +263,14 @@ class Host:
 class _Run:
     """One program, from its pipes to its outcome."""
 
-    def __init__(self, host: Host, box: str, layers: Sequence[str], limits: Limits, stdin: bytes) -> None:
+    def __init__(self, host: Host, box: str, layers: Sequence[str], limits: Limits, kind: Kind, stdin: bytes) -> None:
         self._host = host
         self._limits = limits
         self._box = box
         self._number = next(host._runs)
         self._request = {
             "run": self._number,
+            "kind": kind,
             "layers": list(layers),
             "box": box,
             "box_bytes": max(MIN_BOX_MB, 2 * limits.file_mb) * 2**20,
@@ -506,19 +518,18 @@ def _tasks_of_user() -> int:
     return count
 
 
-def _payload(source: bytes, argv: Sequence[str], command: bool, files: Mapping[str, bytes]) -> int:
+def _payload(source: bytes, argv: Sequence[str], kind: Kind, files: Mapping[str, bytes]) -> int:
     """What the program gets, as a file in memory that it alone reads."""
     for name in files:
         path = PurePosixPath(name)
         if path.is_absolute() or not path.parts or ".." in path.parts or "\0" in name:
             raise ValueError(f"files: {name!r} is not a path below the program's directory; give a relative one")
-    if not command and "program.py" not in files:
+    if kind == "script" and "program.py" not in files:
         files = {"program.py": source, **files}
     header = {
         "source": len(source),
         "argv": [str(argument) for argument in argv],
         "files": [[name, len(content)] for name, content in files.items()],
-        "command": command,
     }
     text = json.dumps(header).encode()
     fd = os.memfd_create("program", os.MFD_CLOEXEC)
@@ -548,8 +559,8 @@ def _environment() -> dict[str, str]:
     return clean
 
 
-def _files(namespaces: bool, packages: Sequence[str], scratch: str | None) -> dict[str, Any]:
-    """What of the file system a program sees."""
+def _files(namespaces: bool, packages: Sequence[str], shown: Sequence[str], scratch: str | None) -> dict[str, Any]:
+    """What of the file system a program sees. `shown`: what is not hidden though it lies where things are."""
     library = [sysconfig.get_path("stdlib"), sysconfig.get_config_var("DESTSHARED")]
     prefixes = [p for p in dict.fromkeys((sys.base_prefix, os.path.realpath(sys.base_prefix))) if not inside(p, "/usr")]
     system = [p for p in SYSTEM if os.path.isdir(p)]
@@ -580,10 +591,12 @@ def _files(namespaces: bool, packages: Sequence[str], scratch: str | None) -> di
     base = {"base": sys.base_prefix, "platbase": sys.base_prefix}
     hidden = {sysconfig.get_path("purelib", vars=base), sysconfig.get_path("platlib", vars=base)}
     hidden |= {"/usr/lib/python3/dist-packages", f"/usr/local/lib/python{sysconfig.get_python_version()}/dist-packages"}
+    given += shown
     return {
         "binds": binds,
         "links": links,
-        "hidden": sorted({*hidden, *private}),
+        "shown": list(shown),
+        "hidden": sorted({*hidden, *private} - {*shown}),
         "system": system,
         "given": given,
         "readable": [*(system if namespaces else [p for top in system for p in _all_but(private, top)]), *given],

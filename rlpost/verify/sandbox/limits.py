@@ -7,6 +7,7 @@ from typing import Literal
 
 Status = Literal["ok", "nonzero", "timeout", "memory", "output", "killed"]
 Tier = Literal["A", "B", "C", "D"]
+Kind = Literal["script", "command", "call"]  # a call is one of the sandbox's resident
 
 
 class SandboxError(RuntimeError):

@@ -7,6 +7,7 @@ Numbers: the kernel's asm/unistd_64.h and asm-generic/unistd.h.
 from __future__ import annotations
 
 import errno
+import functools
 import struct
 
 ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
@@ -166,6 +167,7 @@ _LOAD, _JUMP_EQUAL, _JUMP_GREATER, _JUMP_SET, _AND, _RETURN = 0x20, 0x15, 0x25, 
 _NUMBER, _ARCH, _ARGUMENT = 0, 4, 16  # offsets in struct seccomp_data; an argument's low half comes first
 
 
+@functools.cache
 def build(machine: str, *, processes: bool, execute: bool, only_pid: int | None, own_files: bool) -> bytes:
     """The filter, as an array of `struct sock_filter`.
 

@@ -3,14 +3,13 @@
 Three processes. The *keeper* outlives nothing: it waits for the zygote or the worker to end and takes the other down.
 The *zygote* is pid 1 of a pid namespace, in a user, mount, network, ipc, uts and cgroup namespace of its own, on a
 read-only root. Each *program* is the one child of pid 1 of one more pid namespace, with a mount and an ipc namespace of
-its own: when it ends, or that pid 1 is killed, the kernel ends all it started. What a program is given goes from the worker to the program past the zygote, so no program finds
-another's in its memory. Imports nothing of rlpost but its two neighbours: `host` starts it without the packages above.
+its own: when it ends, or that pid 1 is killed, the kernel ends all it started. What a program is given goes from the
+worker to the program past the zygote, so no program finds another's in its memory. Imports nothing of rlpost but its neighbours: `host` starts it without the packages above.
 """
 
 from __future__ import annotations
 
 import array
-import atexit
 import contextlib
 import gc
 import importlib
@@ -22,12 +21,10 @@ import signal
 import socket
 import struct
 import sys
-import threading
-import types
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from rlpost.verify.sandbox import kernel, seccomp
+from rlpost.verify.sandbox import fork, kernel, resident, seccomp
 
 UID = 65534
 BOX = "/box"
@@ -39,7 +36,6 @@ DEVICES = ("null", "zero", "full", "random", "urandom")
 ETC = ("ld.so.cache", "localtime", "alternatives")
 MAX_REQUEST = 2**16
 DESCRIPTORS = 5  # payload, stdin, stdout, stderr, report
-READY, FAILED = b"R", b"E"
 
 
 def main(settings: dict[str, Any], control_fd: int) -> None:
@@ -64,6 +60,7 @@ class _Zygote:
         self._control = control
         self._worker = worker
         self._own_pids: int | None = None
+        self._memory: int | None = None
         machine = os.uname().machine
         self._machine = machine if machine in seccomp.ARCHITECTURES else None
         self._abi = kernel.landlock_abi()
@@ -72,9 +69,12 @@ class _Zygote:
         else:
             self._wait_for_worker()
             kernel.adopt_orphans()
+            self._memory = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
         sys.path[:] = [*settings["library"], *([settings["packages_at"]] if settings["packages_at"] else [])]
         for name in settings["preload"]:
             importlib.import_module(name)
+        self._resident = resident.load(settings["resident"]) if settings["resident"] else None
+        self._own_bytes = self._address_space() if self._resident is not None else 0
         if settings["namespaces"] or os.geteuid() == 0:
             kernel.drop_bounding_set()
         self._rules = self._landlock_rules()
@@ -102,7 +102,9 @@ class _Zygote:
         kernel.die_with_parent(signal.SIGKILL)
         if os.path.realpath("/proc/self") == "/proc/self" or not os.path.exists(f"/proc/{keeper}"):
             raise OSError("/proc is not mounted, or its keeper is gone")
+        # Both are there to be opened now only: the new root has no /proc.
         self._own_pids = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+        self._memory = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
         self._build_root()
 
     def _wait_for_worker(self) -> None:
@@ -128,10 +130,11 @@ class _Zygote:
         kernel.mount(None, "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
         # By descriptor: what is to be seen may lie under /tmp, where the new root is put together.
         sources = [(os.open(path, os.O_PATH | os.O_CLOEXEC), at) for path, at in self._settings["binds"]]
+        shown = [(os.open(path, os.O_PATH | os.O_CLOEXEC), path) for path in self._settings["shown"]]
         devices = [(os.open(f"/dev/{name}", os.O_PATH | os.O_CLOEXEC), f"/dev/{name}") for name in DEVICES]
         root = "/tmp"
         kernel.mount("tmpfs", root, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "size=1m,mode=755")
-        for name in (BOX, "/etc", "/dev", "/empty"):
+        for name in (BOX, "/etc", "/dev"):
             os.makedirs(root + name, exist_ok=True)
         for fd, at in sources:
             self._bind(fd, root + at)
@@ -140,10 +143,13 @@ class _Zygote:
             self._bind(fd, root + at)
         for path in self._settings["hidden"]:  # the trainer's packages may be there, or its data
             if os.path.isdir(root + path):
-                kernel.mount(f"{root}/empty", root + path, None, kernel.MS_BIND)
+                kernel.mount("tmpfs", root + path, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "size=1m,mode=755")
+        for fd, at in shown:  # what of it the resident's code needs
+            self._bind(fd, root + at)
         for target, at in self._settings["links"]:
             os.makedirs(os.path.dirname(root + at), exist_ok=True)
-            os.symlink(target, root + at)
+            if not os.path.lexists(root + at):  # something shown may lie below /tmp
+                os.symlink(target, root + at)
         for name, text in (
             ("passwd", f"nobody:x:{UID}:{UID}::{BOX}:/bin/sh\n"),
             ("group", f"nogroup:x:{UID}:\n"),
@@ -153,9 +159,11 @@ class _Zygote:
         with open(f"{root}/canary", "w") as file:  # readable by all but for Landlock: what tells whether it works
             file.write(self._settings["canary"])
         kernel.restrict_mount(root, kernel.ATTR_RDONLY | kernel.ATTR_NOSUID)
-        for fd, _ in [*sources, *devices]:
+        for fd, _ in [*sources, *shown, *devices]:
             os.close(fd)
         kernel.enter_root(root)
+        if self._settings["resident"]:  # modules may write to a temporary folder while they are imported
+            kernel.mount("tmpfs", BOX, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "size=64m,mode=700")
 
     def _bind(self, fd: int, at: str) -> None:
         source = f"/proc/self/fd/{fd}"
@@ -166,6 +174,11 @@ class _Zygote:
             with open(at, "w"):
                 pass
         kernel.mount(source, at, None, kernel.MS_BIND | kernel.MS_REC)
+
+    def _address_space(self) -> int:
+        """Bytes of it that are taken before a program asks for any."""
+        assert self._memory is not None
+        return int(os.pread(self._memory, 256, 0).split()[0]) * resource.getpagesize()
 
     def _landlock_rules(self) -> list[tuple[int, int]]:
         if not self._abi:
@@ -196,6 +209,8 @@ class _Zygote:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         ended, tell = os.pipe()
         if self._own_pids is not None:
+            if self._machine is not None:
+                self._filter(request, set(request["layers"]))  # built once here, for all forks to come
             kernel.unshare(kernel.CLONE_NEWPID)
         pid = os.fork()
         if pid == 0:
@@ -261,13 +276,16 @@ class _Zygote:
             header, source = self._confine(request, fds)
         except BaseException as error:  # noqa: BLE001 - whatever it is, it is the sandbox's fault and must be told
             with contextlib.suppress(OSError):
-                os.write(report, FAILED + f"{type(error).__name__}: {error}".encode())
+                os.write(report, fork.FAILED + f"{type(error).__name__}: {error}".encode())
             os._exit(1)
-        if header["command"]:
-            _execute(report, header["argv"])
-        os.write(report, READY)
+        if request["kind"] == "command":
+            fork.execute(report, header["argv"])
+        os.write(report, fork.READY)
         os.close(report)
-        _interpret(source, header["argv"])
+        if request["kind"] == "call":
+            assert self._resident is not None
+            fork.call(self._resident, source)
+        fork.interpret(source, header["argv"])
 
     def _confine(self, request: dict[str, Any], fds: list[int]) -> tuple[dict[str, Any], bytes]:
         payload, stdin, stdout, stderr, report = fds
@@ -304,20 +322,22 @@ class _Zygote:
         os.closerange(3, report)
         os.closerange(report + 1, max(OPEN_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[0]))
         if "rlimits" in layers:
-            _set_limits(request)
+            _set_limits({**request, "memory_bytes": request["memory_bytes"] + self._own_bytes})
         if "user" in layers or os.geteuid() != 0:
             kernel.drop_capabilities()
         if "seccomp" in layers and self._machine is not None:
-            kernel.seccomp(
-                seccomp.build(
-                    self._machine,
-                    processes=request["processes"],
-                    execute=request["processes"] or header["command"],
-                    only_pid=None if self._own_pids is not None else os.getpid(),
-                    own_files=self._own_pids is not None or "user" in layers,
-                )
-            )
+            kernel.seccomp(self._filter(request, layers))
         return header, source
+
+    def _filter(self, request: Mapping[str, Any], layers: set[str]) -> bytes:
+        assert self._machine is not None
+        return seccomp.build(
+            self._machine,
+            processes=request["processes"],
+            execute=request["processes"] or request["kind"] == "command",
+            only_pid=None if self._own_pids is not None else os.getpid(),
+            own_files=self._own_pids is not None or "user" in layers,
+        )
 
 
 class _Descriptor:
@@ -390,71 +410,3 @@ def _end_descendants() -> None:
         except ChildProcessError:
             return
         select.select([], [], [], 0.001)
-
-
-def _execute(report: int, argv: list[str]) -> NoReturn:
-    os.write(report, READY)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ):
-        signal.signal(number, signal.SIG_DFL)
-    os.set_inheritable(report, False)  # open only if the next call fails
-    try:
-        os.execvpe(argv[0], argv, dict(os.environ))
-    except OSError as error:
-        os.write(report, FAILED + f"cannot execute {argv[0]!r}: {error}".encode())
-    os._exit(127)
-
-
-def _interpret(source: bytes, argv: list[str]) -> NoReturn:
-    """Run `source` as Python runs a script, with its end: threads joined, exit functions run, buffers written."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    _open_streams()
-    for name in [name for name in sys.modules if name.partition(".")[0] == "rlpost"]:
-        del sys.modules[name]
-    if "numpy" in sys.modules:
-        sys.modules["numpy"].random.seed()  # a fork has its parent's state; `random` sees to that itself
-    module = types.ModuleType("__main__")
-    module.__dict__.update(__builtins__=__builtins__, __file__=f"{os.getcwd()}/program.py", __cached__=None)
-    sys.modules["__main__"] = module
-    sys.argv = ["program.py", *argv]
-    code = _exit_code(
-        lambda: exec(compile(source.decode("utf-8", "surrogatepass"), "program.py", "exec"), vars(module))
-    )
-    code = _exit_code(threading._shutdown) or code  # type: ignore[attr-defined]
-    code = _exit_code(atexit._run_exitfuncs) or code
-    code = _exit_code(_flush) or code
-    vars(module).clear()  # files the program left open are written as they go
-    _exit_code(_flush)
-    os._exit(code)
-
-
-def _open_streams() -> None:
-    """Anew: the zygote's remember that they could seek."""
-    sys.stdin = os.fdopen(0, encoding="utf-8", errors="surrogateescape", closefd=False)
-    sys.stdout = os.fdopen(1, "w", encoding="utf-8", errors="surrogateescape", closefd=False)
-    sys.stderr = os.fdopen(2, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False)
-    vars(sys).update(__stdin__=sys.stdin, __stdout__=sys.stdout, __stderr__=sys.stderr)
-
-
-def _exit_code(action: Any) -> int:
-    try:
-        action()
-    except SystemExit as error:
-        if error.code is None or isinstance(error.code, int):
-            return (error.code or 0) & 0xFF
-        print(error.code, file=sys.stderr)
-        return 1
-    except BaseException as error:  # noqa: BLE001 - as the interpreter does for whatever reaches the top
-        trace = error.__traceback__
-        while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
-            trace = trace.tb_next
-        sys.excepthook(type(error), error, trace)
-        return 1
-    return 0
-
-
-def _flush() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
-            stream.flush()

@@ -1,0 +1,59 @@
+"""Code of ours that lives in the zygote: loaded once, before anything is confined, and called in a fork per request."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import site
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+INSTALLED = ("site-packages", "dist-packages")
+
+
+@dataclass(frozen=True)
+class Resident:
+    """What is loaded.
+
+    Args:
+        function: `module:name` of a function that is called once, with `arguments`. What it returns is called with the
+            bytes of each request and returns those of the reply.
+        arguments: plain JSON.
+        path: `sys.path` for all of its imports.
+        readable: files and folders, beside those of the standard library, that it reads while it is loaded and called.
+    """
+
+    function: str
+    arguments: Any
+    path: Sequence[str]
+    readable: Sequence[str]
+
+    def settings(self, home: str) -> dict[str, Any]:
+        """As the zygote gets it. `home`: a folder that may be written to while it is loaded."""
+        return {**asdict(self), "home": home}
+
+
+def load(settings: Mapping[str, Any]) -> Callable[[bytes], bytes]:
+    """In the zygote.
+
+    Raises:
+        ImportError: it does not load, or leaves threads behind, which no fork has.
+    """
+    for name in [name for name in sys.modules if name.partition(".")[0] == "rlpost"]:
+        del sys.modules[name]  # stand-ins for the packages above the zygote
+    os.environ.update(HOME=settings["home"], TMPDIR=settings["home"])
+    for folder in settings["path"]:
+        if os.path.basename(folder) in INSTALLED:
+            site.addsitedir(folder)  # for the import hooks of packages installed in place
+    sys.path[:] = settings["path"]
+    module, _, name = settings["function"].partition(":")
+    try:
+        made: Callable[[bytes], bytes] = getattr(importlib.import_module(module), name)(settings["arguments"])
+    except BaseException as error:  # whatever a foreign module raises while it is imported
+        raise ImportError(f"{type(error).__name__}: {error}") from error
+    if others := [t.name for t in threading.enumerate() if t is not threading.main_thread()]:
+        raise ImportError(f"it starts threads while it is loaded ({', '.join(others)}), which no fork of it would have")
+    return made
