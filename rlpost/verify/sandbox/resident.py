@@ -54,6 +54,8 @@ def load(settings: Mapping[str, Any]) -> Callable[[bytes], bytes]:
         made: Callable[[bytes], bytes] = getattr(importlib.import_module(module), name)(settings["arguments"])
     except BaseException as error:  # whatever a foreign module raises while it is imported
         raise ImportError(f"{type(error).__name__}: {error}") from error
+    if "numpy" in sys.modules:
+        importlib.import_module("numpy.random")  # else each fork would load it anew, and draw as it likes
     if others := [t.name for t in threading.enumerate() if t is not threading.main_thread()]:
         raise ImportError(f"it starts threads while it is loaded ({', '.join(others)}), which no fork of it would have")
     return made
