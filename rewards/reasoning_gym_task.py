@@ -1,7 +1,8 @@
 """Rows of a reasoning_gym source, scored by the scorer of their task.
 
 Some of reasoning-gym's scorers (countdown, puzzle24, simple_integration and others) hand the answer to sympy's
-`parse_expr`, which evaluates it as Python. For the countdown task use the `countdown` verifier, which does not.
+`parse_expr`, which evaluates it as Python, so it is isolated: what an answer does ends with its verdict. For the countdown
+task use the `countdown` verifier, which evaluates nothing.
 """
 
 from __future__ import annotations

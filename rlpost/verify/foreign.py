@@ -119,8 +119,8 @@ def _readable(path: Sequence[str]) -> list[str]:
     stdlib = [os.path.realpath(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib")]
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)
-        if name.startswith(USER):
-            found += _beside(Path(module.__file__).parent)
+        if name.startswith(USER) and file is not None:
+            found += _beside(Path(file).parent)
         elif file is not None and "." not in name and name != "__main__":
             location = os.path.abspath(file)
             if os.path.basename(location).startswith("__init__."):
