@@ -21,6 +21,7 @@ from rewards.maths.expression import MAX_LENGTH, NotRead, TooLarge
 from rewards.maths.extract import EXTRACT, WAYS, from_prose
 from rewards.maths.extract import extract as find
 from rewards.maths.guards import symbolic_worth, too_large
+from rewards.maths.kinds import Kind
 from rewards.maths.normalise import normalise, words
 from rewards.maths.reading import read
 from rewards.maths.values import Policy, Undecided
@@ -74,7 +75,7 @@ def verify(
         raise ValueError(f"verifier math: units is {units!r}; it may be 'lenient' or 'strict'")
     expected = _reference("" if reference is None else str(reference))
     lettered = CHOICE.fullmatch(expected) is not None
-    found = find(response, extract if lettered else [way for way in extract if way != "choice"])
+    found = find(response, extract if lettered else [way for way in extract if way != "choice"], Kind(expected, lettered))
     if not found:
         problem = _problem("" if reference is None else str(reference))
         return _wrong("no_answer") if problem is None else _unverified(problem)
@@ -137,6 +138,8 @@ def _decide(found: str, expected: str, policy: Policy, seconds: float) -> tuple[
 
 def _decision(found: str, expected: str, policy: Policy, seconds: float) -> dict[str, Any]:
     answer = normalise(found)
+    if CHOICE.fullmatch(expected) is None and (option := OPTION.match(answer)) and option[1] not in expected:
+        answer = answer[option.end() :]
     if not answer:
         return _wrong("no_answer")
     if len(answer) > MAX_LENGTH:
@@ -219,6 +222,7 @@ def _typed(answer: str, expected: str, gold: Answer, policy: Policy, seconds: fl
 
 
 LABELLED = re.compile(r"\(\s*([A-J])\s*\)\s*(\S.*)|([A-J])[.):]\s+(\S.*)|([A-J])\s+([A-Z]?[a-z]{2}.*)", re.DOTALL)
+OPTION = re.compile(r"(?:\\text\s*\{\s*)?\(([A-J])\)(?:\s*\})?[\s.:]*(?=[^\s,;)}])")  # the letter before what an option says
 SINGLE = re.compile(r"\(?\s*\\text\s*\{\s*\(?\s*([A-Z])\s*\)?\s*\}\s*\)?|\(\s*([A-Z])\s*\)|([A-Z])")
 CHOICE = re.compile(f"{LABELLED.pattern}|{SINGLE.pattern}", re.DOTALL)
 CALLED = re.compile(

@@ -37,7 +37,9 @@ class Answer:
 
 
 HEDGE = re.compile(
-    r"\b(?:but|maybe|perhaps|either|possibly|not|isn't|probably|could be|might|unless|instead|nor|neither)\b", re.I
+    r"\b(?:but|maybe|perhaps|either|possibly|not|isn't|probably|could be|might|unless|instead|nor|neither|rather than|such as|something like"
+    r"|(?:one|any|some) of|in the (?:list|set|range)|(?:element|member)s? of|among)\b",
+    re.IGNORECASE,
 )
 OR = re.compile(r"\\text\{\s*,?\s*(?:or)\s*\}|\\lor(?![a-z])|(?<![a-zA-Z\\])or(?![a-zA-Z])")
 AND = re.compile(r"\\text\{\s*,?\s*(?:and|&|,|;)\s*,?\s*\}|\\land(?![a-z])|(?<![a-zA-Z\\])and(?![a-zA-Z])")

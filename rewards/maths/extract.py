@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
+from rewards.maths.boxes import BOX, boxed
+from rewards.maths.kinds import Kind, about_answers
+from rewards.maths.sentences import AFTER, BEFORE, DOUBT, FORMULA, LONGEST, MASK, NUMBER, concluding, first_sentence, stated
+
 EXTRACT = ("boxed", "hashes", "tags", "phrase", "choice", "bare", "formula", "last_number")
 FENCE = re.compile(r"^\s*```.*?^\s*```[^\S\n]*$", re.DOTALL | re.MULTILINE)
 COMMENT = re.compile(r"^[^\S\n]*%.*$", re.MULTILINE)
-BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])")
-BETWEEN_BOXES = re.compile(
-    r"(?:[\s,;&$.+]|\\(?:quad|qquad|text|mathrm|\[|\]|\(|\)|[,;!: ]|\\)|\{|\}|\band\b|\bor\b)*", re.IGNORECASE
-)
 # Words between a phrase and the answer that change nothing about it.
 ADVERB = (
     r"(?:therefore|thus|then|hence|so|simply|exactly|precisely|clearly|again|just|obviously|indeed|also|still|now|finally|consequently"
@@ -19,21 +19,28 @@ ADVERB = (
 )
 LEADING = re.compile(rf"(?:[\s,:]*\b{ADVERB}\b)+(?:[\s,:]+|(?=[$\\]))", re.IGNORECASE)
 PHRASE = re.compile(
-    r"(?:\b(?:final|correct|best|right)?\s{0,9}(?:answer|réponse|respuesta|antwort|risposta|resposta|solution|result)\b|答案|الجواب|ответ)"
-    r"(?:\s{1,9}(?:to|for)\s{1,9}(?:the|this)\s{1,9}(?:question|problem))?"
+    r"(?:\b(?:final|correct|best|right)?\s{0,9}(?:answers?|réponse|respuesta|antwort|risposta|resposta|solutions?|results?)\b"
+    r"|答案|答え|정답|답|الجواب|ответ)"
+    r"(?:\s{1,9}finale?\b)?(?:\s{1,9}(?:to|for|of|we|that)\b[^.,:=\n$\d]{1,80}?|,[^,.:=\n$\d]{1,60},)?"
     rf"(?:,?\s{{1,9}}{ADVERB}\b,?)?"
-    r"\s{0,9}(?:[*_]{1,9}\s{0,9})?(?:\s{1,9}(?:is|are|must be|should be|would be|est|es|ist|è|é|be)\b|[:：=]|是|为|為)\s*:?",
+    r"\s{0,9}(?:[*_]{1,9}\s{0,9})?(?:\s{1,9}(?:is|are|must be|should be|would be|will be|est|es|ist|è|é|be)\b"
+    r"|\s{1,9}(?P<doubt>might be|could be|may be|cannot be|can['’]t be|isn['’]t|is not|must not be|won['’]t be)\b|[:：=]|是|为|為|は|는|은)\s*:?",
     re.IGNORECASE,
 )
-FINAL = re.compile(r"\bfinal answer\b", re.IGNORECASE)
+FINAL = re.compile(r"\b(?:final|correct)\s{1,9}answer\b", re.IGNORECASE)
+HEADING = re.compile(r"^[^\S\n]*[#*_]*[^\S\n]*(?:the\s)?(?:final\s)?(?:answer|solution|result)[^\S\n]*[:：]?[*_#:]*[^\S\n]*\n+", re.IGNORECASE | re.MULTILINE)
+LABELLED = re.compile(r"(?:the\s)?(?:final\s)?(?:answer|solution|result)(?:\sis\b|\s*[:：]|\**$|\*\*)(?:\s*[:：])?", re.IGNORECASE)
+OPTION = re.compile(r"(?:option |choice )?(?:\([A-J]\)|[A-J][.):])[.:]?\s+(?=\S)", re.IGNORECASE)
+WHICH_IS = re.compile(r",?\s(?:which|that) (?:is|are|equals?|gives?|makes?|comes to|leaves?)\s", re.IGNORECASE)
+NUMBERED = re.compile(r"\d{1,3}[.):]\s+\S")
+HASHES = re.compile(r"(?<!#)####(?!#)[^\S\n]*([^\n]*)")
+LOOSE = re.compile(r"solutions?|results?", re.IGNORECASE)  # which also begin other sentences than the one with the answer
+DENIED = re.compile(r"(?:not|wrong|incorrect|false|unknown|undefined|none|nothing|never)\b", re.IGNORECASE)
+GUESSES = ("choice", "bare", "formula", "last_number")  # before these comes a box in fenced code
+MANY = 20  # statements of an answer, from the last one, that are looked at
 TAIL = re.compile(
     r"I hope (?:it|this) is correct.*$|<\|[a-z_]+\|>.*$|<(?:/s|eos|end_of_turn)>.*$", re.IGNORECASE | re.DOTALL
 )
-FORMULA = re.compile(r"\$\$(.+?)\$\$|(?<!\\)\$((?:\\.|[^$\\])+?)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
-NUMBER = re.compile(
-    r"(?<![\w.,^_])(?:(?<![)\d] )-\s?|(?<=[\s(=:])-)?(?:\\?\$)?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:\s?/\s?\d+(?!\d*[^\W\d_])"
-    r"|\s?\\?%)?(?![A-Za-z]*_)", re.ASCII
-)  # fmt: skip
 CHOICE = r"\(?\s*\*{0,2}([A-J])\*{0,2}\s*\)?"
 UNSURE = re.compile(
     r"\b(?:or|but|maybe|perhaps|either|possibly|not|wrong|incorrect|false|no|never|if|else|otherwise|except|unless|neither|nor)\b|n['’]t\b|\\ne",
@@ -41,37 +48,30 @@ UNSURE = re.compile(
 )
 DENIAL = re.compile(r"n['’]t\b|\bnot\b|\bcannot\b|\brather than\b|\binstead of\b|\bneither\b|\bnon\b", re.IGNORECASE)
 HEDGED = re.compile(r"\b(?:or|but|maybe|perhaps|either|possibly)\b", re.IGNORECASE)
-PRICE = re.compile(r"(\d+(?:[.,]\d+)*)\s?(?:\\?\$|€|£)|(?:\\?\$|€|£)\s?(\d+(?:[.,]\d+)*)", re.ASCII)
 TAG = re.compile(r"<(answer|final_answer)>|\[ANSWER\]")
 QUOTED = re.compile(r"\"(?:final_)?answer\"\s*:\s*\"?((?:[^\"\\]|\\.)+?)\"?\s*[,}][^{}]*$", re.IGNORECASE)
 LABEL = re.compile(r"^A(?:ns(?:wer)?)?\s*[:：]\s*(?=\S)")
-# Next to a number these make it another one, or a bound.
-BEFORE = re.compile(
-    r"(?:\b(?:at (?:least|most)|than|under|over|above|below|up to|half(?: of)?|(?:multiple|factor|divisor|power|root)s? of|first|twice|double|triple|thrice|(?:square|cube) root of|be|not|never|except"
-    r"|but|between|from|minus|negative|times|all|every|any)|n['’]t)\W*$",
-    re.IGNORECASE,
-)
-AFTER = re.compile(
-    r"^[^\w\\]*(?:at (?:least|most)|or (?:more|less|fewer|greater|higher|lower)|hundred|thousand|million|billion|dozen|(?:half|halve|third|fourth|fifth|sixth|seventh|eighth|ninth"
-    r"|tenth|hundredth|thousandth)s?|squared|cubed|factorial|percent|pi|and (?:a|one) \w+|if|when|otherwise|unless|to|through|choose|plus|minus|times"
-    r"|more than|less than|fewer than)\b",
-    re.IGNORECASE,
-)
 LIMIT = 200_000  # characters at the end of a response that are looked at
 
 
-def extract(response: str, ways: Sequence[str]) -> str | None:
-    """The final answer, or None. Only what follows `</think>` counts, outside fenced code and LaTeX comments."""
+def extract(response: str, ways: Sequence[str], kind: Kind | None = None) -> str | None:
+    """The final answer, or None. Only what follows `</think>` counts, outside fenced code and LaTeX comments.
+
+    A statement after the last box replaces it, and a heading or a phrase is the answer, only with an answer of the `kind`
+    that is asked for.
+    """
     text = visible(response)
     if text is None:
         return None
+    outside = _outside(text)
+    fenced = boxed(text) if "boxed" in ways and outside != text else None
     found = None
     for way in ways:
-        found = WAYS[way](text)
+        found = fenced if fenced and way in GUESSES else WAYS[way](outside, kind)
         if found is not None:
             break
     if found is not None and "phrase" in ways and way == "boxed":
-        found = _later_statement(text) or found
+        found = _later_statement(outside, found, kind) or found
     return None if found is None else found.strip()
 
 
@@ -82,72 +82,54 @@ def visible(response: str) -> str | None:
     elif "<think>" in response:
         return None
     response = TAIL.sub("", response[-LIMIT:]) if "I hope" in response or "<" in response else response[-LIMIT:]
-    if "```" in response:
-        outside = FENCE.sub("\n", response)
-        response = outside if outside.strip() else response
     return COMMENT.sub("", response) if "%" in response else response
 
 
-def _later_statement(text: str) -> str | None:
-    """An explicit "final answer" after the last box: what is said last counts."""
-    boxes = list(BOX.finditer(text))
-    after = text[boxes[-1].end() :]
-    if not FINAL.search(after) or BOX.search(after):
+def _outside(text: str) -> str:
+    """A text without its fenced code, or all of it where there is nothing else."""
+    outside = FENCE.sub("\n", text) if "```" in text else text
+    return outside if outside.strip() else text
+
+
+def _later_statement(text: str, box: str, kind: Kind | None) -> str | None:
+    """An answer that is called final after the last box: what is said last counts, if it is said at once."""
+    after = text[[match.end() for match in BOX.finditer(text)][-1] :]
+    if not FINAL.search(after):
         return None
-    return _after_phrase(after)
-
-
-def _boxed(text: str) -> str | None:
-    """What the last box holds, or the last row of boxes with only separators between them.
-
-    Empty when the last is never closed, so that no earlier box, often a guess, stands in.
-    """
-    starts = [match.start() for match in BOX.finditer(text)]
-    if not starts:
-        return None
-    boxes: list[tuple[int, int, str]] = []
-    for start in starts:
-        if boxes and start < boxes[-1][1]:
-            continue  # inside the one before
-        opened = re.compile(r"\\(?:boxed|fbox)\s*\{").match(text, start)
-        if opened is None:
-            single = re.compile(r"\\(?:boxed|fbox)\s+(-?[\w.]+)").match(text, start)
-            boxes.append((start, single.end(), single[1]) if single else (start, len(text), ""))
-            continue
-        end = closing(text, opened.end() - 1)
-        if end is None:
-            boxes.append((start, len(text), ""))
-            break
-        boxes.append((start, end + 1, text[opened.end() : end]))
-    if not boxes[-1][2].strip():
-        return ""
-    row = [boxes[-1]]
-    for before in reversed(boxes[:-1]):
-        between = text[before[1] : row[0][0]]
-        if len(between) > 60 or not BETWEEN_BOXES.fullmatch(between) or "\n\n" in between.strip(" "):
-            break
-        row.insert(0, before)
-    contents = [content.strip() for _, _, content in row]
-    return contents[0] if len(set(contents)) == 1 else ", ".join(contents)
-
-
-def closing(text: str, opened: int) -> int | None:
-    """Where the brace at `opened` is closed."""
-    depth = 0
-    for brace in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, opened):
-        if brace[0] in "{}":
-            depth += 1 if brace[0] == "{" else -1
-            if depth == 0:
-                return brace.start()
+    for phrase in reversed(list(PHRASE.finditer(after))[-MANY:]):
+        if FINAL.search(phrase[0]):
+            said = _statement(after[phrase.end() :], kind, directly=True)
+            if kind is None or kind.fits(said) or (DENIED.match(said) and box and box in said):
+                return said
     return None
 
 
-def _after_hashes(text: str) -> str | None:
-    _, hashes, rest = text.rpartition("####")
-    return rest.strip().partition("\n")[0] if hashes else None
+def _boxed(text: str, kind: Kind | None) -> str | None:
+    return boxed(text)
 
 
-def _in_tags(text: str) -> str | None:
+def _after_hashes(text: str, kind: Kind | None) -> str | None:
+    """After `####`, which also begins a heading of Markdown: the answer when it is one of the kind asked for."""
+    lines = list(HASHES.finditer(text))
+    if kind is None:
+        return lines[-1][1].strip() if lines else None
+    for line in reversed(lines[-MANY:]):
+        said, rest = line[1].strip(" \t*_:"), text[line.end() :].strip()
+        labelled = LABELLED.match(said)
+        if labelled is not None:
+            said = said[labelled.end() :].strip(" \t*_:")
+            if not said:
+                return _statement(rest, kind)
+        if rest and (NUMBERED.match(said) or re.search(r"[^\W\d_]{3}", re.sub(r"\\[a-zA-Z]+|\$", " ", said)) and kind.fits("1")):
+            continue
+        if kind.fits(said):
+            return said
+        if not rest or kind.fits(answer := _statement(said, kind, directly=True)):
+            return answer if rest else said
+    return None
+
+
+def _in_tags(text: str, kind: Kind | None) -> str | None:
     starts = list(TAG.finditer(text))
     if not starts:
         found = QUOTED.search(text)
@@ -159,14 +141,29 @@ def _in_tags(text: str) -> str | None:
     return text[begun.end() : end] if end >= 0 else ""
 
 
-def _after_phrase(text: str) -> str | None:
-    phrases = list(PHRASE.finditer(text))
-    return _statement(text[phrases[-1].end() :]) if phrases else None
+def _after_phrase(text: str, kind: Kind | None) -> str | None:
+    """What the last phrase such as "the answer is" states; one that only says how the answer is, is passed over."""
+    found = sorted([*PHRASE.finditer(text), *HEADING.finditer(text)], key=lambda match: match.end())
+    for phrase in found[-MANY:][::-1]:
+        rest = text[phrase.end() : phrase.end() + LONGEST]
+        if phrase.groupdict().get("doubt"):
+            if re.search(r"\d", rest[len(first_sentence(rest)) :].partition("\n")[2]):
+                continue
+            return f"{phrase['doubt']} {first_sentence(rest)}"
+        loose = LOOSE.search(phrase[0]) is not None
+        said = _statement(rest, kind, directly=loose)
+        if kind is None or kind.fits(said):
+            return said
+        if (named := WHICH_IS.search(first_sentence(rest))) and kind.fits(again := stated(rest[named.end() :], directly=True)):
+            return again
+        if not loose and (DOUBT.search(said) or not about_answers(said)):
+            return said
+    return None
 
 
-def _statement(rest: str) -> str:
-    """The answer at the beginning of a text: a formula, a choice, or the sentence without its words."""
-    rest = rest.strip(" \t:*\n_")
+def _statement(rest: str, kind: Kind | None, directly: bool = False) -> str:
+    """The answer at the beginning of a text: a display, a choice, or what its first sentence states."""
+    rest = rest[:LONGEST].strip(" \t:*\n_")
     if (adverbs := LEADING.match(rest)) is not None and adverbs.end() < len(rest):
         rest = rest[adverbs.end() :].strip(" \t:*\n_")
     if (
@@ -175,38 +172,15 @@ def _statement(rest: str) -> str:
         and ("\n" in display[0] or rest[:2] in ("\\[", "$$"))
     ):
         return next(group for group in display.groups() if group is not None)
-    line = rest.partition("\n")[0].strip("* ")
-    sentence = re.split(r"(?<![A-Z])[.。](?:\s|$|\*)|[.。]?\*\*|(?<=\d)[.。]\s|;\s*so ", line, maxsplit=1)[0].strip(
-        "* "
-    )
-    if not sentence:
-        sentence = line
-    if re.search(r"\S\s+(?:is|are|equals)\s+", sentence) and not HEDGED.search(sentence):
-        sentence = re.split(r"\s(?:is|are|equals)\s", sentence)[-1]
-    formulas = [next(g for g in m.groups() if g is not None) for m in FORMULA.finditer(sentence)]
-    if formulas and not HEDGED.search(sentence):
-        if len(formulas) > 1 and re.fullmatch(r"[\s,.]*(?:and)?[\s,.]*", FORMULA.sub("", sentence)):
-            return ", ".join(formulas)
-        outside = FORMULA.sub("", sentence).strip(" .")
-        return formulas[0] + (f" {outside}" if outside in ("%", "percent", "degrees") else "")
+    if kind is not None and not kind.letters:
+        return stated(OPTION.sub("", rest, count=1) if OPTION.match(rest) else rest, directly)
     choice = re.match(
-        rf"(?:for sure |definitely |clearly |probably |option |choice )?{CHOICE}(?![\w'])(?!\s*[-+*/=^])", sentence
+        rf"(?:for sure |definitely |clearly |probably |option |choice )?{CHOICE}(?![\w'])(?!\s*[-+*/=^])", rest
     )
-    if choice and not _other_choice(sentence[choice.end() :]):
-        return choice[1] if len(sentence) > 6 else sentence
-    counted = re.fullmatch(r"(-?(?:\\?\$)?\d[\d,.]*)\s+[A-Za-z ]+", sentence)
-    if HEDGED.search(sentence):
-        return sentence
-    if counted:
-        return counted[1].rstrip(".,")
-    priced = [match[1] or match[2] for match in PRICE.finditer(sentence[:2000])]
-    if len(priced) == 1 and re.search(r"[^\W\d_]{3,}\s+[^\W\d_]{3,}", sentence):
-        return priced[0]  # a sentence about one sum of money
-    numbers = {match[0].replace(" ", "") for match in NUMBER.finditer(sentence[:2000])}
-    outside = NUMBER.sub("", re.sub(r"\\[a-zA-Z]+(?:\s*\{[^{}]*\})?", "", sentence))
-    if len(numbers) == 1 and len(re.findall(r"[^\W\d_]{2,}", outside)) >= 3 and "\\" not in sentence:
-        return numbers.pop()  # a sentence about one number
-    return sentence
+    if choice and not _other_choice(rest[choice.end() :].partition("\n")[0]):
+        line = rest.partition("\n")[0].strip("*. ")
+        return choice[1] if len(line) > 6 else line
+    return stated(rest, directly)
 
 
 def _other_choice(rest: str) -> bool:
@@ -216,7 +190,7 @@ def _other_choice(rest: str) -> bool:
     return bool(HEDGED.search(rest)) and not DENIAL.search(rest)
 
 
-def _choice(text: str) -> str | None:
+def _choice(text: str, kind: Kind | None) -> str | None:
     """A response that begins or ends with nothing but the letter of a choice."""
     stripped = text.strip()
     if (begun := re.match(r"\(?([A-J])\)?[.):](?:\s|$)", stripped)) and not _other_choice(stripped[begun.end() :]):
@@ -228,7 +202,7 @@ def _choice(text: str) -> str | None:
     return None
 
 
-def _bare(text: str) -> str | None:
+def _bare(text: str, kind: Kind | None) -> str | None:
     """A response that is nothing but a formula or a number."""
     stripped = LABEL.sub("", text.strip())
     stripped = stripped.rpartition("=")[2].strip() if stripped.startswith("...") else stripped
@@ -245,24 +219,22 @@ def _bare(text: str) -> str | None:
     return None if words else stripped
 
 
-def _formula(text: str) -> str | None:
-    """The last formula of the response's last sentence with one."""
-    text = text.strip()
-    tail = text[-4000:]
-    if text[:-4000].count("$") % 2:
-        tail = tail.partition("$")[2]
-    formulas = list(FORMULA.finditer(tail))
-    if not formulas or re.search(r"\d", FORMULA.sub("", tail[formulas[-1].end() :])):
+def _formula(text: str, kind: Kind | None) -> str | None:
+    """The last formula of what the response concludes, when no number follows it."""
+    masked, clause = concluding(text)
+    formulas = list(re.finditer(MASK, clause))
+    if not formulas or re.search(r"\d", clause[formulas[-1].end() :]):
         return None
-    return next(group for group in formulas[-1].groups() if group is not None)
+    return masked.inside(formulas[-1][0])
 
 
-def _last_number(text: str) -> str | None:
-    numbers = [match[0] for match in NUMBER.finditer(text[-5000:])]
+def _last_number(text: str, kind: Kind | None) -> str | None:
+    masked, clause = concluding(text)
+    numbers = [match[0] for match in NUMBER.finditer(clause)] or [match[0] for match in NUMBER.finditer(text[-5000:])]
     return numbers[-1].replace(" ", "") if numbers else None
 
 
-WAYS: dict[str, Callable[[str], str | None]] = {
+WAYS: dict[str, Callable[[str, Kind | None], str | None]] = {
     "boxed": _boxed,
     "hashes": _after_hashes,
     "tags": _in_tags,
@@ -280,9 +252,9 @@ def from_prose(text: str, choices: bool) -> str | None:
     numbers = list(NUMBER.finditer(text)) or list(re.finditer(r"\d+", text))
     if numbers and (BEFORE.search(text[: numbers[-1].start()]) or AFTER.match(text[numbers[-1].end() :])):
         return None
-    unsure = UNSURE.search(text)
+    unsure = UNSURE.search(text) or DOUBT.search(text)
     for way in ("phrase", "choice") if unsure else ("phrase", "choice", "formula", "last_number"):
-        found = WAYS[way](text) if choices or way != "choice" else None
+        found = WAYS[way](text, None) if choices or way != "choice" else None
         if found:
             return found
     return None
