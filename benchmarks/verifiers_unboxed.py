@@ -195,7 +195,12 @@ def rows(seed: int = 0) -> list[dict[str, Any]]:
     source = items(rng)
     made: list[dict[str, Any]] = []
     for half in HALVES:
-        for family, templates in (("stated", STATEMENTS), ("counted", COUNTED), ("hedged", HEDGED), ("corrected", CORRECTED)):
+        for family, templates in (
+            ("stated", STATEMENTS),
+            ("counted", COUNTED),
+            ("hedged", HEDGED),
+            ("corrected", CORRECTED),
+        ):
             for template in templates[half]:
                 for _ in range(3 if family == "stated" else 6):
                     item = next(item for item in source if item.noun or family != "counted")
@@ -210,7 +215,9 @@ def _row(rng: random.Random, item: Item, family: str, template: str, half: str, 
     if item.noun and family == "stated" and rng.random() < 0.5:
         said = f"{said} {item.noun}"
     statement = template.format(a=said, d=other, n=item.noun)
-    remark = "" if family == "hedged" or statement.endswith(">") or "\n" in statement[-12:] else rng.choice(REMARKS[half])
+    remark = (
+        "" if family == "hedged" or statement.endswith(">") or "\n" in statement[-12:] else rng.choice(REMARKS[half])
+    )
     response = rng.choice(WORKING) + statement + remark
     return {"gold": item.gold, "response": response, "label": label, "klass": f"{family}/{item.kind}", "half": half}
 

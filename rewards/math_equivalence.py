@@ -75,7 +75,9 @@ def verify(
         raise ValueError(f"verifier math: units is {units!r}; it may be 'lenient' or 'strict'")
     expected = _reference("" if reference is None else str(reference))
     lettered = CHOICE.fullmatch(expected) is not None
-    found = find(response, extract if lettered else [way for way in extract if way != "choice"], Kind(expected, lettered))
+    found = find(
+        response, extract if lettered else [way for way in extract if way != "choice"], Kind(expected, lettered)
+    )
     if not found:
         problem = _problem("" if reference is None else str(reference))
         return _wrong("no_answer") if problem is None else _unverified(problem)
@@ -222,7 +224,9 @@ def _typed(answer: str, expected: str, gold: Answer, policy: Policy, seconds: fl
 
 
 LABELLED = re.compile(r"\(\s*([A-J])\s*\)\s*(\S.*)|([A-J])[.):]\s+(\S.*)|([A-J])\s+([A-Z]?[a-z]{2}.*)", re.DOTALL)
-OPTION = re.compile(r"(?:\\text\s*\{\s*)?\(([A-J])\)(?:\s*\})?[\s.:]*(?=[^\s,;)}])")  # the letter before what an option says
+OPTION = re.compile(
+    r"(?:\\text\s*\{\s*)?\(([A-J])\)(?:\s*\})?[\s.:]*(?=[^\s,;)}])"
+)  # the letter before what an option says
 SINGLE = re.compile(r"\(?\s*\\text\s*\{\s*\(?\s*([A-Z])\s*\)?\s*\}\s*\)?|\(\s*([A-Z])\s*\)|([A-Z])")
 CHOICE = re.compile(f"{LABELLED.pattern}|{SINGLE.pattern}", re.DOTALL)
 CALLED = re.compile(

@@ -5,12 +5,23 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
+from rewards._response import answer_tag, fences, visible
 from rewards.maths.boxes import BOX, boxed
 from rewards.maths.kinds import Kind, about_answers
-from rewards.maths.sentences import AFTER, BEFORE, DOUBT, FORMULA, LONGEST, MASK, NUMBER, concluding, first_sentence, stated
+from rewards.maths.sentences import (
+    AFTER,
+    BEFORE,
+    DOUBT,
+    FORMULA,
+    LONGEST,
+    MASK,
+    NUMBER,
+    concluding,
+    first_sentence,
+    stated,
+)
 
 EXTRACT = ("boxed", "hashes", "tags", "phrase", "choice", "bare", "formula", "last_number")
-FENCE = re.compile(r"^\s*```.*?^\s*```[^\S\n]*$", re.DOTALL | re.MULTILINE)
 COMMENT = re.compile(r"^[^\S\n]*%.*$", re.MULTILINE)
 # Words between a phrase and the answer that change nothing about it.
 ADVERB = (
@@ -21,26 +32,31 @@ LEADING = re.compile(rf"(?:[\s,:]*\b{ADVERB}\b)+(?:[\s,:]+|(?=[$\\]))", re.IGNOR
 PHRASE = re.compile(
     r"(?:\b(?:final|correct|best|right)?\s{0,9}(?:answers?|réponse|respuesta|antwort|risposta|resposta|solutions?|results?)\b"
     r"|答案|答え|정답|답|الجواب|ответ)"
-    r"(?:\s{1,9}finale?\b)?(?:\s{1,9}(?:to|for|of|we|that)\b[^.,:=\n$\d]{1,80}?|,[^,.:=\n$\d]{1,60},)?"
+    r"(?:\s{1,9}finale?\b)?(?:\s{1,9}(?:to|for|of|we|that)\b[^.,:=\n$\d]{1,60}?|,[^,.:=\n$\d]{1,50},)?"
     rf"(?:,?\s{{1,9}}{ADVERB}\b,?)?"
     r"\s{0,9}(?:[*_]{1,9}\s{0,9})?(?:\s{1,9}(?:is|are|must be|should be|would be|will be|est|es|ist|è|é|be)\b"
     r"|\s{1,9}(?P<doubt>might be|could be|may be|cannot be|can['’]t be|isn['’]t|is not|must not be|won['’]t be)\b|[:：=]|是|为|為|は|는|은)\s*:?",
     re.IGNORECASE,
 )
 FINAL = re.compile(r"\b(?:final|correct)\s{1,9}answer\b", re.IGNORECASE)
-HEADING = re.compile(r"^[^\S\n]*[#*_]*[^\S\n]*(?:the\s)?(?:final\s)?(?:answer|solution|result)[^\S\n]*[:：]?[*_#:]*[^\S\n]*\n+", re.IGNORECASE | re.MULTILINE)
-LABELLED = re.compile(r"(?:the\s)?(?:final\s)?(?:answer|solution|result)(?:\sis\b|\s*[:：]|\**$|\*\*)(?:\s*[:：])?", re.IGNORECASE)
+HEADING = re.compile(
+    r"^[^\S\n]*[#*_]*[^\S\n]*(?:the\s)?(?:final\s)?(?:answer|solution|result)[^\S\n]*[:：]?[*_#:]*[^\S\n]*\n+",
+    re.IGNORECASE | re.MULTILINE,
+)
+LABELLED = re.compile(
+    r"(?:the\s)?(?:final\s)?(?:answer|solution|result)(?:\sis\b|\s*[:：]|\**$|\*\*)(?:\s*[:：])?", re.IGNORECASE
+)
 OPTION = re.compile(r"(?:option |choice )?(?:\([A-J]\)|[A-J][.):])[.:]?\s+(?=\S)", re.IGNORECASE)
 WHICH_IS = re.compile(r",?\s(?:which|that) (?:is|are|equals?|gives?|makes?|comes to|leaves?)\s", re.IGNORECASE)
 NUMBERED = re.compile(r"\d{1,3}[.):]\s+\S")
 HASHES = re.compile(r"(?<!#)####(?!#)[^\S\n]*([^\n]*)")
-LOOSE = re.compile(r"solutions?|results?", re.IGNORECASE)  # which also begin other sentences than the one with the answer
+LOOSE = re.compile(
+    r"solutions?|results?", re.IGNORECASE
+)  # which also begin other sentences than the one with the answer
 DENIED = re.compile(r"(?:not|wrong|incorrect|false|unknown|undefined|none|nothing|never)\b", re.IGNORECASE)
 GUESSES = ("choice", "bare", "formula", "last_number")  # before these comes a box in fenced code
 MANY = 20  # statements of an answer, from the last one, that are looked at
-TAIL = re.compile(
-    r"I hope (?:it|this) is correct.*$|<\|[a-z_]+\|>.*$|<(?:/s|eos|end_of_turn)>.*$", re.IGNORECASE | re.DOTALL
-)
+TAIL = re.compile(r"I hope (?:it|this) is correct.*$", re.IGNORECASE | re.DOTALL)
 CHOICE = r"\(?\s*\*{0,2}([A-J])\*{0,2}\s*\)?"
 UNSURE = re.compile(
     r"\b(?:or|but|maybe|perhaps|either|possibly|not|wrong|incorrect|false|no|never|if|else|otherwise|except|unless|neither|nor)\b|n['’]t\b|\\ne",
@@ -48,7 +64,7 @@ UNSURE = re.compile(
 )
 DENIAL = re.compile(r"n['’]t\b|\bnot\b|\bcannot\b|\brather than\b|\binstead of\b|\bneither\b|\bnon\b", re.IGNORECASE)
 HEDGED = re.compile(r"\b(?:or|but|maybe|perhaps|either|possibly)\b", re.IGNORECASE)
-TAG = re.compile(r"<(answer|final_answer)>|\[ANSWER\]")
+TAG = re.compile(r"<final_answer>|\[ANSWER\]")
 QUOTED = re.compile(r"\"(?:final_)?answer\"\s*:\s*\"?((?:[^\"\\]|\\.)+?)\"?\s*[,}][^{}]*$", re.IGNORECASE)
 LABEL = re.compile(r"^A(?:ns(?:wer)?)?\s*[:：]\s*(?=\S)")
 LIMIT = 200_000  # characters at the end of a response that are looked at
@@ -60,7 +76,7 @@ def extract(response: str, ways: Sequence[str], kind: Kind | None = None) -> str
     A statement after the last box replaces it, and a heading or a phrase is the answer, only with an answer of the `kind`
     that is asked for.
     """
-    text = visible(response)
+    text = _judged(response)
     if text is None:
         return None
     outside = _outside(text)
@@ -75,20 +91,23 @@ def extract(response: str, ways: Sequence[str], kind: Kind | None = None) -> str
     return None if found is None else found.strip()
 
 
-def visible(response: str) -> str | None:
+def _judged(response: str) -> str | None:
     """The part of a response in which an answer may stand; None while it still thinks."""
-    if "</think>" in response:
-        response = response.rpartition("</think>")[2]
-    elif "<think>" in response:
+    text = visible(response)
+    if text is None:
         return None
-    response = TAIL.sub("", response[-LIMIT:]) if "I hope" in response or "<" in response else response[-LIMIT:]
-    return COMMENT.sub("", response) if "%" in response else response
+    text = TAIL.sub("", text[-LIMIT:]) if "I hope" in text else text[-LIMIT:]
+    return COMMENT.sub("", text) if "%" in text else text
 
 
 def _outside(text: str) -> str:
     """A text without its fenced code, or all of it where there is nothing else."""
-    outside = FENCE.sub("\n", text) if "```" in text else text
-    return outside if outside.strip() else text
+    blocks = fences(text) if "```" in text or "~~~" in text else []
+    ends = [0, *(block.end for block in blocks)]
+    outside = (
+        "\n".join(text[end : block.start] for end, block in zip(ends, blocks, strict=False)) + "\n" + text[ends[-1] :]
+    )
+    return outside if blocks and outside.strip() else text
 
 
 def _later_statement(text: str, box: str, kind: Kind | None) -> str | None:
@@ -120,7 +139,9 @@ def _after_hashes(text: str, kind: Kind | None) -> str | None:
             said = said[labelled.end() :].strip(" \t*_:")
             if not said:
                 return _statement(rest, kind)
-        if rest and (NUMBERED.match(said) or re.search(r"[^\W\d_]{3}", re.sub(r"\\[a-zA-Z]+|\$", " ", said)) and kind.fits("1")):
+        if rest and (
+            NUMBERED.match(said) or (re.search(r"[^\W\d_]{3}", re.sub(r"\\[a-zA-Z]+|\$", " ", said)) and kind.fits("1"))
+        ):
             continue
         if kind.fits(said):
             return said
@@ -130,15 +151,17 @@ def _after_hashes(text: str, kind: Kind | None) -> str | None:
 
 
 def _in_tags(text: str, kind: Kind | None) -> str | None:
+    if (tagged := answer_tag(text)) is not None:
+        return tagged
     starts = list(TAG.finditer(text))
     if not starts:
-        found = QUOTED.search(text)
+        found = QUOTED.search(text[-LONGEST:])
         return found[1] if found else None
-    begun = starts[-1]
-    if begun[1] is None:  # [ANSWER]
-        return text[begun.end() :].partition("[/ANSWER]")[0].strip().partition("\n")[0]
-    end = text.find(f"</{begun[1]}>", begun.end())
-    return text[begun.end() : end] if end >= 0 else ""
+    rest = text[starts[-1].end() :]
+    if starts[-1][0] == "[ANSWER]":
+        return rest.partition("[/ANSWER]")[0].strip().partition("\n")[0]
+    inside, end, _ = rest.partition("</final_answer>")
+    return inside if end else ""
 
 
 def _after_phrase(text: str, kind: Kind | None) -> str | None:
@@ -154,7 +177,9 @@ def _after_phrase(text: str, kind: Kind | None) -> str | None:
         said = _statement(rest, kind, directly=loose)
         if kind is None or kind.fits(said):
             return said
-        if (named := WHICH_IS.search(first_sentence(rest))) and kind.fits(again := stated(rest[named.end() :], directly=True)):
+        if (named := WHICH_IS.search(first_sentence(rest))) and kind.fits(
+            again := stated(rest[named.end() :], directly=True)
+        ):
             return again
         if not loose and (DOUBT.search(said) or not about_answers(said)):
             return said
@@ -229,7 +254,7 @@ def _formula(text: str, kind: Kind | None) -> str | None:
 
 
 def _last_number(text: str, kind: Kind | None) -> str | None:
-    masked, clause = concluding(text)
+    _, clause = concluding(text)
     numbers = [match[0] for match in NUMBER.finditer(clause)] or [match[0] for match in NUMBER.finditer(text[-5000:])]
     return numbers[-1].replace(" ", "") if numbers else None
 

@@ -60,14 +60,20 @@ CONSEQUENCE = re.compile(
 )
 # After a comma these may go on with the answer; any other word begins something else.
 CONTINUED = re.compile(
-    r"(?:and|or|but|if|unless|otherwise|when|where|for|with|either|maybe|perhaps|possibly|nor|except|et|ou|y|o|und|oder)\b", re.IGNORECASE
+    r"(?:and|or|but|if|unless|otherwise|when|where|for|with|either|maybe|perhaps|possibly|nor|except|et|ou|y|o|und|oder)\b",
+    re.IGNORECASE,
 )
 COMMA_WORD = re.compile(r"\s*[,，]\s*(?=[^\W\d_]{2})")
 HARMLESS_BUT = re.compile(r",? but\b(?P<rest>.*)", re.IGNORECASE | re.DOTALL)
 ASIDE = re.compile(r"\s+[(（](?=[^\W\d_]{2})([^()（）]*)[)）]")
-CONDITION = re.compile(r"\s*,?\s+(?:where|for|with)\b(?!.{0,60}(?:integer|real|\ball\b|\bany\b|\bevery\b|natural|\\in\b|∈))", re.IGNORECASE | re.DOTALL)
+CONDITION = re.compile(
+    r"\s*,?\s+(?:where|for|with)\b(?!.{0,60}(?:integer|real|\ball\b|\bany\b|\bevery\b|natural|\\in\b|∈))",
+    re.IGNORECASE | re.DOTALL,
+)
 SENTENCE_END = re.compile(r"(?<![A-Z\s])(?<!i\.e)(?<!e\.g)(?<!\bvs)[.!?](?=[\s*_\"”)]|$)|[。！？]|[.。]?\*\*")
-VERB = re.compile(r"\s(?:is|are|equals?|was|be|becomes|amounts? to|comes? to)\s(?!\s*(?:the|an?|our|also|what)\b)|:\s", re.IGNORECASE)
+VERB = re.compile(
+    r"\s(?:is|are|equals?|was|be|becomes|amounts? to|comes? to)\s(?!\s*(?:the|an?|our|also|what)\b)|:\s", re.IGNORECASE
+)
 ABOUT = re.compile(r"(?:approximately|about|roughly|around|nearly)\s+(?=[$\\-]?[\d.]*\.\d)", re.IGNORECASE)
 ONLY_BETWEEN = re.compile(r"[\s,;.]*(?:(?:and|et|y|und|e|和)[\s,;.]*)?", re.IGNORECASE)
 LEAD = re.compile(r"(?:that|the|an?|just|only|simply|equal to|given by|=|=>|→)\s+", re.IGNORECASE)
@@ -105,17 +111,27 @@ def first_sentence(text: str) -> str:
 
 def main_clause(sentence: str, further: bool = True) -> str:
     """A masked sentence without the clauses beside its main one, and `further`, without what goes on after it."""
-    sentence = ASIDE.sub(lambda m: m[0] if re.search(r"\b(?:or|also|alternatively|maybe|perhaps|either)\b", m[1]) else "", sentence)
+    sentence = ASIDE.sub(
+        lambda m: m[0] if re.search(r"\b(?:or|also|alternatively|maybe|perhaps|either)\b", m[1]) else "", sentence
+    )
     for pattern in (BESIDE, CONDITION, FURTHER) if further else (BESIDE,):
         cut = next((m.start() for m in pattern.finditer(sentence) if _says(sentence[: m.start()])), None)
         sentence = sentence if cut is None else sentence[:cut]
     for comma in COMMA_WORD.finditer(sentence):
         rest = sentence[comma.end() :]
-        if not CONTINUED.match(rest) and re.search(rf"\d|{MASK}", sentence[: comma.start()]) and not re.match(r"\w+\s*=", rest):
+        if (
+            not CONTINUED.match(rest)
+            and re.search(rf"\d|{MASK}", sentence[: comma.start()])
+            and not re.match(r"\w+\s*=", rest)
+        ):
             sentence = sentence[: comma.start()]
             break
     but = HARMLESS_BUT.search(sentence)
-    if but and _says(sentence[: but.start()]) and not re.search(rf"\d|{MASK}|\b(?:not|wrong|incorrect|maybe|perhaps|should|could|might)\b", but["rest"]):
+    if (
+        but
+        and _says(sentence[: but.start()])
+        and not re.search(rf"\d|{MASK}|\b(?:not|wrong|incorrect|maybe|perhaps|should|could|might)\b", but["rest"])
+    ):
         sentence = sentence[: but.start()]
     return sentence.strip()
 
@@ -139,7 +155,9 @@ def stated(rest: str, directly: bool = False) -> str:
     verb = list(VERB.finditer(clause))
     if verb and not re.search(r"\d", clause[: verb[-1].start()]):
         before = re.findall(MASK, clause[: verb[-1].start()])
-        if all(re.fullmatch(r"\\?[a-zA-Z]+(?:\([^()]*\))?(?:_\{?\w+\}?)?", masked.inside(one).strip()) for one in before):
+        if all(
+            re.fullmatch(r"\\?[a-zA-Z]+(?:\([^()]*\))?(?:_\{?\w+\}?)?", masked.inside(one).strip()) for one in before
+        ):
             clause = clause[verb[-1].end() :].strip()
     return answer_of(clause, masked)
 
@@ -149,7 +167,9 @@ REMARK = re.compile(
     r"|(?:note|notice|i|we (?:have|can) (?:check|verif)|let me|let us|hope|check|verif|thanks?|please|recall|remember|you)\b|\(",
     re.IGNORECASE,
 )
-CONCLUDES = re.compile(r"(?:therefore|thus|hence|so|consequently|in total|in all|altogether|in conclusion|finally)\b", re.IGNORECASE)
+CONCLUDES = re.compile(
+    r"(?:therefore|thus|hence|so|consequently|in total|in all|altogether|in conclusion|finally)\b", re.IGNORECASE
+)
 OPENING = re.compile(r"(?:since|as|because|if|given|after|when|with|for|of|by|from|in)\b[^,]{0,300},\s*", re.IGNORECASE)
 # What only says more about something in the sentence: numbers there are no answer where another one is.
 ADJUNCT = re.compile(
@@ -213,9 +233,10 @@ def answer_of(clause: str, masked: Masked) -> str:
         between = re.split(MASK, clause)
         if len(found) > 1 and all(ONLY_BETWEEN.fullmatch(part) for part in between[1:-1]):
             return ", ".join(masked.inside(one) for one in found)
-        numbers = NUMBER.search(between[0])
-        if not numbers:
-            return masked.inside(found[0] if between[0] == "" or len(found) == 1 else found[-1]) + _unit(between[1] if len(found) == 1 else "")
+        if not NUMBER.search(between[0]):
+            return masked.inside(found[0] if between[0] == "" or len(found) == 1 else found[-1]) + _unit(
+                between[1] if len(found) == 1 else ""
+            )
     numbers = list(NUMBER.finditer(clause))
     values = {match[0].replace(" ", "") for match in numbers}
     if not numbers or found or "\\" in clause.replace("\\$", "").replace("\\%", ""):
