@@ -1,21 +1,17 @@
-"""The databases a query is graded on: images in memory, and copies of them that lack some of the rows."""
+"""The databases a query is graded on, as images in memory, and what is known of their tables."""
 
 from __future__ import annotations
 
 import functools
-import itertools
-import random
 import re
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 MAX_DATABASE = 256 * 2**20  # bytes; a copy goes to the sandbox for every query
-SEEDS = 12  # perturbed copies without rows drawn at random that are tried until one changes the reference's result
-PARTS = ("upper", "lower", "drawn", "other")  # of a column's values: above its median, not above it, two drawn halves
-MAX_BY_VALUE = 24  # copies without the rows that have such a part of a column's values, which are tried next
+MAX_ROWS = 2000  # of a table that are looked at for its values
 SUFFIXES = ("", ".sqlite", ".sqlite3", ".db", ".sql")
 
 Cell = None | int | float | str | bytes
@@ -47,7 +43,11 @@ def find(database: str, directory: str) -> tuple[str, int]:
 
 @functools.lru_cache(32)
 def image_of(source: tuple[str, int]) -> bytes:
-    """The database as bytes, as SQLite's file format has them."""
+    """The database as bytes, as SQLite's file format has them.
+
+    Raises:
+        BadReferenceError: it cannot be read, or is too large.
+    """
     text, changed = source
     memory = sqlite3.connect(":memory:")
     try:
@@ -77,141 +77,146 @@ def image_of(source: tuple[str, int]) -> bytes:
     return bytes(image)
 
 
-def copies(image: bytes, reads: Sequence[tuple[str, str]]) -> Iterator[bytes]:
-    """Perturbed copies in the order in which they are tried, for queries that read these columns."""
-    for seed in range(SEEDS):
-        yield perturbed(image, seed)
-    # Of values that occur often some are left whichever rows are drawn, and so is what is asked of them: how many there
-    # are, which, or the largest.
-    connection = opened(image)
-    repeated = {
-        (table, values.name): values.distinct
-        for table in _layout(image)[0]
-        if any(table == other for other, _ in reads)
-        for values in _values(connection, table)
-        if len(values.distinct) > 1 and not values.unique
-    }
-    chosen = [pair for pair in dict.fromkeys(reads) if pair in repeated]
-    by_value = ((table, name, part) for part in PARTS for table, name in chosen)
-    for table, name, part in itertools.islice(by_value, MAX_BY_VALUE):
-        gone = _part(repeated[table, name], part)
-        rows = connection.execute(f"SELECT rowid, {_quoted(name)} FROM {_quoted(table)}").fetchall()
-        yield _smaller(image, {table: [row for row, value in rows if value in gone]})
-
-
-def _part(values: frozenset[Cell], part: str) -> frozenset[Cell]:
-    """Half of the values; never all of them."""
-    ordered = sorted(values, key=sort_key)
-    if part in ("drawn", "other"):
-        random.Random(0).shuffle(ordered)
-    middle = len(ordered) // 2
-    return frozenset(ordered[middle:] if part in ("upper", "other") else ordered[:middle])
-
-
-@functools.lru_cache(8)
-def _layout(image: bytes) -> tuple[list[str], list[tuple[str, str, str, str]]]:
-    """The tables from which rows can be taken, and the references between them."""
-    connection = opened(image)
-    tables = [
-        name
-        for name, text in connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table'").fetchall()
-        if not name.startswith("sqlite_") and not re.search(r"\bvirtual\b|without\s+rowid", text, re.IGNORECASE)
-    ]
-    return tables, _references(connection, tables)
-
-
-@functools.lru_cache(64)
-def perturbed(image: bytes, seed: int) -> bytes:
-    """The database without some of the rows, drawn, of some of its tables."""
-    connection = opened(image)
-    # The last two are the halves of one draw: whatever single row the reference is about, one of them lacks it.
-    halves = seed >= SEEDS - 2
-    draw = random.Random(0 if halves else seed + 1)
-    share = (0.3, 0.15, 0.0)[seed % 3]  # small tables that refer to each other are soon empty
-    gone: dict[str, list[int]] = {}
-    for table in _layout(image)[0]:
-        ids = [row[0] for row in connection.execute(f"SELECT rowid FROM {_quoted(table)}").fetchall()]
-        if halves:
-            draw.shuffle(ids)
-            gone[table] = ids[seed % 2 :: 2]
-        elif len(ids) > 1 and draw.random() < 0.6:
-            gone[table] = draw.sample(ids, max(1, int(len(ids) * share)))
-    return _smaller(image, gone)
-
-
-def _smaller(image: bytes, gone: Mapping[str, Sequence[int]]) -> bytes:
-    """The database without these rows of these tables, and without every row that referred to one of them.
-
-    Taking rows away keeps keys, checks and whatever else holds for every row; following references keeps joins as they
-    were. So a query that is right by the rules of the data is right here too.
-    """
-    connection = opened(image)
-    connection.execute("BEGIN")
-    for table, ids in gone.items():
-        connection.executemany(f"DELETE FROM {_quoted(table)} WHERE rowid = ?", [(i,) for i in ids])
-    deleted = 1
-    while deleted:
-        deleted = 0
-        for table, column, parent, key in _layout(image)[1]:
-            deleted += connection.execute(
-                f"DELETE FROM {_quoted(table)} WHERE {_quoted(column)} IS NOT NULL AND {_quoted(column)} NOT IN "
-                f"(SELECT {_quoted(key)} FROM {_quoted(parent)} WHERE {_quoted(key)} IS NOT NULL)"
-            ).rowcount
-    connection.execute("COMMIT")
-    smaller = connection.serialize()
-    connection.close()
-    return smaller
-
-
-def _references(connection: sqlite3.Connection, tables: Sequence[str]) -> list[tuple[str, str, str, str]]:
-    """(table, column, table, column) of every foreign key, declared or, for few declare them, seen in the data.
-
-    Seen: all values of the first occur in the second, which has no value twice, and they are text, or the name of one
-    column ends with that of the other.
-    """
-    declared: list[tuple[str, str, str, str]] = []
-    columns: list[tuple[str, _Values]] = []
-    for table in tables:
-        columns += [(table, values) for values in _values(connection, table)]
-        for row in connection.execute(f"PRAGMA foreign_key_list({_quoted(table)})").fetchall():
-            if row[2] in tables and row[4]:
-                declared.append((table, row[3], row[2], row[4]))
-    seen = [
-        (table, values.name, parent, keys.name)
-        for table, values in columns
-        for parent, keys in columns
-        if parent != table and keys.unique and values.distinct and values.distinct <= keys.distinct
-        if values.text
-        or values.name.lower().endswith(keys.name.lower())
-        or keys.name.lower().endswith(values.name.lower())
-    ]
-    return list(dict.fromkeys([*declared, *seen]))
+# ------------------------------------------------------------------------------------------------------ the tables
 
 
 @dataclass(frozen=True)
-class _Values:
-    """What a column holds besides NULL: its values, whether none of them occurs twice, and whether all are text."""
+class Column:
+    """A column, and the values that it holds besides NULL, each once."""
 
     name: str
-    distinct: frozenset[Cell]
-    unique: bool
-    text: bool
+    type: str
+    nullable: bool
+    has_null: bool
+    values: tuple[Cell, ...]
+    unique: bool  # none of them occurs twice
 
 
-def _values(connection: sqlite3.Connection, table: str) -> list[_Values]:
-    rows = connection.execute(f"SELECT * FROM {_quoted(table)}")
-    names = [column[0] for column in rows.description]
-    found = []
-    # An empty table has no columns here: nothing refers to it, and it refers to nothing.
-    for name, column in zip(names, zip(*rows.fetchall(), strict=True), strict=False):
-        values = [value for value in column if value is not None]
-        distinct = frozenset(values)
-        text = all(isinstance(value, str) for value in distinct)
-        found.append(_Values(name, distinct, len(distinct) == len(values), text))
-    return found
+@dataclass(frozen=True)
+class Table:
+    """A table; `keys` are the places of columns whose values together occur once."""
+
+    name: str
+    columns: tuple[Column, ...]
+    keys: tuple[tuple[int, ...], ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    script: str  # what creates it
+
+    def place(self, column: str) -> int | None:
+        return next((i for i, other in enumerate(self.columns) if other.name.lower() == column.lower()), None)
 
 
-def _quoted(name: str) -> str:
+@dataclass(frozen=True)
+class Link:
+    """A foreign key: the values in these columns of `table` are in those of `parent`."""
+
+    table: str
+    columns: tuple[int, ...]
+    parent: str
+    keys: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Schema:
+    """The tables by their names in lower case, the foreign keys between them, and what else the database is made of."""
+
+    tables: Mapping[str, Table]
+    links: tuple[Link, ...]
+    views: tuple[str, ...]
+
+
+@functools.lru_cache(16)
+def schema_of(image: bytes) -> Schema:
+    connection = opened(image)
+    objects = connection.execute("SELECT type, name, sql FROM sqlite_master").fetchall()
+    tables = {}
+    for kind, name, script in objects:
+        # What belongs to a virtual table is no table of its own, and neither can be filled as others are.
+        virtual = re.search(r"^\s*create\s+virtual\b", script or "", re.IGNORECASE)
+        if kind == "table" and not name.startswith("sqlite_") and not virtual:
+            tables[name.lower()] = _table(connection, name, script)
+    links = _links(connection, tables)
+    return Schema(tables, links, tuple(script for kind, _, script in objects if kind == "view"))
+
+
+def _table(connection: sqlite3.Connection, name: str, script: str) -> Table:
+    # Hidden: generated columns, which nobody fills.
+    described = [row for row in connection.execute(f"PRAGMA table_xinfo({quoted(name)})").fetchall() if row[6] == 0]
+    names = ", ".join(quoted(row[1]) for row in described)
+    # Text that is none in UTF-8 can be read, but not be written again.
+    connection.text_factory = lambda text: text.decode("utf-8", "replace")
+    rows = connection.execute(f"SELECT {names} FROM {quoted(name)} LIMIT {MAX_ROWS}").fetchall()
+    columns = []
+    for i, (_, column, declared, required, _, primary, _) in enumerate(described):
+        held = [row[i] for row in rows if row[i] is not None]
+        distinct = tuple(dict.fromkeys(held))
+        nullable = not required and not primary
+        columns.append(
+            Column(column, declared, nullable, len(held) < len(rows), distinct, len(distinct) == len(held) > 0)
+        )
+    places = {row[1]: i for i, row in enumerate(described)}
+    primary_key = tuple(places[row[1]] for row in sorted(described, key=lambda row: row[5]) if row[5])
+    keys = [primary_key] if primary_key else []
+    for _, index, unique, _, partial in connection.execute(f"PRAGMA index_list({quoted(name)})").fetchall():
+        indexed = [row[2] for row in connection.execute(f"PRAGMA index_info({quoted(index)})").fetchall()]
+        if unique and not partial and all(column in places for column in indexed):
+            keys.append(tuple(places[column] for column in indexed))
+    # Many declare no key; then it is the first column, when that looks like one.
+    if not keys and len(rows) > 1 and columns and columns[0].unique and not columns[0].has_null:
+        keys.append((0,))
+    return Table(name, tuple(columns), tuple(dict.fromkeys(keys)), tuple(rows), script)
+
+
+def _links(connection: sqlite3.Connection, tables: Mapping[str, Table]) -> tuple[Link, ...]:
+    """Every foreign key, declared or, for few declare them, seen in the data.
+
+    Seen: all values of a column occur in another table's key, and they are text, or the name of the one ends with that
+    of the other. Of several such keys it is the one whose name, with its table's, is most of the column's.
+    """
+    links = []
+    for table in tables.values():
+        declared: dict[int, list[tuple[Any, ...]]] = {}
+        for row in connection.execute(f"PRAGMA foreign_key_list({quoted(table.name)})").fetchall():
+            declared.setdefault(row[0], []).append(row)
+        for rows in declared.values():
+            parent = tables.get(rows[0][2].lower())
+            if parent is None:
+                continue
+            columns = [table.place(row[3]) for row in rows]
+            keys = [parent.place(row[4]) for row in rows] if rows[0][4] else list(parent.keys[0] if parent.keys else ())
+            if None not in columns and None not in keys and len(columns) == len(keys):
+                links.append(Link(table.name.lower(), tuple(columns), parent.name.lower(), tuple(keys)))  # type: ignore[arg-type]
+    taken = {(link.table, i) for link in links for i in link.columns}
+    for table in tables.values():
+        for i, column in enumerate(table.columns):
+            if (table.name.lower(), i) not in taken and column.values:
+                fitting = [
+                    (_likeness(column.name, parent, key.name), parent.name.lower(), j)
+                    for parent in tables.values()
+                    for j, key in enumerate(parent.columns)
+                    if parent is not table and (j,) in parent.keys and _refers(column, key)
+                ]
+                if fitting:
+                    _, name, j = max(fitting, key=lambda fit: fit[0])
+                    links.append(Link(table.name.lower(), (i,), name, (j,)))
+    return tuple(links)
+
+
+def _refers(column: Column, key: Column) -> bool:
+    name, other = column.name.lower(), key.name.lower()
+    if not (all(isinstance(value, str) for value in column.values) or name.endswith(other) or other.endswith(name)):
+        return False
+    # Two tables that both number their rows do not refer to each other.
+    own_number = name == other == "id" and column.unique
+    return not own_number and set(column.values) <= set(key.values)
+
+
+def _likeness(column: str, parent: Table, key: str) -> int:
+    name = column.lower()
+    return (name == key.lower()) + 2 * any(part in name for part in (parent.name.lower(), parent.name.lower()[:-1]))
+
+
+def quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
@@ -219,3 +224,33 @@ def sort_key(value: Cell) -> tuple[int, Any]:
     if value is None:
         return 0, 0
     return (1 if isinstance(value, int | float) else 2 if isinstance(value, str) else 3), value
+
+
+def image_with(schema: Schema, rows: Mapping[str, Sequence[Sequence[Cell]]]) -> bytes:
+    """The image of a database of this schema that holds these rows, in their order.
+
+    Tables are made without their keys where SQLite lets them be: the rows keep them already, and no index or row
+    number of SQLite's puts them in an order that nobody asked for.
+    """
+    connection = sqlite3.connect(":memory:", isolation_level=None)
+    connection.execute("PRAGMA page_size = 512")
+    connection.execute("BEGIN")
+    for name, table in schema.tables.items():
+        ordinary = not re.search(r"\bcollate\b|\bgenerated\b|\bas\s*\(|\bstrict\b", table.script, re.IGNORECASE)
+        columns = ", ".join(f"{quoted(column.name)} {column.type}" for column in table.columns)
+        try:
+            connection.execute(f"CREATE TABLE {quoted(table.name)} ({columns})" if ordinary else table.script)
+        except sqlite3.Error:  # a type that is no type
+            connection.execute(table.script)
+        if rows.get(name):
+            names = ", ".join(quoted(column.name) for column in table.columns)
+            places = ", ".join("?" * len(table.columns))
+            connection.executemany(
+                f"INSERT OR IGNORE INTO {quoted(table.name)} ({names}) VALUES ({places})", rows[name]
+            )
+    for view in schema.views:
+        connection.execute(view)
+    connection.execute("COMMIT")
+    image = connection.serialize()
+    connection.close()
+    return image
