@@ -14,7 +14,7 @@ from rlpost.config.data import SOURCE_KEYS
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # How long an example takes says more of the machine than of the code.
-hypothesis.settings.register_profile("rlpost", deadline=None)
+hypothesis.settings.register_profile("rlpost", deadline=None, max_examples=50)
 hypothesis.settings.load_profile("rlpost")
 
 ROOT = Path(__file__).parent.parent

@@ -14,6 +14,8 @@ from rlpost.objective import REFERENCES
 from rlpost.verify.registry import BUILT_IN, resolve
 from tests.conftest import tiny
 
+pytestmark = pytest.mark.usefixtures("shipped_verifiers_load")
+
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -1,6 +1,7 @@
 """A user's slips: each ends with 2 before anything starts, says the key, the value, the place and the fix, and leaves nothing.
 
-The same table goes through `plan` and `train`; what is said of a configuration is said of it by whichever reads it.
+The tables go through `train`, the last of them through every verb: what is said of a configuration is said of it by whichever
+reads it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from rlpost import cli, cluster
 from rlpost.config import parse
 from rlpost.config.other_names import OTHER_NAMES
 
+pytestmark = pytest.mark.usefixtures("shipped_verifiers_load")
 TINY = {
     "name": "x",
     "steps": 2,
@@ -211,23 +213,18 @@ ELSEWHERE: dict[str, tuple[str, list[str]]] = {
 }
 
 
-VERBS = ("plan", "train")
-
-
-@pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize("slip", FILES)
-def test_a_slip_in_a_file_is_refused(project, capsys, slip, verb):
+def test_a_slip_in_a_file_is_refused(project, capsys, slip):
     content, says = FILES[slip]
     (project / "y.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
-    said = refused(capsys, project, verb, "tiny.yaml", "y.yaml")
+    said = refused(capsys, project, "train", "tiny.yaml", "y.yaml")
     assert all(part in said for part in says), said
 
 
-@pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize("slip", OVERRIDES)
-def test_a_slip_in_an_override_is_refused(project, capsys, slip, verb):
+def test_a_slip_in_an_override_is_refused(project, capsys, slip):
     overrides, says = OVERRIDES[slip]
-    said = refused(capsys, project, verb, "tiny.yaml", *overrides)
+    said = refused(capsys, project, "train", "tiny.yaml", *overrides)
     assert all(part in said for part in says), said
 
 
@@ -470,12 +467,11 @@ INPUTS: dict[str, tuple[Callable[[Path], object], list[str], list[str]]] = {
 
 
 @pytest.mark.parametrize("slip", INPUTS)
-def test_a_slip_in_what_a_run_reads_or_writes_is_refused_by_plan_and_train_alike(project, capsys, slip):
+def test_a_slip_in_what_a_run_reads_or_writes_is_refused(project, capsys, slip):
     make, overrides, says = INPUTS[slip]
     make(project)
-    for verb in VERBS:
-        said = refused(capsys, project, verb, "tiny.yaml", *overrides)
-        assert all(part in said for part in says), said
+    said = refused(capsys, project, "train", "tiny.yaml", *overrides)
+    assert all(part in said for part in says), said
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:9", "127.0.0.1:99999", "[::1]:9"])
@@ -488,7 +484,7 @@ def test_a_cluster_that_does_not_answer_is_refused_by_the_key_it_came_from(proje
 
 @pytest.mark.parametrize("address", ["1.2.3.4", "http://127.0.0.1:8265", "host:port"])
 def test_an_address_that_is_none_is_refused_by_plan_too(project, capsys, address):
-    for verb in VERBS:
+    for verb in ("plan", "train"):
         said = refused(capsys, project, verb, "tiny.yaml", f"cluster.address='{address}'")
         assert f"cluster.address: {address!r} must be auto, HOST:PORT" in said
 

@@ -14,6 +14,9 @@ from rlpost.commands.travel import check_travels, imported_beside, pack
 from rlpost.config import load, split_arguments
 from tests.conftest import tiny
 
+pytestmark = pytest.mark.usefixtures("shipped_verifiers_load")
+
+
 NOWHERE = "http://127.0.0.1:9"  # discard: nothing listens there, and nothing may get so far as to ask
 
 

@@ -26,6 +26,8 @@ from rlpost.run.check import Checked
 from rlpost.stop import STOP
 from tests.conftest import tiny
 
+pytestmark = pytest.mark.usefixtures("shipped_verifiers_load")
+
 
 class StandInRun:
     """Counts steps. `script` is what goes otherwise: {"stop", "die", "refuse"}: where, by the name of an evaluation, a

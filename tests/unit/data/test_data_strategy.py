@@ -186,7 +186,7 @@ class World:
 
 @pytest.mark.parametrize("name", sorted(ALL))
 @given(count=st.integers(2, 12), seed=st.integers(-(2**40), 2**40), before=st.integers(0, 6))
-@settings(few, max_examples=25)
+@settings(few, max_examples=10)
 def test_a_resumed_strategy_goes_on_as_if_never_interrupted(name, general, count, seed, before):
     whole = World(name, general, count, seed)
     whole.strategy.prepare(whole.lab)

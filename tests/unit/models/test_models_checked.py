@@ -14,6 +14,8 @@ from rlpost.run.check import checked
 from tests.conftest import tiny
 from tests.tiny_models import edit, into_hub_cache, make, with_own_code, with_own_tokenizer
 
+pytestmark = pytest.mark.usefixtures("shipped_verifiers_load")
+
 
 def run_of(folder: Path | str, **changes: Any) -> Config:
     """A run without a warm-up that starts from a model on disk."""

@@ -97,7 +97,7 @@ def splits(draw):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=15, deadline=None, derandomize=True)
 @given(split=splits())
 def test_any_split_into_micro_batches_and_ranks_gives_the_same_gradient_and_metrics(mode, split):
     expected, metrics = whole(mode)

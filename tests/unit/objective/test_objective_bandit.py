@@ -1,6 +1,5 @@
 """A bandit learned through the whole objective: what a divergence on stored samples keeps, and plain GRPO does not."""
 
-import pytest
 import torch
 
 from rlpost.config import Objective as Settings
@@ -11,7 +10,7 @@ from rlpost.types import Sample
 
 ARMS, RIGHT = 5, (0, 1, 2)
 START = torch.tensor([1.0, 0.5, 0.0, 0.5, 0.5], dtype=torch.float64)
-GROUPS, SAMPLES, STEPS = 4, 8, 300
+GROUPS, SAMPLES, STEPS = 4, 8, 200
 
 
 def train(settings: dict, seed: int, rehearsal: bool) -> torch.Tensor:
@@ -74,9 +73,8 @@ def denominators(batch: Batch) -> dict[str, Denominators]:
 DPH = {"regularizers": [{"divergence": "forward_kl", "source": "rehearsal", "anchor": "cached", "coef": 0.5}]}
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_grpo_forgets_ways_to_be_right_that_a_forward_kl_on_stored_samples_keeps(seed):
-    grpo, dph = train({}, seed, rehearsal=False), train(DPH, seed, rehearsal=True)
+def test_grpo_forgets_ways_to_be_right_that_a_forward_kl_on_stored_samples_keeps():
+    grpo, dph = train({}, seed=0, rehearsal=False), train(DPH, seed=0, rehearsal=True)
     right = list(RIGHT)
     assert grpo[right].sum() > 0.9, "both learn what is right"
     assert dph[right].sum() > 0.9

@@ -65,7 +65,7 @@ def test_recovers_true_and_false_positive_rates_within_003_without_labels(seed, 
 @pytest.mark.parametrize("refine", [True, False], ids=["likelihood", "moments"])
 @pytest.mark.parametrize("balance", [0.1, 0.3, 0.8])
 def test_the_error_vanishes_as_rows_grow_at_any_balance(balance, refine):
-    rows = 200_000
+    rows = 60_000
     scores, _ = votes(4, balance, rows)
     model = fit(scores, np.arange(rows), names=NAMES, refine=refine)
     tpr, fpr = rates(model)
