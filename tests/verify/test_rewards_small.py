@@ -8,7 +8,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rewards import choice, exact, format, instructions, json_schema, language, length, overlong, regex, repetition
+from rewards import (
+    _instructions_own,
+    choice,
+    exact,
+    format,
+    instructions,
+    json_schema,
+    language,
+    length,
+    overlong,
+    regex,
+    repetition,
+)
 from rewards._patterns import compiled
 
 # ------------------------------------------------------------------------------------------------------------- length
@@ -387,38 +399,37 @@ def test_expressions_of_a_schema_take_linear_time():
 # ------------------------------------------------------------------------------------------------------- instructions
 
 FOLLOWED = [
-    ("length_constraints:number_words", {"count": 3}, "one two three", "one, two"),
-    ("length_constraints:number_words", {"num_words": 3, "relation": "less than"}, "one two", "one two three"),
-    ("length_constraints:number_sentences", {"count": 2, "relation": "exactly"}, "So, e.g. this. And that!", "Just this."),
-    ("length_constraints:number_sentences", {"count": 2, "relation": "exactly"}, "一。二。", "Pi is 3.14."),
-    ("length_constraints:number_paragraphs", {"num_paragraphs": 2}, "a\n\nb", "a\nb"),
-    ("length_constraints:number_paragraphs", {"count": 2, "separator": "***"}, "a\n***\nb", "a\n\nb"),
-    ("length_constraints:number_characters", {"count": 3, "relation": "at most"}, " abc ", "abcd"),
-    ("length_constraints:nth_paragraph_first_word", {"nth_paragraph": 2, "first_word": "then"}, "a\n\nThen b", "Then\n\na"),
-    ("keywords:existence", {"keywords": ["red", "blue sky"]}, "Red, a blue sky", "reddish blue sky"),
-    ("keywords:forbidden_words", {"forbidden_words": ["red"]}, "reddish", "It is red."),
-    ("keywords:frequency", {"keyword": "a", "frequency": 2, "relation": "exactly"}, "a b a", "a aa"),
-    ("keywords:letter_frequency", {"letter": "e", "let_frequency": 2, "let_relation": "at least"}, "Ee", "e"),
-    ("change_case:english_lowercase", {}, "all 3 small", "All small"),
-    ("change_case:english_capital", {}, "ALL 3", "ALl"),
-    ("change_case:capital_word_frequency", {"count": 1, "relation": "exactly"}, "I AM here", "I AM HERE"),
-    ("startend:start_checker", {"text": "Well,"}, " well, yes", "Yes, well,"),
-    ("startend:end_checker", {"end_phrase": "That is all."}, "So. That is all. ", "That is all. So."),
-    ("startend:quotation", {}, '"so"', 'so "so"'),
-    ("punctuation:no_comma", {}, "no such; thing", "a， b"),
-    ("punctuation:forbidden", {"characters": "!?"}, "calm.", "what?"),
-    ("detectable_format:number_bullet_lists", {"num_bullets": 2}, "* a\n- b", "* a\n**b**\n---"),
-    ("detectable_format:numbered_list", {"count": 2}, "1. a\n2) b", "1. a\n2.5 b"),
-    ("detectable_format:number_highlighted_sections", {"num_highlights": 2}, "*a* and **b**", "*a* and ** **"),
-    ("detectable_format:multiple_sections", {"section_spliter": "Part", "num_sections": 2}, "Part 1\na\nPart 2\nb", "Part 1"),
-    ("detectable_format:title", {}, "<<A title>>\nText", "<< >>\n<A title>"),
-    ("detectable_format:json_format", {}, '```json\n{"a": 1}\n```', "{a: 1}"),
-    ("detectable_format:constrained_response", {}, "My answer is no.", "My answer is no. Or yes."),
-    ("detectable_format:constrained_response", {"options": ["left", "right"]}, "Left", "left or right"),
-    ("detectable_content:postscript", {"postscript_marker": "P.S."}, "a\nP.S. b", "a P.S.\nP.S."),
-    ("detectable_content:number_placeholders", {"num_placeholders": 2}, "[name], [street]", "[name] []"),
-    ("combination:repeat_prompt", {"prompt_to_repeat": "Why?"}, "Why? So.", "Why?"),
-    ("combination:two_responses", {}, "a\n******\nb", "a\n******\na"),
+    ("rlpost:words", {"count": 3}, "one two three", "one, two"),
+    ("rlpost:words", {"count": 3, "relation": "less than"}, "one two", "one two three"),
+    ("rlpost:sentences", {"count": 2, "relation": "exactly"}, "So, e.g. this. And that!", "Just this."),
+    ("rlpost:sentences", {"count": 2, "relation": "exactly"}, "一。二。", "Pi is 3.14."),
+    ("rlpost:paragraphs", {"count": 2}, "a\n\nb", "a\nb"),
+    ("rlpost:paragraphs", {"count": 2, "separator": "***"}, "a\n***\nb", "a\n\nb"),
+    ("rlpost:characters", {"count": 3, "relation": "at most"}, " abc ", "abcd"),
+    ("rlpost:first_word", {"number": 2, "word": "then"}, "a\n\nThen b", "Then\n\na"),
+    ("rlpost:keywords", {"keywords": ["red", "blue sky"]}, "Red, a blue sky", "reddish blue sky"),
+    ("rlpost:forbidden_words", {"keywords": ["red"]}, "reddish", "It is red."),
+    ("rlpost:keyword_frequency", {"keyword": "a", "count": 2, "relation": "exactly"}, "a b a", "a aa"),
+    ("rlpost:letter_frequency", {"letter": "e", "count": 2, "relation": "at least"}, "Ee", "e"),
+    ("rlpost:lowercase", {}, "all 3 small", "All small"),
+    ("rlpost:uppercase", {}, "ALL 3", "ALl"),
+    ("rlpost:capital_words", {"count": 1, "relation": "exactly"}, "I AM here", "I AM HERE"),
+    ("rlpost:starts_with", {"text": "Well,"}, " well, yes", "Yes, well,"),
+    ("rlpost:ends_with", {"text": "That is all."}, "So. That is all. ", "That is all. So."),
+    ("rlpost:quotation", {}, '"so"', 'so "so"'),
+    ("rlpost:no_comma", {}, "no such; thing", "a， b"),
+    ("rlpost:forbidden_characters", {"characters": "!?"}, "calm.", "what?"),
+    ("rlpost:bullets", {"count": 2}, "* a\n- b", "* a\n**b**\n---"),
+    ("rlpost:numbered_list", {"count": 2}, "1. a\n2) b", "1. a\n2.5 b"),
+    ("rlpost:highlights", {"count": 2}, "*a* and **b**", "*a* and ** **"),
+    ("rlpost:sections", {"marker": "Part", "count": 2}, "Part 1\na\nPart 2\nb", "Part 1"),
+    ("rlpost:title", {}, "<<A title>>\nText", "<< >>\n<A title>"),
+    ("rlpost:json", {}, '```json\n{"a": 1}\n```', "{a: 1}"),
+    ("rlpost:one_of", {"options": ["left", "right"]}, "Left", "left or right"),
+    ("rlpost:postscript", {"marker": "P.S."}, "a\nP.S. b", "a P.S.\nP.S."),
+    ("rlpost:placeholders", {"count": 2}, "[name], [street]", "[name] []"),
+    ("rlpost:repeat_prompt", {"text": "Why?"}, "Why? So.", "Why?"),
+    ("rlpost:two_responses", {}, "a\n******\nb", "a\n******\na"),
 ]  # fmt: skip
 
 
@@ -431,23 +442,23 @@ def test_an_instruction_is_followed_or_not(name, args, followed, broken):
 
 
 def test_every_instruction_is_tried_above():
-    assert {name for name, *_ in FOLLOWED} == set(instructions.CHECKS)
-    assert all(name in instructions.verify.__doc__ for name in instructions.CHECKS)
+    assert {name for name, *_ in FOLLOWED} == set(_instructions_own.CHECKS)
+    assert all(name in instructions.verify.__doc__ for name in _instructions_own.CHECKS)
 
 
 def test_the_score_is_the_share_followed_or_all_or_nothing():
-    tasks = [{"id": "punctuation:no_comma"}, {"id": "change_case:english_lowercase"}]
+    tasks = [{"id": "rlpost:no_comma"}, {"id": "rlpost:lowercase"}]
     verdict = instructions.verify("<think>a, b</think>all small, here", tasks)
     assert verdict["score"] == 0.5
-    assert verdict["components"] == {"0:punctuation:no_comma": 0.0, "1:change_case:english_lowercase": 1.0}
-    assert verdict["details"] == {"not_followed": ["punctuation:no_comma"]}
+    assert verdict["components"] == {"0:rlpost:no_comma": 0.0, "1:rlpost:lowercase": 1.0}
+    assert verdict["details"] == {"not_followed": ["rlpost:no_comma"]}
     assert instructions.verify("all small, here", tasks, all_or_nothing=True)["score"] == 0.0
     assert instructions.verify("all small", [], instructions=tasks, all_or_nothing=True)["score"] == 1.0
     assert instructions.verify("<think>all small", tasks)["reason"] == "no_answer"
 
 
 def test_loosely_followed_is_without_the_first_or_last_line_or_asterisks():
-    tasks = [{"id": "startend:start_checker", "args": {"text": "So"}}]
+    tasks = [{"id": "rlpost:starts_with", "args": {"text": "So"}}]
     assert instructions.verify("Sure, here it is:\n**So** it was.", tasks)["score"] == 0.0
     assert instructions.verify("Sure, here it is:\n**So** it was.", tasks, strict=False)["score"] == 1.0
 
@@ -455,11 +466,11 @@ def test_loosely_followed_is_without_the_first_or_last_line_or_asterisks():
 @pytest.mark.parametrize(
     "tasks",
     [
-        None, [], "", "{", [{"id": "no:such"}], ["x"], [{"id": "keywords:existence"}],
-        [{"id": "keywords:existence", "args": {"keywords": []}}], [{"id": "keywords:existence", "args": {"keywords": [1]}}],
-        [{"id": "length_constraints:number_words", "args": {"count": "3"}}],
-        [{"id": "length_constraints:number_words", "args": {"count": 3, "relation": "about"}}],
-        [{"id": "punctuation:no_comma", "args": {"count": 3}}],
+        None, [], "", "{", [{"id": "no:such"}], ["x"], [{"id": "rlpost:keywords"}],
+        [{"id": "rlpost:keywords", "args": {"keywords": []}}], [{"id": "rlpost:keywords", "args": {"keywords": [1]}}],
+        [{"id": "rlpost:words", "args": {"count": "3"}}],
+        [{"id": "rlpost:words", "args": {"count": 3, "relation": "about"}}],
+        [{"id": "rlpost:no_comma", "args": {"count": 3}}],
     ],
 )  # fmt: skip
 def test_instructions_that_cannot_be_checked_are_the_references_fault(tasks):
