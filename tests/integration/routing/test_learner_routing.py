@@ -221,7 +221,7 @@ def test_an_exported_mixture_of_experts_is_the_one_that_was_learned(ray_cluster,
 
 def test_a_dense_model_cannot_be_asked_to_replay(ray_cluster, small_model):
     with pytest.raises(Exception, match="has no router to replay"):
-        group(replace(spec(small_model), path=str(small_model)), 1)
+        group(spec(small_model), 1)
 
 
 def test_packing_is_refused_where_a_model_does_not_keep_sequences_apart(ray_cluster, tmp_path):
