@@ -22,7 +22,7 @@ from rewards.maths.extract import EXTRACT, WAYS, from_prose
 from rewards.maths.extract import extract as find
 from rewards.maths.guards import symbolic_worth, too_large
 from rewards.maths.kinds import Kind
-from rewards.maths.normalise import normalise, words
+from rewards.maths.normalise import normalise, without_blanks, words
 from rewards.maths.reading import read
 from rewards.maths.values import Policy, Undecided
 
@@ -146,7 +146,7 @@ def _decision(found: str, expected: str, policy: Policy, seconds: float) -> dict
         return _wrong("no_answer")
     if len(answer) > MAX_LENGTH:
         return _wrong("too_large")
-    if answer.replace(" ", "") == expected.replace(" ", ""):
+    if without_blanks(answer) == without_blanks(expected):
         return {"score": 1.0}
     try:
         gold = None if too_large(expected) else read(expected)
@@ -268,6 +268,7 @@ WORD = re.compile(r"(?<!\\)(?<![a-zA-Z])[a-zA-Z]{3,}")
 QUOTED = re.compile(r"\\text\s*\{([^{}]*)\}")
 COMPUTED = {"text", "sqrt", "sin", "cos", "tan", "cot", "sec", "csc", "log", "exp", "lim", "max", "min", "det", "gcd", "lcm", "mod", "arcsin",
             "arccos", "arctan", "sinh", "cosh", "tanh", "pmatrix", "bmatrix", "matrix", "array", "cases", "left", "right"}  # fmt: skip
+PARTED = re.compile(r"\d\s+\d")  # 3 4 is no sum and no product
 CONTINUED = re.compile(r"\\(?:[lcv]?dots|[pb]?mod)(?![a-z])|\.\.\.")
 
 
@@ -279,6 +280,8 @@ def _says_more(answer: str, expected: str) -> bool:
     if any(re.search(r"\w", words(said)) and words(said) not in words(expected) for said in QUOTED.findall(answer)):
         return True
     if "'" in answer and "'" not in expected:
+        return True
+    if PARTED.search(answer) and not PARTED.search(expected):
         return True
     return bool(CONTINUED.search(answer)) and not CONTINUED.search(expected)
 

@@ -26,6 +26,8 @@ class Answer:
     percent: bool = False
     decimals: int | None = None  # digits after the point, for a decimal literal
     digits: int = 0  # significant digits, for a decimal literal
+    rounded: bool = False  # a decimal that is written as near the value: \approx 0.2, 0.33...
+    counted: bool = True  # the words after a number name a unit or what is counted
     items: tuple[Answer, ...] = ()
     brackets: str = ""
     pieces: tuple[tuple[Tree, Tree, bool, bool], ...] = ()  # of a region: low, high, whether each end belongs to it

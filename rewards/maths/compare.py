@@ -11,9 +11,10 @@ from fractions import Fraction
 from rewards.maths.answers import Answer
 from rewards.maths.evaluate import exact, mentions, proportional, substituted, symbols, values_equal
 from rewards.maths.expression import NotRead, TooLarge, Tree
-from rewards.maths.families import WHOLE, as_congruence, renamed, same_congruence, same_progression
-from rewards.maths.normalise import words
+from rewards.maths.families import WHOLE, as_congruence, free, renamed, same_congruence, same_progression
+from rewards.maths.normalise import without_blanks, words
 from rewards.maths.reading import read
+from rewards.maths.regions import solution
 from rewards.maths.values import (
     Policy,
     Undecided,
@@ -60,11 +61,18 @@ def _texts(gold: Answer, answer: Answer, policy: Policy) -> bool:
         return not region.pieces and other == "no solution"
     if CLOCK.fullmatch(gold.text) and CLOCK.fullmatch(answer.text):
         return same_time(a, b)
-    if a == b or a.replace(" ", "") == b.replace(" ", "") != "":
+    if a == b or without_blanks(a) == without_blanks(b) != "" or _named_together(a, b):
         return True
     return gold.kind == "text" and any(sentence_says(sentence, a) for sentence in answer.sides)
 
 
+def _named_together(a: str, b: str) -> bool:
+    """Bob and Alice are Alice, Bob."""
+    both = [sorted(part for part in TOGETHER.split(text) if part) for text in (a, b)]
+    return len(both[0]) > 1 and both[0] == both[1]
+
+
+TOGETHER = re.compile(r"\s*(?:,\s*and|,|;|&|\band)\s+")
 NO_SOLUTION = re.compile(r"^(?:there (?:is|are) )?no (?:real |integer )?solutions?$")
 
 
@@ -108,12 +116,18 @@ def _scalars(gold: Answer, answer: Answer, policy: Policy) -> bool:
     if len(answer.sides) > 1 and not consistent(answer):
         return False
     a, b = gold.tree, answer.tree
-    if gold.name and answer.name and gold.name != answer.name and symbols(a) | symbols(b):
-        if answer.name in symbols(a):  # y = 2x + 1 solved for x
+    if gold.name and answer.name and symbols(a) | symbols(b):
+        if gold.name != answer.name and answer.name in symbols(a):  # y = 2x + 1 solved for x
             return _equations(_as_relation(gold), _as_relation(answer))
-        f, g = (re.fullmatch(r"(\w)\((\w)\)", one.name.replace(" ", "")) for one in (gold, answer))
-        if f and g and f[1] == g[1]:  # f(x) = ... and f(t) = ...
+        f, g = (INDEXED.fullmatch(re.sub(r"[\s{}]", "", one.name)) for one in (gold, answer))
+        if f and g and f[1] == g[1] and f[2] != g[2]:  # f(x) = ... and f(t) = ..., a_n = ... and a_k = ...
+            if f[2] in symbols(b):
+                return False
             b = substituted(b, {g[2]: ("sym", f[2])})
+        elif (
+            gold.name == answer.name and len(symbols(a)) == len(symbols(b)) == 1 and symbols(a) | symbols(b) <= COUNTERS
+        ):
+            b = substituted(b, {next(iter(symbols(b))): ("sym", next(iter(symbols(a))))})  # x = 5k + 2 and x = 5n + 2
     if (gold.unit == "degree") != (answer.unit == "degree") and (mentions(a, "pi") or mentions(b, "pi")):
         a, b = (
             ("mul", tree, ("sym", "degree")) if one.unit == "degree" else tree for one, tree in ((gold, a), (answer, b))
@@ -130,6 +144,10 @@ def _scalars(gold: Answer, answer: Answer, policy: Policy) -> bool:
         if answer.percent and (value is None or abs(value) <= 1 or value.denominator != 1):
             return False  # 0.5 is not 0.5 %; of 10 and 10 % the sign is only a unit left out
     return numbers_equal(gold, answer, a, b, policy) or antiderivatives(a, b)
+
+
+COUNTERS = frozenset("jklmn")
+INDEXED = re.compile(r"(\w)[(_]([a-z])\)?")
 
 
 def _quantity(answer: Answer) -> Answer | None:
@@ -348,7 +366,16 @@ def _region_as_tuple(region: Answer) -> Answer | None:
     return Answer("tuple", region.text, items=_ends(region), brackets="(")
 
 
+INEQUALITY = re.compile(r"[<>]|\\[lg]e(?![a-z])")
+
+
 def _regions(gold: Answer, answer: Answer, policy: Policy) -> bool:
+    if (
+        answer.kind == "relation"
+        and INEQUALITY.search(gold.text)
+        and (solved := solution(answer, gold.name)) is not None
+    ):
+        answer = solved
     if answer.kind != "region":
         if answer.kind == "tuple" and answer.brackets in ("(", "["):
             answer = _tuple_region(answer)
@@ -452,7 +479,8 @@ def _equations(gold: Answer, answer: Answer) -> bool:
 
 
 def _congruences(gold: Answer, answer: Answer) -> bool:
-    a, b = as_congruence(gold), as_congruence(answer)
+    bare = _undeclared(answer, "Z") if answer.name else None
+    a, b = as_congruence(gold), as_congruence(bare or answer)
     try:
         return a is not None and b is not None and same_congruence(a, b)
     except TooLarge:
@@ -463,6 +491,8 @@ def _congruences(gold: Answer, answer: Answer) -> bool:
 
 def _families(gold: Answer, answer: Answer, policy: Policy) -> bool:
     """The same body for the same parameters, whatever these are called; over the integers, also counted from elsewhere."""
+    if gold.kind == "family" and gold.relation in WHOLE and (bare := _undeclared(answer, gold.relation)) is not None:
+        answer = bare
     if gold.kind != "family" or answer.kind != "family":
         one, other = (gold, answer) if gold.kind == "family" else (answer, gold)
         if one.relation not in WHOLE or other.kind in ("text", "cases"):
@@ -480,6 +510,19 @@ def _families(gold: Answer, answer: Answer, policy: Policy) -> bool:
         if len(names) == 1 and _progressions(body, given, names[0], (gold.relation, answer.relation)):
             return True
     return False
+
+
+def _undeclared(answer: Answer, domain: str) -> Answer | None:
+    """x = 5k + 2 as the family it is when k, which it does not introduce, is a whole number."""
+    letters = free(answer)
+    if (
+        answer.kind not in ("scalar", "list", "tuple", "set")
+        or answer.relation
+        or len(letters) != 1
+        or not letters <= set("jklmnpqrst")
+    ):
+        return None
+    return Answer("family", answer.text, items=(answer,), sides=tuple(letters), relation=domain, name=answer.name)
 
 
 def _same_domains(gold: Answer, answer: Answer, policy: Policy) -> bool:

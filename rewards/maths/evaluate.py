@@ -25,7 +25,7 @@ MAX_FACTORIAL = 3000
 MAX_TERMS = 2000
 MAX_MAGNITUDE = 10.0**7  # of the logarithm of a number
 # One context for each precision, never changed: what one answer does cannot reach the next.
-_CONTEXTS = {digits: mpmath.mp.clone() for digits in (DIGITS, 5 * DIGITS)}
+_CONTEXTS = {digits: mpmath.mp.clone() for digits in (DIGITS, 5 * DIGITS, 50 * DIGITS)}
 for _digits, _context in _CONTEXTS.items():
     _context.dps = _digits
 _LOCK = threading.RLock()  # mpmath's functions raise a context's precision while they run
@@ -454,9 +454,9 @@ def same(a: Tree, b: Tree) -> bool:
             return False
         agreed += 1
         if agreed == POINTS:
-            return True
+            break
     if agreed >= 3:
-        return True
+        return isinstance(left, Fraction) or isinstance(right, Fraction) or _closely_at_a_point(a, b, complex_numbers)
     raise NotRead("too few points to compare at")
 
 
@@ -470,10 +470,10 @@ def _coordinate(name: str, k: int) -> Fraction:
 def _constants_equal(a: Tree, b: Tree) -> bool:
     try:
         x, y = evaluate(a), evaluate(b)
-        if values_equal(x, y):
-            return True
         if isinstance(x, Fraction) and isinstance(y, Fraction):
-            return False
+            return x == y
+        if values_equal(x, y):
+            return _equal_closely(a, b, {})
         tiny = _CONTEXTS[DIGITS].mpf(10) ** (-DIGITS // 2)
         if abs(_mp(x, 5 * DIGITS) - _mp(y, 5 * DIGITS)) > tiny:
             return False
@@ -484,6 +484,29 @@ def _constants_equal(a: Tree, b: Tree) -> bool:
         return bool(abs(_mp(x, 5 * DIGITS) - _mp(y, 5 * DIGITS)) < _CONTEXTS[5 * DIGITS].mpf(10) ** (-4 * DIGITS))
     except Undefined:
         return False
+
+
+def _closely_at_a_point(a: Tree, b: Tree, complex_numbers: bool) -> bool:
+    point = {name: abs(_coordinate(name, 0)) for name in symbols(a) | symbols(b)}
+    try:
+        return _equal_closely(a, b, point, complex_numbers)
+    except Undefined:
+        return True
+
+
+def _equal_closely(a: Tree, b: Tree, point: Mapping[str, Value], complex_numbers: bool = True) -> bool:
+    """Whether two values that agree to 40 digits do so to many more: e^200 is not e^200 + 1, for all its 87 digits."""
+    for digits in (5 * DIGITS, 50 * DIGITS):
+        ctx = _CONTEXTS[digits]
+        x, y = (_mp(evaluate(tree, point, digits, complex_numbers), digits) for tree in (a, b))
+        size = max(abs(x), abs(y))
+        if ctx.isinf(size):
+            return bool(x == y)
+        if abs(x - y) > size * ctx.mpf(10) ** (20 - digits):
+            return False
+        if size < ctx.mpf(10) ** (digits // 2):
+            return True
+    return True
 
 
 def proportional(a: Tree, b: Tree) -> Fraction | Any | None:

@@ -123,7 +123,7 @@ def _made(head: str, letters: list[str], name: str, region: Answer | None, text:
         body = read(head)
     known = {parse(letter)[1] for letter in letters}
     if not known <= free(body):
-        return body if name in ("Z", "N") and not known & free(body) else None
+        return replace(body, relation=name) if name in ("Z", "N") and not known & free(body) else None
     if body.kind not in ("scalar", "list", "tuple", "matrix", "set"):
         return body if name in ("Z", "N") else None
     items = (body,) if region is None else (body, region)

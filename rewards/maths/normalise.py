@@ -229,6 +229,11 @@ def _macro(match: re.Match[str]) -> str:
     )
 
 
+def without_blanks(text: str) -> str:
+    """A text without its blanks but those that part two numbers: 1 1/2 is not 11/2."""
+    return re.sub(r"(?<![\d.]) +| +(?![\d.])", "", text)
+
+
 def words(text: str) -> str:
     """Text for comparison: no markup, case, articles, punctuation around it or space."""
     text = re.sub(r"\\(?:text|math[a-z]*|operatorname)\s*\{([^{}]*)\}", r" \1 ", text)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import re
+from dataclasses import replace
 from fractions import Fraction
 
 from rewards.maths.answers import (
@@ -37,8 +38,8 @@ from rewards.maths.regions import (
     united,
     without,
 )
-from rewards.maths.units import compound, split_unit
-from rewards.maths.wordings import CLOCK, SMALL, date, number
+from rewards.maths.units import compound, names_unit, split_unit
+from rewards.maths.wordings import CLOCK, SMALL, date, fraction, number
 
 NUMBER = re.compile(r"[-+]?\s*(?:\d+(\.\d*)?|(\.\d+))", re.ASCII)
 BASE = re.compile(
@@ -71,9 +72,18 @@ def read(text: str) -> Answer:
         raise TooLarge("depth") from error
 
 
+# A decimal that is said to be near: \approx 0.2, about 0.2, 0.33...
+NEAR = re.compile(
+    r"(?:\\approx(?![a-zA-Z])|\\sim(?![a-zA-Z])|\\text\s*\{\s*(?:about|approximately|roughly|around)\s*\}|(?:about|approximately|roughly|around)\b)"
+    r"\s*([-+]?\s*\d*\.\d+[^,;]*)|([-+]?\d*\.\d{1,3})\s*(?:\.{3}|\\(?:[lc]?dots|dotsc)(?![a-zA-Z]))\s*"
+)
+
+
 def _read(text: str, inside: bool = False) -> Answer:
     if not text:
         raise NotRead("empty")
+    if (near := NEAR.fullmatch(text)) is not None:
+        return replace(_read(near[1] or near[2]), rounded=True)
     text = _plain_form(text)
     text = _french(text)
     if (worded := _as_words(text)) is not None:
@@ -157,8 +167,9 @@ def _as_words(text: str) -> Answer | None:
     plain = re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text).strip()
     if (day := date(plain)) is not None:
         return Answer("text", day)
-    if (spelled := number(plain)) is not None:
-        return Answer("scalar", text, tree=("num", Fraction(spelled)))
+    spelled = number(plain)
+    if (value := fraction(plain) if spelled is None else Fraction(spelled)) is not None:
+        return Answer("scalar", text, tree=("num", value))
     if re.fullmatch(r"[A-Z](?:\s*(?:,|\\text\{\s*and\s*\}|\band\b)+\s*[A-Z])+", text):
         return None  # a list of letters
     wrapped = re.fullmatch(r"\(?\\text\{([^{}]*)\}\)?", text)
@@ -374,7 +385,7 @@ def _several(text: str) -> Answer | None:
             both = found[0]
             for region in found[1:]:
                 both = intersection(both, region, text)
-            if both.pieces:
+            if both.pieces or AND.search(text):  # of x < -1, x > 2 only alternatives can be meant
                 return both
         return united(found, text, "")
     items: list[Answer] = []
@@ -608,7 +619,7 @@ def _related(text: str) -> Answer | None:
             return _read(sides[0])
         named = _named(sides, text)
         if named is not None:
-            return named
+            return replace(named, rounded=True) if "~" in signs else named
     if len(sides) == 2 and signs[0] in FLIP:
         left, right = parse(sides[0]), parse(sides[1])
         return Answer("relation", text, tree=("add", left, ("neg", right)), relation=signs[0], sides=tuple(sides))
@@ -691,4 +702,7 @@ def _scalar(text: str) -> Answer:
         decimals = len(point)
         digits = len(re.sub(r"\D", "", body).lstrip("0"))
     tree = parse(body)
-    return Answer("scalar", text, tree=tree, unit=unit, percent=percent, decimals=decimals, digits=digits or 0)
+    counted = not unit or names_unit(text[len(body) :], one=body in ("1", "-1"))
+    return Answer(
+        "scalar", text, tree=tree, unit=unit, percent=percent, decimals=decimals, digits=digits or 0, counted=counted
+    )

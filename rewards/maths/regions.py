@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from fractions import Fraction
 
 from rewards.maths.answers import FLIP, MAX_ITEMS, NAME, Answer, relations, split
-from rewards.maths.evaluate import ordered
+from rewards.maths.evaluate import exact, linear, ordered, symbols
 from rewards.maths.expression import NotRead, TooLarge, Tree, parse
 
 INFINITY: Tree = ("inf",)
 MINUS_INFINITY: Tree = ("neg", ("inf",))
 INTERVAL = re.compile(r"([\[(])\s*(.*?)\s*([\])])", re.DOTALL)
 ALL_REAL = re.compile(r"\\mathbb\s*\{?R\}?|\(?\\text\{\s*(?:all )?reals?(?: numbers?)?\s*\}\)?|\\mathbf\s*\{?R\}?")
+
+
+# The positive, negative, not negative and not positive real numbers.
+HALF_LINE = re.compile(
+    r"\\mathbb\s*\{?R\}?\s*[\^_]\s*\{?\s*(?P<sign>[+-]|(?:[<>]=?|\\[lg]e)(?=\s*\{?0))\s*\{?0?\}?\s*\}?"
+)
 
 
 def interval_or_none(text: str) -> Answer | None:
@@ -23,6 +30,16 @@ def interval_or_none(text: str) -> Answer | None:
         text = text[1:-1].strip()
     if ALL_REAL.fullmatch(text):
         return Answer("region", text, pieces=((MINUS_INFINITY, INFINITY, False, False),))
+    if (half := HALF_LINE.fullmatch(text)) is not None:
+        sign = half["sign"]
+        zero: Tree = ("num", Fraction(0))
+        closed = "e" in sign or "=" in sign
+        piece = (
+            (MINUS_INFINITY, zero, False, closed)
+            if sign[0] in "-<" or sign.startswith("\\l")
+            else (zero, INFINITY, closed, False)
+        )
+        return Answer("region", text, pieces=(piece,))
     if text in ("\\emptyset", "\\{\\}", "\\{ \\}"):
         return Answer("region", text)
     match = INTERVAL.fullmatch(text)
@@ -129,6 +146,8 @@ def read_region(text: str) -> Answer | None:
         return region
     if found and re.search(r"\\infty|\binf(?:inity)?\b|\boo\b", text) and (region := interval_or_none(text)):
         return region
+    if HALF_LINE.fullmatch(text.strip()):
+        return interval_or_none(text)
     sides, signs = relations(text)
     if not signs or any(sign not in ("<", ">", "<=", ">=", "!=") for sign in signs):
         return None
@@ -165,11 +184,35 @@ def read_region(text: str) -> Answer | None:
         first, last = ends[0], ends[2]
         assert first is not None
         assert last is not None
-        if signs[0] in ("<", "<=") and signs[1] in ("<", "<="):
-            return interval_between(text, first, last, signs[0] == "<=", signs[1] == "<=", "relation")
         if signs[0] in (">", ">=") and signs[1] in (">", ">="):
-            return interval_between(text, last, first, signs[1] == ">=", signs[0] == ">=", "relation")
+            first, last, signs = last, first, [FLIP[signs[1]], FLIP[signs[0]]]
+        if signs[0] in ("<", "<=") and signs[1] in ("<", "<="):
+            between = interval_between(text, first, last, signs[0] == "<=", signs[1] == "<=", "relation")
+            return None if between is None else replace(between, name=name)
     return None
+
+
+def solution(relation: Answer, name: str) -> Answer | None:
+    """What a linear inequality in `name`, or a bound of its absolute value, says of it: 2x < 6, |x| < 3."""
+    if relation.relation not in ("<", ">", "<=", ">=") or relation.tree is None or len(relation.sides) != 2:
+        return None
+    (left, right), sign = relation.sides, relation.relation
+    names = symbols(relation.tree)
+    if not name and len(names) == 1:
+        name = next(iter(names))
+    if re.fullmatch(rf"\|\s*{re.escape(name)}\s*\|", right):
+        left, right, sign = right, left, FLIP[sign]
+    if re.fullmatch(rf"\|\s*{re.escape(name)}\s*\|", left):
+        if sign[0] == "<":
+            return read_region(f"-({right}) {sign} {name} {sign} {right}")
+        sides = [read_region(f"{name} {sign} {right}"), read_region(f"{name} {FLIP[sign]} -({right})")]
+        return united([side for side in sides if side is not None], relation.text, name)
+    parts = linear(relation.tree, name) if names == {name} else None
+    offset, step = (exact(part) for part in parts) if parts else (None, None)
+    if offset is None or not step:
+        return None
+    end = -offset / step
+    return read_region(f"{name} {sign if step > 0 else FLIP[sign]} {end}")
 
 
 def complement(region: Answer, text: str) -> Answer:

@@ -68,6 +68,38 @@ def split_unit(text: str) -> tuple[str, str, bool]:
     return text, "", False
 
 
+# Units, and words beside what is counted, that are no plurals; `ALIASES` has others.
+_NO_PLURALS = (
+    "n j w v a k c f pa kpa mpa hz khz mhz ghz ev kev mev db mol cal kcal wh kwh kw mw gb mb kb tb b bit byte nm um dm hm dl cl mpg rpm fps psi atm"
+    " bar ha acre yen won yuan baht rand rupee peso franc celsius fahrenheit kelvin newton joule watt volt ohm ampere hertz pascal mole stone"
+    " people men women children feet teeth mice geese sheep fish deer dice oxen cattle pence inch foot mile day week month year hour minute second"
+    " total altogether all left remaining each apiece old tall long wide high deep away ago overall apart thick heavy"
+)
+# Words that end like plurals, and make another number of the one before them or judge it.
+_NO_UNITS = (
+    "tens hundreds thousands millions billions trillions dozens halves thirds fourths fifths sixths sevenths eighths ninths tenths twelfths"
+    " hundredths thousandths times this is was as plus minus always perhaps thus yes"
+)
+SINGULAR, NO_UNITS = frozenset(_NO_PLURALS.split()), frozenset(_NO_UNITS.split())
+ENDS_NOUN = re.compile(
+    r"\b(?:of|per|in|on|at|for|from|to|with|and|that|who|which|after|before|by|each|a|an|the)\b|/|\^|\("
+)
+
+
+def names_unit(written: str, one: bool = False) -> bool:
+    """Whether the words after a number are a unit or what is counted, a plural unless it is `one`: not a verdict on it."""
+    words = re.sub(r"\\text\s*\{|[{}$\\]", " ", written).casefold().strip(" .,")
+    head = ENDS_NOUN.split(words, maxsplit=1)[0].split()
+    if not head:
+        return True
+    last = head[-1].strip(".,")
+    if last in NO_UNITS:
+        return False
+    if last in CANONICAL or last in SINGULAR or not last.isalpha() or canonical(last) in CANONICAL:
+        return True
+    return one or (last.endswith("s") and not last.endswith("ss"))
+
+
 def _unit_like(word: str) -> bool:
     """A plain word after a number that is a unit rather than a function or a product of variables."""
     from rewards.maths.expression import FUNCTIONS, NAMED

@@ -61,7 +61,7 @@ def numbers_equal(gold: Answer, answer: Answer, a: Tree, b: Tree, policy: Policy
             return not policy.simplified or _lowest_terms(b)
         if not policy.decimals:
             return False
-        return (gold.decimals is not None and _is_rounding(x, y, gold.decimals)) or (
+        return (gold.decimals is not None and _is_rounding(gold, x, y)) or (
             answer.decimals is not None and gold.decimals is None and x.denominator != 1 and _rounded(a, answer, y)
         )
     if trees_equal(a, b, policy):
@@ -74,7 +74,7 @@ def numbers_equal(gold: Answer, answer: Answer, a: Tree, b: Tree, policy: Policy
         except (NotRead, Undefined):
             return False
         real = value if isinstance(value, Fraction) else _fraction(value)
-        return real is not None and x is not None and _is_rounding(x, real, gold.decimals)
+        return real is not None and x is not None and _is_rounding(gold, x, real)
     return answer.decimals is not None and _rounded(a, answer, y)
 
 
@@ -91,11 +91,22 @@ def _fraction(value: Any) -> Fraction | None:
     return (-1) ** sign * Fraction(int(man)) * Fraction(2) ** exp
 
 
-def _is_rounding(gold: Fraction, value: Fraction, decimals: int) -> bool:
-    """`gold`, a decimal with so many digits, is `value` rounded: not when value is itself a decimal hardly longer."""
-    if abs(gold - value) * 2 > Fraction(1, 10**decimals):
+MIN_DIGITS = 3  # significant ones, of a decimal that is not said to be rounded
+
+
+def _is_rounding(gold: Answer, written: Fraction, value: Fraction) -> bool:
+    """A decimal reference is `value` rounded: not when value is itself a decimal hardly longer.
+
+    With fewer than three significant digits too many values round to it, unless it says that it is near: 0.2 is no
+    sixth, 33.3 is a third of 100, \\approx 0.2 is a sixth, and 0.66... two thirds, cut off.
+    """
+    if gold.decimals is None or (gold.digits < MIN_DIGITS and not gold.rounded):
         return False
-    return (value * 10 ** (decimals + 2)).denominator != 1
+    unit = Fraction(1, 10**gold.decimals)
+    cut_off = gold.rounded and 0 <= (value - written) * (1 if written > 0 else -1) < unit
+    if abs(written - value) * 2 > unit and not cut_off:
+        return False
+    return (value * 10 ** (gold.decimals + 2)).denominator != 1
 
 
 def _rounded(exact_tree: Tree, answer: Answer, value: Fraction | None = None) -> bool:
@@ -210,7 +221,9 @@ def _constant_apart(tree: Tree) -> tuple[Tree, str] | None:
 
 
 def units_agree(gold: Answer, answer: Answer, policy: Policy) -> bool:
-    """The same unit, or one of them left out."""
+    """The same unit, or one of them left out; words that name none are no unit."""
+    if not answer.counted and gold.unit != answer.unit:
+        return False
     if policy.units == "strict":
         return gold.unit == answer.unit and gold.percent == answer.percent
     if not gold.unit or not answer.unit or gold.unit == answer.unit:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 
 ONES = [
     "zero",
@@ -70,6 +71,35 @@ def number(text: str) -> int | None:
         else:
             return None
     return (-1 if negative else 1) * (total + group)
+
+
+PARTS = {
+    "half": 2,
+    "halve": 2,
+    "third": 3,
+    "fourth": 4,
+    "quarter": 4,
+    "fifth": 5,
+    "sixth": 6,
+    "seventh": 7,
+    "eighth": 8,
+    "ninth": 9,
+    "tenth": 10,
+}
+
+
+def fraction(text: str) -> Fraction | None:
+    """`one half`, `two-thirds`, `one and a half`; None when the words are no such number."""
+    parts = text.casefold().replace("-", " ").split()
+    denominator = PARTS.get(parts[-1]) or PARTS.get(parts[-1].removesuffix("s")) if len(parts) > 1 else None
+    if denominator is None:
+        return None
+    whole, joined, rest = " ".join(parts[:-1]).rpartition(" and ")
+    above = 1 if rest in ("a", "an") else number(rest)
+    if above is None or not 0 < above < denominator:
+        return None
+    before = number(whole) if joined else 0
+    return None if before is None else before + Fraction(above, denominator)
 
 
 def date(text: str) -> str | None:

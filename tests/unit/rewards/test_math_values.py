@@ -1,0 +1,163 @@
+"""Values: roundings, blanks, units, words, inequalities, and how closely two values must agree."""
+
+from __future__ import annotations
+
+import pytest
+
+from rewards.math_equivalence import check_reference, verify
+
+# reference: (answers that are it, answers that are not)
+ROWS = {
+    "x<3": (["2x<6", "6>2x", "-2x>-6"], ["2x<5", "2x>6", "-2x<-6"]),
+    r"x \ge 2": ([r"3x-6 \ge 0"], []),
+    "-3<x<3": (["|x|<3", "3>|x|"], ["|x|<4", r"|x| \le 3", "|x|>3"]),
+    r"-3 \le x \le 3": ([r"|x| \le 3"], []),
+    r"x<-3 \text{ or } x>3": (["|x|>3"], []),
+    r"(0,\infty)": ([r"\mathbb{R}^+", r"\mathbb{R}^{+}", r"\mathbb{R}_{>0}"], [r"\mathbb{R}", r"\mathbb{R}^-"]),
+    r"[0,\infty)": ([r"\mathbb{R}_{\ge 0}"], [r"\mathbb{R}^+"]),
+    r"(-\infty,0)": ([r"\mathbb{R}^-"], []),
+    "x>0": ([r"x \in \mathbb{R}^+"], []),
+    r"x \equiv 2 \pmod 5": (["x=5k+2"], ["x=5k+3"]),
+    r"x=5k+2, k \in \mathbb{Z}": (["x=5k+2"], []),
+    "x = 5k+2": (["x=5n+2"], []),
+    r"5k+2, k\in\mathbb{Z}": (["5n+2", "5k-3"], []),
+    r"\text{Alice, Bob}": (
+        [r"\text{Bob and Alice}"],
+        [r"\text{Bob or Alice}", r"\text{Bob and Carol}", r"\text{Alice}"],
+    ),
+    "Alice, Bob": (["Bob and Alice"], []),
+    r"\text{Alice and Bob}": ([r"\text{Bob}, \text{Alice}"], []),
+    r"\text{Alice, Bob, Carol}": ([r"\text{Carol, Alice, and Bob}"], []),
+    r"\frac12": ([r"\text{one half}", "one-half", "a half"], [r"\text{one third}", r"\text{two}"]),
+    r"\frac23": (["two thirds"], []),
+    r"\frac34": ([r"\text{three quarters}", r"\text{three fourths}"], []),
+    "1.5": (["one and a half"], []),
+    "a_n = 3n+1": (["a_k = 3k+1"], ["a_k = 3n+1", "a_k=3k+2"]),
+    "a_n=2^n": (["a_{m} = 2^{m}"], []),
+    r"x<-1 \text{ or } x>2": ([r"x<-1 \text{ or } x>2", "x<-1, x>2"], [r"x<-1 \text{ and } x>2", r"x<-1 \land x>2"]),
+    "1<x<3": ([r"x>1 \text{ and } x<3"], []),
+    "33.3": ([r"\frac{100}{3}"], []),
+    "3.14": ([r"\pi"], []),
+    r"\approx 0.2": ([r"\frac16"], [r"\frac14"]),
+    "0.333": ([r"\frac13"], []),
+    "0.33...": ([r"\frac13"], [r"\frac25"]),
+    r"x \approx 3.1": ([r"\pi"], []),
+    "0.2": ([r"\frac15", "0.20"], [r"\frac16"]),
+    r"\text{about } 3.1": ([r"\pi"], []),
+    "1.41": ([r"\sqrt2"], []),
+    "1000": (["1 000"], ["1 0 0 0"]),
+    "1234567": (["1 234 567"], []),
+    r"\frac{11}{2}": (["5 1/2"], [r"1 \frac12"]),
+    r"\frac94": (["2 1/4"], []),
+    "2 1/4": (["9/4"], ["21/4"]),
+    r"2\frac14": ([r"2 \frac{1}{4}"], []),
+    "x+1": (["x + 1"], []),
+    "5": (
+        [
+            r"5 \text{ clips}",
+            r"5 \text{ people}",
+            r"5 \text{ cm}",
+            r"5 \text{ square units}",
+            r"5 \text{ m/s}",
+            r"5 \text{ miles per hour}",
+            r"5 \text{ apples left}",
+            r"5 \text{ in total}",
+            r"5 \text{ more apples}",
+            r"5 \text{ children}",
+            r"5 \text{ kWh}",
+            r"5 \text{ units of area}",
+            r"5 \text{ dollars each}",
+            r"5 \text{ mph}",
+            r"5 \text{ yen}",
+            r"5 \text{ boys and girls}",
+            r"5 \text{ sides}",
+            r"5 \text{ ways}",
+            r"5 \text{ ordered pairs}",
+            r"5 \text{ squares}",
+            r"5 \text{ roots}",
+            r"5 \text{ quarters}",
+            r"5 \text{ N}",
+            r"5 \text{ J}",
+            r"5 \text{ kg}",
+            "5 dollars",
+            "5 apples",
+            r"5\ \text{units}^2",
+            r"5 \text{ cubic feet}",
+            r"5 \text{ students in the class}",
+            r"5 \text{ solutions}",
+            r"5\text{ Hz}",
+            r"5 \text{ per person}",
+            r"5 \text{ years old}",
+        ],
+        [
+            r"5 \text{ incorrect}",
+            r"5 \text{ tens}",
+            r"5 \text{ correct}",
+            "5 incorrect",
+            r"5 \text{ dozens}",
+            r"5 \text{ false}",
+            r"5 \text{ invalid}",
+            r"5 \text{ hundreds}",
+            r"5 \text{ impossible}",
+            r"5 \text{ guess}",
+            r"5 \text{ negative}",
+            r"5 \text{ unlikely}",
+            r"5 \text{ rejected}",
+            r"5 \text{ squared}",
+            r"5 \text{ th root}",
+            r"5 \text{ halves}",
+            r"5 \text{ millions}",
+            "5 tens",
+            r"5 \text{ undefined}",
+        ],
+    ),
+    "1": ([r"1 \text{ apple}"], []),
+    r"5 \text{ tens}": ([r"5 \text{ tens}"], []),
+    "e^{200}+1": (["1+e^{200}"], ["e^{200}"]),
+    r"\sqrt{8}": ([r"2\sqrt2"], []),
+    "e^{500}": (["e^{250}e^{250}"], ["e^{500}+1"]),
+    "2": ([], [r"\text{one half}"]),
+    "a_n=3n+1": ([], ["b_n=3n+2"]),
+    r"(-\infty,-1)\cup(2,\infty)": ([], [r"x<-1 \text{ and } x>2"]),
+    "0.5": ([], [r"\frac{6}{13}", "0. 5 1"]),
+    "3.1": ([], [r"\pi"]),
+    "1.4": ([], [r"\sqrt2"]),
+    "0.33": ([], [r"\frac13"]),
+    "0.67": ([], [r"\frac23"]),
+    "0.3": ([], [r"\frac13"]),
+    "0.05": ([], [r"\frac{1}{21}"]),
+    "12.5": ([], ["12.45"]),
+    "11/2": ([], ["1 1/2"]),
+    "21/4": ([], ["2 1/4"]),
+    "34": ([], ["3 4"]),
+    "12": ([], ["3 4"]),
+    "123": ([], ["12 3"]),
+    "7": ([], ["3 4"]),
+    "3 4": ([], ["34"]),
+    "x_{12}": ([], ["x_{1 2}"]),
+    "2^{10}": ([], ["2^{1} 0"]),
+    "25": ([], ["2 5"]),
+    "1/23": ([], ["1/2 3"]),
+    "e^{200}": ([], ["e^{200}+1"]),
+    r"\pi": ([], [r"\pi+10^{-50}"]),
+    "10^{50}": ([], [r"\sqrt{10^{100}+1}"]),
+    r"\pi \cdot 10^{60}": ([], [r"\pi \cdot 10^{60}+1"]),
+    "e^{200}x": ([], ["e^{200}x+x"]),
+    r"\sinh 100": ([], [r"\frac{e^{100}}{2}"]),
+}
+PAIRS = [
+    (reference, answer, score)
+    for reference, both in ROWS.items()
+    for score, side in zip((1.0, 0.0), both, strict=True)
+    for answer in side
+]
+
+
+@pytest.mark.parametrize(("reference", "answer", "score"), PAIRS)
+def test_what_is_the_reference_and_what_only_comes_near(reference, answer, score):
+    assert verify(rf"So \boxed{{{answer}}}.", reference)["score"] == score
+
+
+@pytest.mark.parametrize("reference", ROWS)
+def test_the_references_can_be_read(reference):
+    assert check_reference(reference) is None
