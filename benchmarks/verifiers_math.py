@@ -3,7 +3,8 @@
 Rows are objects with `gold`, `label` (1: equivalent) and `response`, or `pred`: then the response is
 `The final answer is $\\boxed{pred}$.` (`gold_bare` and `pred_bare`, answers already extracted, are preferred where a row
 has them; such a file is also run raw, as written). `policy` names a convention on which graders may differ: those rows
-are counted apart.
+are counted apart. Responses without a box are made by `verifiers_unboxed.py`, in the half that rules were written with
+and the half that was held out.
 
     python verifiers_math.py GRADER      one side: {"response", "gold"} a line in, {"score", "seconds", "cpu"} a line out
 """
@@ -198,6 +199,8 @@ def _line(pipe: IO[bytes], seconds: float) -> bytes:
 
 def load(folder: Path, limit: int | None) -> dict[str, list[dict[str, Any]]]:
     """Rows by the name of their file; suites twice, with extracted answers and raw."""
+    import verifiers_unboxed  # not in a side's process, which does not look in this folder
+
     sets: dict[str, list[dict[str, Any]]] = {}
     for file in sorted(folder.rglob("*.jsonl")):
         with file.open(encoding="utf-8") as lines:  # not splitlines(), which also cuts at U+2028 within a text
@@ -214,6 +217,10 @@ def load(folder: Path, limit: int | None) -> dict[str, list[dict[str, Any]]]:
         raise SystemExit(
             f"{folder} has no labelled rows, also in its folders: *.jsonl with gold, label, and pred or response"
         )
+    for half in verifiers_unboxed.HALVES:
+        made = [row for row in verifiers_unboxed.rows() if row["half"] == half]
+        made = made if limit is None else made[:: math.ceil(len(made) / limit)]
+        sets[f"unboxed, {half.replace('_', ' ')}"] = [_row(row) for row in made]
     sets["adversarial"] = [
         {
             "id": f"adversarial/{k}",

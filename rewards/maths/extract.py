@@ -34,22 +34,23 @@ PHRASE = re.compile(
     r"|答案|答え|정답|답|الجواب|ответ)"
     r"(?:\s{1,9}finale?\b)?(?:\s{1,9}(?:to|for|of|we|that)\b[^.,:=\n$\d]{1,60}?|,[^,.:=\n$\d]{1,50},)?"
     rf"(?:,?\s{{1,9}}{ADVERB}\b,?)?"
-    r"\s{0,9}(?:[*_]{1,9}\s{0,9})?(?:\s{1,9}(?:is|are|must be|should be|would be|will be|est|es|ist|è|é|be)\b"
-    r"|\s{1,9}(?P<doubt>might be|could be|may be|cannot be|can['’]t be|isn['’]t|is not|must not be|won['’]t be)\b|[:：=]|是|为|為|は|는|은)\s*:?",
+    r"\s{0,9}(?:[*_]{1,9}\s{0,9})?(?:\s{1,9}(?:is|are(?!\s+(?:looking|asked|after|seeking|given))|must be|should be|would be|will be|est|es|ist|è|é|be)\b"
+    r"|\s{1,9}(?P<doubt>might be|could be|may be|cannot be|can['’]t be|isn['’]t|is not|must not be|won['’]t be)\b|[:：=]|是|为|為|は|는|은)[^\S\n]{0,9}:?",
     re.IGNORECASE,
 )
 FINAL = re.compile(r"\b(?:final|correct)\s{1,9}answer\b", re.IGNORECASE)
 HEADING = re.compile(
-    r"^[^\S\n]*[#*_]*[^\S\n]*(?:the\s)?(?:final\s)?(?:answer|solution|result)[^\S\n]*[:：]?[*_#:]*[^\S\n]*\n+",
+    r"^[^\S\n]{0,3}[#*_]{0,9}[^\S\n]{0,3}(?:the\s)?(?:final\s)?(?:answer|solution|result)[^\S\n]{0,3}[:：]?[*_#:]{0,9}[^\S\n]{0,3}\n",
     re.IGNORECASE | re.MULTILINE,
 )
+BULLET = re.compile(r"^[\s*:]{0,9}\n\s{0,9}[-•]\s+(?=\S)")
 LABELLED = re.compile(
     r"(?:the\s)?(?:final\s)?(?:answer|solution|result)(?:\sis\b|\s*[:：]|\**$|\*\*)(?:\s*[:：])?", re.IGNORECASE
 )
 OPTION = re.compile(r"(?:option |choice )?(?:\([A-J]\)|[A-J][.):])[.:]?\s+(?=\S)", re.IGNORECASE)
 WHICH_IS = re.compile(r",?\s(?:which|that) (?:is|are|equals?|gives?|makes?|comes to|leaves?)\s", re.IGNORECASE)
 NUMBERED = re.compile(r"\d{1,3}[.):]\s+\S")
-HASHES = re.compile(r"(?<!#)####(?!#)[^\S\n]*([^\n]*)")
+HASHES = re.compile(r"(?<!#)####(?!#)([^\n]*)")
 LOOSE = re.compile(
     r"solutions?|results?", re.IGNORECASE
 )  # which also begin other sentences than the one with the answer
@@ -188,7 +189,7 @@ def _after_phrase(text: str, kind: Kind | None) -> str | None:
 
 def _statement(rest: str, kind: Kind | None, directly: bool = False) -> str:
     """The answer at the beginning of a text: a display, a choice, or what its first sentence states."""
-    rest = rest[:LONGEST].strip(" \t:*\n_")
+    rest = BULLET.sub("", rest[:LONGEST], count=1).strip(" \t:*\n_")
     if (adverbs := LEADING.match(rest)) is not None and adverbs.end() < len(rest):
         rest = rest[adverbs.end() :].strip(" \t:*\n_")
     if (
@@ -277,7 +278,8 @@ def from_prose(text: str, choices: bool) -> str | None:
     numbers = list(NUMBER.finditer(text)) or list(re.finditer(r"\d+", text))
     if numbers and (BEFORE.search(text[: numbers[-1].start()]) or AFTER.match(text[numbers[-1].end() :])):
         return None
-    unsure = UNSURE.search(text) or DOUBT.search(text)
+    several = len({number[0].replace(" ", "") for number in numbers}) > 1 and "=" not in text
+    unsure = several or UNSURE.search(text) or DOUBT.search(text)
     for way in ("phrase", "choice") if unsure else ("phrase", "choice", "formula", "last_number"):
         found = WAYS[way](text, None) if choices or way != "choice" else None
         if found:

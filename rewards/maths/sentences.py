@@ -37,19 +37,20 @@ DOUBT = re.compile(
     re.IGNORECASE,
 )
 _OPENS = (
-    r"which|who|whose|since|because|while|whereas|although|though|given(?: that)?|once|rather than|instead of|obtained|found|i\.e\.|that is"
+    r"which|who|whose|since|because|while|whereas|although|though|given(?: that)?|once|rather than|instead of|obtained|found|i\.e|that is"
     r"|or equivalently|compared (?:to|with)|due to|thanks to|by \w+ing|using|car|puisque|parce que|porque|ya que|pues|weil|denn|da|perché|poiché|so dass"
 )
 # A clause of its own: what follows a word that opens one, a dash, or a semicolon.
 BESIDE = re.compile(
     rf"(?:\s*[,;]\s*|\s+)(?:{_OPENS})\b|\s*[,，;；]\s*(?:因为|由于|即|поскольку|потому|так как|なぜなら)"
     r"|\s*,\s*as\b|\s+as\s+(?:we|it|the|is|was|required|desired|expected|claimed|shown|stated|calculated|computed|found|above|before|there|this|that|a result)\b"
-    r"|,?\s+(?:and )?not\s+(?=[\ue000-\uf8ff\d\\$-])|\s+[-–—]{1,3}\s+(?=[^\W\d_]{2})|\s*[;；]\s",
+    r"|(?<=[\ue000-\uf8ff\d]):\s+|,\s+\S+\s+of (?:them|which|whom|these|those)\b|,? if I(?: a|['’])m not (?:mistaken|wrong)"
+    r"|,?\s+(?:and )?not\s+(?=[\ue000-\uf8ff\d\\$-])|(?:\s+[-–—]{1,3}\s+|\s*—\s*)(?=[^\W\d_]{2})|\s*[;；]\s",
     re.IGNORECASE,
 )
 # After a stated answer these only go on; elsewhere what follows is what the sentence is about.
 FURTHER = re.compile(
-    r"(?:\s*[,;]\s*|\s+)(?:so(?: that)?|after|before|meaning|making|leaving|as [\ue000-\uf8ff\d])\b|\s*[,，;；]\s*(?:所以|因此)"
+    r"(?:\s*[,;]\s*|\s+)(?:so(?: that)?|after|before|meaning|making|leaving|(?:when|once) (?:we|you|one)|as(?=\s[\ue000-\uf8ff\d]))\b|\s*[,，;；]\s*(?:所以|因此)"
     r"|,?\s+and (?=(?:this|that|it|we|so|the|he|she|they|you)\b)",
     re.IGNORECASE,
 )
@@ -78,6 +79,8 @@ ABOUT = re.compile(r"(?:approximately|about|roughly|around|nearly)\s+(?=[$\\-]?[
 ONLY_BETWEEN = re.compile(r"[\s,;.]*(?:(?:and|et|y|und|e|和)[\s,;.]*)?", re.IGNORECASE)
 LEAD = re.compile(r"(?:that|the|an?|just|only|simply|equal to|given by|=|=>|→)\s+", re.IGNORECASE)
 KNOWN_UNIT = re.compile(r"\s*(?:\\?%|[^\W\d_]+(?:\s?(?:/|per)\s?[a-z]+)?)\s*\.?", re.IGNORECASE)
+INSERTED = re.compile(r"^,\s[^,\d]{1,40},\s*")
+COPULA_AFTER = re.compile(r"(?<=[\d\ue000-\uf8ff])(?:입니다|이다|です|だ)$")
 MASK = "[\ue000-\uf8ff]"
 
 
@@ -86,7 +89,8 @@ class Masked:
 
     def __init__(self, text: str) -> None:
         self.formulas: list[str] = []
-        self.text = FORMULA.sub(self._mask, re.sub(MASK, "", text[:LONGEST]))
+        plain = re.sub(r"[^\S\n]{2,}", " ", re.sub(MASK, "", text[:LONGEST]))
+        self.text = FORMULA.sub(self._mask, plain)
 
     def _mask(self, match: re.Match[str]) -> str:
         self.formulas.append(match[0])
@@ -147,6 +151,7 @@ def stated(rest: str, directly: bool = False) -> str:
     """
     masked = Masked(rest)
     clause = main_clause(first_sentence(masked.text))
+    clause = COPULA_AFTER.sub("", INSERTED.sub("", clause, count=1), count=1)
     if DOUBT.search(clause):
         return masked.restored(clause)
     clause = ABOUT.sub("", clause, count=1)
@@ -174,7 +179,8 @@ OPENING = re.compile(r"(?:since|as|because|if|given|after|when|with|for|of|by|fr
 # What only says more about something in the sentence: numbers there are no answer where another one is.
 ADJUNCT = re.compile(
     r"\b(?:(?:less|more|greater|fewer|smaller|larger|higher|lower|older|younger|longer|shorter) than|between|that (?:are|is|have|has|will|can|were|was)"
-    r"|such that|compared (?:to|with)|divisible by|out of|away from|away by)\b.*",
+    r"|such that|compared (?:to|with)|divisible by|out of|away from|away by"
+    r"|(?:in|for|over|per|during|within|across) (?:(?:the|these|those|all|her|his|their|first|last) ){0,2}[\d\ue000-\uf8ff]+ [a-z]+)\b.*",
     re.IGNORECASE | re.DOTALL,
 )
 
@@ -204,7 +210,7 @@ def concluding(text: str) -> tuple[Masked, str]:
     clause = main_clause(chosen, further=False)
     clause = clause if re.search(rf"\d|{MASK}", clause) else chosen
     adjunct = ADJUNCT.search(clause)
-    if adjunct and re.search(rf"\d|{MASK}", clause[: adjunct.start()]):
+    if adjunct and "=" not in adjunct[0] and re.search(rf"\d|{MASK}", clause[: adjunct.start()]):
         clause = clause[: adjunct.start()]
     return masked, clause
 

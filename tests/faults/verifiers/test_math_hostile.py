@@ -370,7 +370,7 @@ def test_b11_boxes_in_odd_shapes_are_read():
     [
         r"<think>\boxed{3}</think> I give up.",
         r"<think>\boxed{3}",
-        "```\n\\boxed{3}\n```\nNo answer here.",
+        "```\n\\boxed{3}\n```\nThe answer is 4.",
         "% \\boxed{3}\nNo answer here.",
     ],
 )
