@@ -247,11 +247,14 @@ def doctor() -> None:
 
 
 @app.command(name="list")
-def list_(what: Annotated[str, typer.Argument(metavar="methods|verifiers|tasks")]) -> None:
+def list_(
+    what: Annotated[str, typer.Argument(metavar="methods|verifiers|tasks")],
+    long: Annotated[bool, typer.Option(help="Of verifiers: rules, parameters, what is unverified, and cost.")] = False,
+) -> None:
     """Names that a configuration may use."""
     from rlpost.commands.listing import show
 
-    raise typer.Exit(show(what))
+    raise typer.Exit(show(what, long))
 
 
 def _version(wanted: bool) -> None:

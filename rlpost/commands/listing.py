@@ -29,15 +29,25 @@ ROLES = (
 )
 
 
-def show(what: str) -> int:
-    """Print names, one a line; of methods their files with what they are, then the entries of each role."""
+def show(what: str, long: bool = False) -> int:
+    """Print names, one a line; of methods their files with what they are, then the entries of each role.
+
+    Args:
+        long: of verifiers, what each is, too.
+    """
+    if long and what != "verifiers":
+        raise ConfigError(f"rlpost list {what} --long: only verifiers have a long list")
     if what == "methods":
         _show_files(METHODS)
         for role, names in ROLES:
             print(f"{role}: {', '.join(names)}")
     elif what == "verifiers":
-        for name in config.VERIFIERS:
-            print(name)
+        if long:
+            from rlpost.commands.verifiers import described
+
+            print("\n\n".join(map(described, config.VERIFIERS)))
+        else:
+            print("\n".join(config.VERIFIERS))
         for entry in entry_points(group="rlpost.verifiers"):
             print(f"{entry.name} ({entry.value})")
     elif what == "tasks":

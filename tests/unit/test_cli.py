@@ -31,6 +31,7 @@ def test_help_and_version_are_done(capsys):
         (["eval", "nowhere", "--k", "4", "--samples", "2"], "must be at least the largest --k 4"),
         (["export", "nowhere", "--to", "somewhere", "--check", "maybe"], "--check 'maybe' must be"),
         (["list", "everything"], "must be methods, verifiers or tasks"),
+        (["list", "tasks", "--long"], "only verifiers have a long list"),
     ],
 )
 def test_wrong_usage_is_exit_2_with_the_reason(capsys, arguments, says):
