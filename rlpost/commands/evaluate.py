@@ -83,6 +83,7 @@ def run(request: Request) -> int:
 
     from rlpost.learner.merge import merge_adapter
     from rlpost.run.adapters import saved_adapter
+    from rlpost.run.failed import starting
     from rlpost.run.start import Engines
 
     own = config.test_sets if on == "test" and request.max_tokens is None else {}
@@ -104,7 +105,8 @@ def run(request: Request) -> int:
 
         engines = Engines(config, base, cluster.place(config), longest, merged)
         stack.callback(engines.shutdown)
-        engines.ready()
+        with starting("the engines", config, "rollout", "model"):
+            engines.ready()
         fleet = engines.fleet
         if fleet.spec.adapters is not None:
             fleet.load_adapters(*saved_adapter(Path(model), fleet.dtype, version=1), version=1)

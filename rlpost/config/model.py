@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -41,7 +42,7 @@ class Lora(Section):
     log-probs must be those of the policy that the engines serve.
     """
 
-    rank: int = Field(16, gt=0)
+    rank: int = Field(16, gt=0, le=4096)
     alpha: float = Field(32, gt=0, description="an update is scaled by alpha / rank")
     target_modules: list[str] | str = Field(
         "all-linear",
@@ -50,6 +51,18 @@ class Lora(Section):
     )
     dora: bool = Field(False, description="weight-decomposed adapters (DoRA); engines get them merged")
     rslora: bool = Field(False, description="scale by alpha / sqrt(rank) (rank-stabilized)")
+
+    @field_validator("target_modules")
+    @classmethod
+    def _a_pattern(cls, value: list[str] | str) -> list[str] | str:
+        if isinstance(value, str):
+            try:
+                re.compile(value)
+            except re.error as error:
+                raise ValueError(
+                    f"{value!r} is no regular expression: {error}: give a list of names, or mend it"
+                ) from None
+        return value
 
     @property
     def scaling(self) -> float:

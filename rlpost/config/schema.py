@@ -20,6 +20,8 @@ from rlpost.config.overrides import check_overrides
 from rlpost.config.paths import OutputPath, RunName
 from rlpost.config.section import AtKey, Component, DType, OneOrNamed, Section, as_component
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
 
 class VerifierSpec(Component):
     """A verifier by short name, entry point, or `file.py:function`; extra keys are passed to it by name."""
@@ -76,7 +78,7 @@ class VerifierSpec(Component):
 
 
 class VerifierPool(Section):
-    workers: int = Field(2, ge=1, description="verifier processes; on each node when `where` is cluster")
+    workers: int = Field(2, ge=1, le=1024, description="verifier processes; on each node when `where` is cluster")
     where: Literal["driver", "cluster"] = Field(
         "driver", description="beside the driver, or on each node of the cluster"
     )
@@ -95,9 +97,9 @@ class Rollout(Section):
     There is no top_p or top_k here: under truncation the learner's log-probs are of another distribution.
     """
 
-    engines: int = Field(1, ge=1, description="vLLM engines")
+    engines: int = Field(1, ge=1, le=2**16, description="vLLM engines")
     tensor_parallel: int = Field(1, ge=1, description="GPUs of one engine")
-    samples_per_prompt: int = Field(8, ge=1)
+    samples_per_prompt: int = Field(8, ge=1, le=2**24)
     temperature: float = Field(1.0, gt=0, description="of the distribution sampled from; the learner uses the same")
     max_tokens: int = Field(512, ge=1, description="longest response")
     stop: list[Annotated[str, Field(min_length=1)]] = Field(
@@ -107,7 +109,7 @@ class Rollout(Section):
         0, ge=0, description="weight versions a consumed token may be behind; 1 or more overlaps"
     )
     dtype: DType | None = Field(None, description="model.dtype by default")
-    max_sequences: int = Field(256, ge=1, description="sequences an engine decodes at once")
+    max_sequences: int = Field(256, ge=1, le=2**24, description="sequences an engine decodes at once")
     enforce_eager: bool | None = Field(None, description="true on CPU, false on GPU by default")
     prefix_caching: bool = Field(True, description="share the keys and values of a common prompt")
     gpu_memory_utilization: float = Field(0.85, gt=0, le=1, description="share of a GPU vLLM may take")
@@ -135,7 +137,7 @@ class Optimizer(Section):
     warmup_steps: int = Field(0, ge=0, description="optimizer steps over which lr rises from 0")
     min_lr_ratio: float = Field(0.0, ge=0, le=1, description="share of lr the schedule ends at")
     weight_decay: float = Field(0.0, ge=0, description="decoupled, as in AdamW")
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     eps: float = Field(1e-8, gt=0)
     grad_clip: float = Field(1.0, ge=0, description="0 is no clipping")
 
@@ -147,7 +149,7 @@ class Learner(Optimizer):
     zero_stage: Literal[0, 1, 2, 3] = Field(
         0, description="what is sharded over ranks: 1 optimizer, 2 and gradients, 3 and weights"
     )
-    prompts_per_step: int = Field(64, ge=1, description="prompts sampled and learned from in a step")
+    prompts_per_step: int = Field(64, ge=1, le=2**24, description="prompts sampled and learned from in a step")
     optimizer_steps_per_batch: int = Field(1, ge=1, description="updates made of one batch of samples")
     tokens_per_micro_batch: int = Field(8192, ge=1, description="tokens of one forward pass, padding included")
     layout: Literal["packed", "padded"] = Field(
@@ -196,7 +198,7 @@ class Sft(Optimizer):
 
     train: OneOrNamed[TemplatedSource]
     steps: int = Field(gt=0)
-    prompts_per_step: int = Field(128, ge=1)
+    prompts_per_step: int = Field(128, ge=1, le=2**24)
     lr: float = Field(1e-3, gt=0, le=10)
 
     @model_validator(mode="after")

@@ -24,6 +24,7 @@ from rlpost.models.fits import check_length
 from rlpost.models.source import ModelSource
 from rlpost.observe import Recorder
 from rlpost.run.cache import made_once
+from rlpost.run.failed import starting
 from rlpost.types import Prompt
 from rlpost.verify.references import checker
 from rlpost.weights import LEAST_SURVIVING
@@ -129,7 +130,8 @@ def _teach(
     )
     try:
         console.phase("warm-up: starting the learner")
-        group.ready()
+        with starting("the learner of the warm-up", config, "learner", "warmup", "model", log=recorder.folder.logs):
+            group.ready()
         into.parent.mkdir(parents=True, exist_ok=True)
         if unshared := group.unshared(into.parent):
             raise ConfigError(unshared)

@@ -11,6 +11,7 @@ from rlpost.models.facts import Facts, facts_of, outline_of
 from rlpost.models.fits import check_length, check_outline, check_written, fitted, longest
 from rlpost.models.source import ModelSource, OutOfReachError
 from rlpost.run.inputs import check_inputs, check_tokens
+from rlpost.run.passed_on import check_passed_on
 
 if TYPE_CHECKING:
     from rlpost.run.roles import Roles
@@ -57,6 +58,7 @@ def checked(config: Config, base: str | None = None, elsewhere: bool = False, se
         check_outline(config, outline, served)  # first: it takes a second, and what follows imports torch
         roles = Roles(config)
         check_adapters(config)
+        unseen = check_passed_on(config, elsewhere)
         facts = facts_of(config.model, outline)
         config, lines = fitted(config, facts)
         _check_anchors(config, roles, facts)
@@ -66,7 +68,7 @@ def checked(config: Config, base: str | None = None, elsewhere: bool = False, se
             raise
         Roles(config)
         return Checked(config, None, [f"not looked at: {error}"])
-    return Checked(config, facts, lines)
+    return Checked(config, facts, [*lines, *unseen])
 
 
 def _check_anchors(config: Config, roles: Roles, policy: Facts) -> None:

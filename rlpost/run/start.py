@@ -22,6 +22,7 @@ from rlpost.rollout.adapters import AdapterSpec, AdaptersRefusedError
 from rlpost.rollout.fleet import Fleet
 from rlpost.rollout.request import EngineSpec
 from rlpost.run.adapters import adapter_spec, merged_dtype
+from rlpost.run.failed import starting
 from rlpost.run.lab import RunLab
 from rlpost.run.likelihood import LikelihoodReward
 from rlpost.run.roles import Roles
@@ -107,9 +108,12 @@ def running(
                 spec = replace(spec, source=ModelSource.of(config.model, str(resume.model)))
             else:
                 spec = replace(spec, adapter=str(resume.model))
-        learner = start_learner(config, spec, placement)
-        stack.callback(learner.shutdown)
-        model, engine = learner.ready(), engines.ready()
+        with starting("the learner", config, "learner", "model", log=recorder.folder.logs):
+            learner = start_learner(config, spec, placement)
+            stack.callback(learner.shutdown)
+            model = learner.ready()
+        with starting("the engines", config, "rollout", "model", log=recorder.folder.logs):
+            engine = engines.ready()
         fleet = engines.fleet
         check_same_routers(config, model["routing"], engine.get("routing"))
         fleet.connect(learner)

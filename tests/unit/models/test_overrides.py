@@ -1,11 +1,9 @@
 """What is handed through to DeepSpeed and vLLM changes how fast a step is, never what it means."""
 
-import dataclasses
 
 import pytest
 
 from rlpost.config import ConfigError, parse
-from rlpost.config import overrides as table
 from tests.conftest import tiny
 
 
@@ -99,14 +97,3 @@ def test_engine_arguments_that_sample_otherwise_are_refused_with_the_key_to_set(
 def test_engine_arguments_of_speed_alone_pass():
     given = {"block_size": 32, "num_gpu_blocks_override": 64, "max_num_batched_tokens": 4096}
     assert parse(tiny(rollout={"engine_args": given})).rollout.engine_args == given
-
-
-def test_every_name_of_the_tables_is_one_of_the_library():
-    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
-    from vllm.engine.arg_utils import EngineArgs
-
-    engine = {field.name for field in dataclasses.fields(EngineArgs)}
-    assert engine >= table.ENGINE
-    assert set(table.ENGINE_IS) <= engine
-    zero = {name for key, f in DeepSpeedZeroConfig.model_fields.items() for name in (key, f.alias) if name}
-    assert zero >= table.ZERO
