@@ -456,7 +456,9 @@ def same(a: Tree, b: Tree) -> bool:
         if agreed == POINTS:
             break
     if agreed >= 3:
-        return isinstance(left, Fraction) or isinstance(right, Fraction) or _closely_at_a_point(a, b, complex_numbers)
+        return (isinstance(left, Fraction) and isinstance(right, Fraction)) or _closely_at_a_point(
+            a, b, complex_numbers
+        )
     raise NotRead("too few points to compare at")
 
 

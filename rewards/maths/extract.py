@@ -50,6 +50,7 @@ LABELLED = re.compile(
 OPTION = re.compile(r"(?:option |choice )?(?:\([A-J]\)|[A-J][.):])[.:]?\s+(?=\S)", re.IGNORECASE)
 WHICH_IS = re.compile(r",?\s(?:which|that) (?:is|are|equals?|gives?|makes?|comes to|leaves?)\s", re.IGNORECASE)
 NUMBERED = re.compile(r"\d{1,3}[.):]\s+\S")
+WORDED = re.compile(r"(?<![\\a-zA-Z])[^\W\d_]{3}")
 HASHES = re.compile(r"(?<!#)####(?!#)([^\n]*)")
 LOOSE = re.compile(
     r"solutions?|results?", re.IGNORECASE
@@ -140,10 +141,8 @@ def _after_hashes(text: str, kind: Kind | None) -> str | None:
             said = said[labelled.end() :].strip(" \t*_:")
             if not said:
                 return _statement(rest, kind)
-        if rest and (
-            NUMBERED.match(said) or (re.search(r"[^\W\d_]{3}", re.sub(r"\\[a-zA-Z]+|\$", " ", said)) and kind.fits("1"))
-        ):
-            continue
+        if rest and (NUMBERED.match(said) or (kind.number and WORDED.search(said)) or PHRASE.search(rest)):
+            continue  # the heading of what follows
         if kind.fits(said):
             return said
         if not rest or kind.fits(answer := _statement(said, kind, directly=True)):

@@ -15,11 +15,14 @@ from rewards.maths.reading import read
 PROSE = re.compile(r"[^\W\d_]{2,}(?:\s+[^\W\d_]{2,}){4,}")
 # Words for the state of an answer, which are no answer: "the final answer is correct".
 ABOUT_ANSWERS = re.compile(
-    r"(?:as|in|of|at|from|the|a|an|indeed|also|already|now|not|now|well|given|shown|stated|written|boxed|highlighted|presented|provided|confirmed"
+    r"(?:as|see|independent|in|of|at|from|the|a|an|indeed|also|already|now|not|now|well|given|shown|stated|written|boxed|highlighted|presented|provided|confirmed"
     r"|verified|checked|correct|right|wrong|incorrect|valid|consistent|reasonable|simplified|exact|complete|final|above|below|here|clear|unique"
     r"|positive|negative|based|expressed|rounded|therefore|thus|so|what|it|this|that|our|my|obtained|derived|found|computed|calculated|ready)\b",
     re.IGNORECASE,
 )
+
+
+OPTION = re.compile(r"\W*(?:\\?text\W*)?(?:[Oo]ption |[Cc]hoice )?\(?[A-J]\b")
 
 
 @dataclass(frozen=True)
@@ -29,9 +32,13 @@ class Kind:
     reference: str
     letters: bool = False
 
+    @property
+    def number(self) -> bool:
+        return _group(_reading(self.reference)) == "number"
+
     def fits(self, text: str) -> bool:
         """Whether a text is an answer of this kind."""
-        return _fits(self.reference, text)
+        return OPTION.match(text) is not None if self.letters else _fits(self.reference, text)
 
 
 @functools.lru_cache(8192)
@@ -46,7 +53,7 @@ def _fits(reference: str, text: str) -> bool:
         return False
     given = _group(_reading(found))
     if group == "text":
-        return given != "text" or (len(found.split()) <= 8 and not about_answers(text))
+        return given == "text" and len(found.split()) <= 8 and not about_answers(text)
     if group == "number":
         return given == "number" or (given == "several" and bool(re.search(r"\d", found)))
     return given not in ("text", "unread")

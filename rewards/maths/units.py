@@ -73,7 +73,7 @@ _NO_PLURALS = (
     "n j w v a k c f pa kpa mpa hz khz mhz ghz ev kev mev db mol cal kcal wh kwh kw mw gb mb kb tb b bit byte nm um dm hm dl cl mpg rpm fps psi atm"
     " bar ha acre yen won yuan baht rand rupee peso franc celsius fahrenheit kelvin newton joule watt volt ohm ampere hertz pascal mole stone"
     " people men women children feet teeth mice geese sheep fish deer dice oxen cattle pence inch foot mile day week month year hour minute second"
-    " total altogether all left remaining each apiece old tall long wide high deep away ago overall apart thick heavy"
+    " total altogether all left remaining each apiece old tall long wide high deep away ago overall apart thick heavy exactly only am pm noon"
 )
 # Words that end like plurals, and make another number of the one before them or judge it.
 _NO_UNITS = (
@@ -82,13 +82,13 @@ _NO_UNITS = (
 )
 SINGULAR, NO_UNITS = frozenset(_NO_PLURALS.split()), frozenset(_NO_UNITS.split())
 ENDS_NOUN = re.compile(
-    r"\b(?:of|per|in|on|at|for|from|to|with|and|that|who|which|after|before|by|each|a|an|the)\b|/|\^|\("
+    r"\b(?:of|per|in|on|at|for|from|to|with|and|that|who|which|after|before|by|each|a|an|the)\b|/|\^"
 )
 
 
 def names_unit(written: str, one: bool = False) -> bool:
     """Whether the words after a number are a unit or what is counted, a plural unless it is `one`: not a verdict on it."""
-    words = re.sub(r"\\text\s*\{|[{}$\\]", " ", written).casefold().strip(" .,")
+    words = re.sub(r"\\text\s*\{|[(){}$\\]", " ", written).casefold().strip(" .,")
     head = ENDS_NOUN.split(words, maxsplit=1)[0].split()
     if not head:
         return True

@@ -91,6 +91,9 @@ PARTS = {
 def fraction(text: str) -> Fraction | None:
     """`one half`, `two-thirds`, `one and a half`; None when the words are no such number."""
     parts = text.casefold().replace("-", " ").split()
+    if parts[:1] in (["minus"], ["negative"]):
+        positive = fraction(" ".join(parts[1:]))
+        return None if positive is None else -positive
     denominator = PARTS.get(parts[-1]) or PARTS.get(parts[-1].removesuffix("s")) if len(parts) > 1 else None
     if denominator is None:
         return None
