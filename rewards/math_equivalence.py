@@ -1,8 +1,9 @@
 """Mathematical equivalence of the final answer and the reference.
 
 Both are read by a parser of our own into a typed answer (number, formula, interval, tuple, list, matrix, equation,
-congruence, family with a parameter, set by a condition, cases, number in a base, text) and compared by type, exactly where that is possible and by values to 40 digits elsewhere. What
-it cannot read goes to math-verify, after size guards, in a process that can be killed. Model text is never evaluated.
+congruence, family with a parameter, set by a condition, cases, number in a base, text) and compared by type, exactly
+where that is possible and by values elsewhere. What it cannot read goes to math-verify, after size guards, in a process
+that can be killed. Model text is never evaluated.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from rewards.maths.normalise import normalise, without_blanks, words
 from rewards.maths.reading import read
 from rewards.maths.values import Policy, Undecided
 
-VERSION = "4"
+VERSION = "5"
 NEGATED = re.compile(r"\\ne(?:q|g)?(?![a-z])|≠|!=|\\neg(?![a-z])")
 LITERAL = re.compile(r"[-+]?\d{1,400}(?:\.\d{1,400})?", re.ASCII)
 PROSE = re.compile(r"[A-Za-z]{2,}\s+[A-Za-z]{2,}|\b[A-J]\.\s+[a-z]{2}|[\u0400-\u04ff\u0600-\u06ff\u3040-\u9fff]{2}")
@@ -56,12 +57,13 @@ def verify(
         reference: LaTeX, a number, or a worked solution ending in `#### answer` or `\\boxed{answer}`.
         extract: where to look for the answer, in this order; of each kind the last one counts. `boxed`, `hashes` (after
             `####`), `tags` (in `<answer>`), `phrase` (after "the answer is"), `choice` (a letter alone), `formula` (the
-            last one), `last_number`. An explicit "final answer" after the last box replaces it.
+            last one), `last_number`; a sentence is read by its main clause. After the last box, what is called the final
+            answer and is one of the reference's kind replaces it.
         units: "lenient", where they may be left out, or be others of the same quantity (25 km is 25000 m), or "strict".
         percent: a percentage equals its fraction: 25% is 1/4. Off, 25% equals 25% and, the sign left out, 25.
         ordered_lists: a list without brackets has an order. Tuples always have one, sets never.
-        decimals: a decimal reference is met by what rounds to it, and a reference that is no decimal by a decimal of at
-            least 6 significant digits.
+        decimals: a decimal reference is met by what rounds to it, if it has at least 3 significant digits or says that it
+            is near, and a reference that is no decimal by a decimal of at least 6.
         simplified: a number must be in lowest terms.
         intervals: an inequality may stand for an interval.
         rename: the name of the only variable does not matter.
