@@ -26,7 +26,7 @@ from rlpost.config import VerifierPool as Settings
 from rlpost.config import VerifierSpec
 from rlpost.types import FinishReason, Prompt, Rollout, Verdict
 from rlpost.verify.pool import VerifierPool
-from rlpost.verify.protocol import SAMPLE_FIELDS, Bound, load, to_verdict
+from rlpost.verify.protocol import SAMPLE_FIELDS, Bound, Traits, load, to_verdict
 from rlpost.verify.registry import resolve
 from rlpost.verify.task import ON_ROW
 
@@ -158,12 +158,17 @@ def contract(
     )
     run = functools.partial(score, spec, retries=0, start_deadline=start_deadline)
     # A row that hung or crashed is a finding already; scoring it again and again only costs time.
-    alive = [case for case, verdict in rows if verdict.reason not in STOPPED]
+    alive = [row for row in rows if row[1].reason not in STOPPED]
     chosen = sorted(random.Random(seed).sample(range(len(alive)), min(SAMPLE, len(alive))))
-    again = [alive[index] for index in chosen]
+    seen = [alive[index] for index in chosen]
+    again = [case for case, _ in seen]
     with pool_of(spec, max(2, workers), 0, start_deadline) as pool:
         checks = [_blame(pool, spec, rows, good), _timeout(spec, rows), _bad_input(pool, spec, good)]
-    results, deterministic = _results(spec, again, start_deadline)
+        traits = pool.traits[spec.label]
+    if traits.isolate:
+        results, deterministic = _replies(seen, traits)
+    else:
+        results, deterministic = _results(spec, again, start_deadline)
     return [*checks, *_repeatable(run, again, max(2, workers), seed, deterministic), results]
 
 
@@ -394,6 +399,14 @@ def _results(spec: VerifierSpec, cases: Sequence[Case], start_deadline: float) -
     ]
     claims = all(verdict.details.get("deterministic", True) for verdict in verdicts)
     return Check("results", f"{len(cases)} rows", tuple(problems)), claims
+
+
+def _replies(rows: Sequence[tuple[Case, Verdict]], traits: Traits) -> tuple[Check, bool]:
+    """As `_results` of an isolated verifier: out of its sandbox come verdicts, which say what was wrong with a result."""
+    problems = [f"{case.name}: {said.reason}" for case, said in rows if said.reason.startswith("invalid_result")]
+    problems += [f"{case.name}: details are not JSON" for case, said in rows if "not_json" in said.details]
+    problems += [f"{case.name}: details are too long" for case, said in rows if "too_long" in said.details]
+    return Check("results", f"{len(rows)} rows", tuple(problems)), traits.deterministic
 
 
 def raw(verifier: str, verifier_params: Mapping[str, Any], verifier_timeout: float, **sample: Any) -> Any:

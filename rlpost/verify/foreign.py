@@ -64,6 +64,14 @@ class Foreign:
     def sandbox(self) -> dict[str, Any]:
         return {"tier": self._sandbox.tier, "layers": list(self._sandbox.layers)}
 
+    @property
+    def pid(self) -> int | None:
+        """Of the process that keeps the sandbox."""
+        return self._sandbox.pid
+
+    def close(self) -> None:
+        self._sandbox.close()
+
     def score(self, verifier: int, number: int, samples: Samples) -> str:
         """As `replies.scored`; what ends the fork is an exception with a `cause`.
 
@@ -100,6 +108,9 @@ class _Resident:
         self._bound: list[Bound] = [
             load(one["name"], resolve(one["name"]), one["params"], one["timeout"], isolate=True) for one in loads
         ]
+        for bound in self._bound:
+            if bound.prepare is not None:
+                bound.prepare()
 
     def __call__(self, request: bytes) -> bytes:
         asked = json.loads(request)

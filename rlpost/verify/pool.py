@@ -183,6 +183,12 @@ class VerifierPool:
         with self._lock:
             return {e.spec.label: tuple(e.traits.needs) for e in self._plan.entries} if self._plan else {}
 
+    @property
+    def traits(self) -> dict[str, Traits]:
+        """What each verifier is, by label; once it is started."""
+        with self._lock:
+            return {e.spec.label: e.traits for e in self._plan.entries} if self._plan else {}
+
     def stats(self) -> dict[str, float]:
         """Counts and times since the last call.
 

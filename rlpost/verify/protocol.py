@@ -16,6 +16,8 @@ Attributes of the function (`verify.group = True`, or arguments of `@verifier`) 
                     before
     isolate         True: it runs in a sandbox, in a process of its own for each answer; `isolate` of the configuration
                     goes before
+    prepare         `prepare()`: called once, before the first answer, where it is isolated: what it makes is there for all
+                    answers, and what an answer makes for none
     programs        True: it runs programs in `rlpost.verify.sandbox`, which is then started with it, or refused
     check           `check(reference, **row) -> str | None`: why a row cannot be verified, asked when the data is loaded;
                     a function of that name beside `verify` in the module needs no attribute. True: the verifier itself
@@ -48,7 +50,7 @@ ROW_FIELDS = ("reference", "prompt", "prompt_id")
 EMPTY = {"response": "", "finish_reason": "stop", "token_count": 0}
 RESULT_KEYS = ("score", "reason", "extracted", "components", "details", "status")
 STATUSES = ("correct", "wrong", "partial", "unverified")
-TRAITS = ("batched", "group", "deterministic", "service", "version", "programs", "check", "raw", "isolate")
+TRAITS = ("batched", "group", "deterministic", "service", "version", "programs", "check", "raw", "isolate", "prepare")
 # These come from the completion, which must not be able to flood the trainer's memory through them.
 MAX_EXTRACTED = 2000
 MAX_REASON = 1000
@@ -86,12 +88,13 @@ class Bound:
     """A verifier ready to be called: samples in, as many results out (a coroutine from an async one).
 
     `check` says of a row (`ROW_FIELDS` and `metadata`) why it cannot be verified, or None; it is None itself where the
-    verifier has none.
+    verifier has none. `prepare` is to be called once before an isolated verifier is.
     """
 
     traits: Traits
     call: Callable[[Sequence[Mapping[str, Any]]], Any]
     check: Callable[[Mapping[str, Any]], str | None] | None = None
+    prepare: Callable[[], object] | None = None
 
 
 def verifier(name: str, **traits: Any) -> Callable[[F], F]:
@@ -158,6 +161,7 @@ def load(
     """
     module = _module(function)
     beside = module is not None and getattr(module, "verify", None) is function
+    prepare = getattr(function, "prepare", None)
     check = _check(name, function, getattr(module, "check", None) if beside else None, params)
     if beside:
         function = getattr(module, "verify_batch", function)
@@ -195,7 +199,7 @@ def load(
     traits = replace(traits, needs=tuple(sorted(missing)))
     if fields is SAMPLE_FIELDS:
         one = bind(name, function, params)
-        return Bound(traits, lambda samples: _each(one(sample) for sample in samples), check)
+        return Bound(traits, lambda samples: _each(one(sample) for sample in samples), check, prepare)
     if traits.isolate and traits.mode == "batch":
         traits = replace(traits, mode="single")  # each answer has a process of its own
     fill = _filled(name, function, params, fields)
@@ -208,7 +212,7 @@ def load(
             _later(name, result, len(samples)) if inspect.isawaitable(result) else _listed(name, result, len(samples))
         )
 
-    return Bound(traits, call, check)
+    return Bound(traits, call, check, prepare)
 
 
 def _check(

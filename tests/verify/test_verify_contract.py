@@ -291,3 +291,13 @@ def test_a_case_is_what_a_verifier_sees(file, tmp_path):
         "token_count": 3,
         "level": 2,
     }
+
+
+def test_of_an_isolated_verifier_the_verdicts_are_looked_at_and_nothing_is_called_outside():
+    from rlpost.verify.contract import _replies
+    from rlpost.verify.protocol import Traits, to_verdict
+
+    rows = [(make_case("row 1", "x"), to_verdict(1.0)), (make_case("row 2", "x"), to_verdict([1, 2]))]
+    check, deterministic = _replies(rows, Traits(isolate=True, deterministic=False))
+    assert (len(check.problems), deterministic) == (1, False)
+    assert check.problems[0].startswith("row 2: invalid_result")

@@ -5,9 +5,8 @@ outcome = sandbox().run("print(int(input()) + 1)", stdin=b"41", limits=Limits(se
 """
 
 from rlpost.verify.sandbox.core import Sandbox, probe, sandbox
-from rlpost.verify.sandbox.limits import Limits, Outcome, SandboxError
+from rlpost.verify.sandbox.limits import Limits, Outcome, Resident, SandboxError
 from rlpost.verify.sandbox.remote import RemoteSandbox
-from rlpost.verify.sandbox.resident import Resident
 from rlpost.verify.sandbox.tiers import Probe, refuse_unsafe
 
 __all__ = [

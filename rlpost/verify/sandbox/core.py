@@ -16,9 +16,8 @@ from typing import Any
 from rlpost.verify import isolation
 from rlpost.verify.sandbox import attacks
 from rlpost.verify.sandbox.host import Host, ZygoteLostError
-from rlpost.verify.sandbox.limits import Limits, Outcome, SandboxError, Tier
+from rlpost.verify.sandbox.limits import Limits, Outcome, Resident, SandboxError, Tier
 from rlpost.verify.sandbox.remote import RemoteSandbox
-from rlpost.verify.sandbox.resident import Resident
 from rlpost.verify.sandbox.tiers import Probe, missing, refuse_unsafe, tier_of
 
 log = logging.getLogger(__name__)
@@ -69,6 +68,11 @@ class Sandbox:
     @property
     def layers(self) -> tuple[str, ...]:
         return self.probe.layers
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process below which all of it runs; None while there is none."""
+        return self._host.pid if self._host is not None else None
 
     def run(
         self,

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import atexit
-import hashlib
 import os
-import random
 import signal
 import sys
-import tempfile
 import threading
 import types
 from collections.abc import Callable
@@ -54,6 +51,8 @@ def interpret(source: bytes, argv: list[str]) -> NoReturn:
 
 def call(resident: Callable[[bytes], bytes], request: bytes) -> NoReturn:
     """Have the resident answer one request. Nothing it prints is taken for its reply, and no thread of its own waited for."""
+    import tempfile  # as `random` below: loaded with the resident
+
     reply = os.dup(1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     _take_signals()
@@ -67,8 +66,10 @@ def call(resident: Callable[[bytes], bytes], request: bytes) -> NoReturn:
 
 def _seed(request: bytes) -> None:
     """The same request draws the same numbers, whatever was asked before."""
-    seed = int.from_bytes(hashlib.sha256(request).digest()[:4])
-    random.seed(seed)
+    import random
+
+    random.seed(request)
+    seed = random.getrandbits(32)
     if "numpy.random" in sys.modules:
         sys.modules["numpy.random"].seed(seed)
     if "torch" in sys.modules:

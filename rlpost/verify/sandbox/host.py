@@ -23,8 +23,7 @@ from typing import Any
 
 from rlpost.verify import scratch
 from rlpost.verify.sandbox import cgroup
-from rlpost.verify.sandbox.limits import Kind, Limits, Outcome, SandboxError, Status
-from rlpost.verify.sandbox.resident import Resident
+from rlpost.verify.sandbox.limits import Kind, Limits, Outcome, Resident, SandboxError, Status
 from rlpost.verify.sandbox.tiers import bwrap_command, inside
 
 UID = 65534
@@ -89,6 +88,7 @@ class Host:
     ) -> None:
         self.namespaces = namespaces
         self._closed = False
+        self._calling = False  # of what is run now
         self._runs = itertools.count(1)
         self._scratch = None if namespaces else tempfile.mkdtemp(prefix="rlpost-sandbox-")
         settings = {
@@ -217,7 +217,9 @@ class Host:
         """Process ids, as seen here, of the program that runs and of all it started: it first."""
         level = _children(self.pid)
         if self.namespaces:  # ours is the keeper; below it the zygote, and pid 1 of the program's namespace
-            level = [pid for zygote in level for init in _children(zygote) for pid in _children(init)]
+            level = [init for zygote in level for init in _children(zygote)]
+            if not self._calling:  # else it is the program
+                level = [pid for init in level for pid in _children(init)]
         found = []
         while level:
             found += level
@@ -245,6 +247,7 @@ class Host:
         """
         if self._closed:
             raise ZygoteLostError("it was ended because it did not end a program")
+        self._calling = kind == "call"
         box = "/box"
         if self._scratch is not None:
             box = tempfile.mkdtemp(dir=self._scratch)

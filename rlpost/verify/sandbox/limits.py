@@ -1,9 +1,10 @@
-"""What a sandboxed program may use, and what came of it."""
+"""What a sandboxed program may use, what it may find there, and what came of it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 Status = Literal["ok", "nonzero", "timeout", "memory", "output", "killed"]
 Tier = Literal["A", "B", "C", "D"]
@@ -51,3 +52,25 @@ class Outcome:
     stdout: bytes
     stderr: bytes
     seconds: float
+
+
+@dataclass(frozen=True)
+class Resident:
+    """Code that lives in a sandbox, to be called there: loaded once, before anything is confined.
+
+    Args:
+        function: `module:name` of a function that is called once, with `arguments`. What it returns is called with the
+            bytes of each request and returns those of the reply.
+        arguments: plain JSON.
+        path: `sys.path` for all of its imports.
+        readable: files and folders, beside those of the standard library, that it reads while it is loaded and called.
+    """
+
+    function: str
+    arguments: Any
+    path: Sequence[str]
+    readable: Sequence[str]
+
+    def settings(self, home: str) -> dict[str, Any]:
+        """As the zygote gets it. `home`: a folder that may be written to while it is loaded."""
+        return {**asdict(self), "home": home}

@@ -1,39 +1,18 @@
-"""Code of ours that lives in the zygote: loaded once, before anything is confined, and called in a fork per request."""
+"""Code of ours that lives in the zygote: loaded once, before anything is confined, and called in a fork per request.
+
+No import here that a program of the sandbox need not have: what the zygote holds counts against each program's memory.
+"""
 
 from __future__ import annotations
 
 import importlib
 import os
-import site
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
 from typing import Any
 
 INSTALLED = ("site-packages", "dist-packages")
-
-
-@dataclass(frozen=True)
-class Resident:
-    """What is loaded.
-
-    Args:
-        function: `module:name` of a function that is called once, with `arguments`. What it returns is called with the
-            bytes of each request and returns those of the reply.
-        arguments: plain JSON.
-        path: `sys.path` for all of its imports.
-        readable: files and folders, beside those of the standard library, that it reads while it is loaded and called.
-    """
-
-    function: str
-    arguments: Any
-    path: Sequence[str]
-    readable: Sequence[str]
-
-    def settings(self, home: str) -> dict[str, Any]:
-        """As the zygote gets it. `home`: a folder that may be written to while it is loaded."""
-        return {**asdict(self), "home": home}
 
 
 def load(settings: Mapping[str, Any]) -> Callable[[bytes], bytes]:
@@ -42,6 +21,8 @@ def load(settings: Mapping[str, Any]) -> Callable[[bytes], bytes]:
     Raises:
         ImportError: it does not load, or leaves threads behind, which no fork has.
     """
+    import site
+
     for name in [name for name in sys.modules if name.partition(".")[0] == "rlpost"]:
         del sys.modules[name]  # stand-ins for the packages above the zygote
     os.environ.update(HOME=settings["home"], TMPDIR=settings["home"])
@@ -54,6 +35,8 @@ def load(settings: Mapping[str, Any]) -> Callable[[bytes], bytes]:
         made: Callable[[bytes], bytes] = getattr(importlib.import_module(module), name)(settings["arguments"])
     except BaseException as error:  # whatever a foreign module raises while it is imported
         raise ImportError(f"{type(error).__name__}: {error}") from error
+    for name in ("random", "tempfile"):  # each call needs them
+        importlib.import_module(name)
     if "numpy" in sys.modules:
         importlib.import_module("numpy.random")  # else each fork would load it anew, and draw as it likes
     if others := [t.name for t in threading.enumerate() if t is not threading.main_thread()]:

@@ -3,7 +3,7 @@
 Three processes. The *keeper* outlives nothing: it waits for the zygote or the worker to end and takes the other down.
 The *zygote* is pid 1 of a pid namespace, in a user, mount, network, ipc, uts and cgroup namespace of its own, on a
 read-only root. Each *program* is the one child of pid 1 of one more pid namespace, with a mount and an ipc namespace of
-its own: when it ends, or that pid 1 is killed, the kernel ends all it started. What a program is given goes from the
+its own (a call of the resident, which starts no process, is that pid 1): when it ends, or that pid 1 is killed, the kernel ends all it started. What a program is given goes from the
 worker to the program past the zygote, so no program finds another's in its memory. Imports nothing of rlpost but its neighbours: `host` starts it without the packages above.
 """
 
@@ -60,7 +60,7 @@ class _Zygote:
         self._control = control
         self._worker = worker
         self._own_pids: int | None = None
-        self._memory: int | None = None
+        self._maps: int | None = None
         machine = os.uname().machine
         self._machine = machine if machine in seccomp.ARCHITECTURES else None
         self._abi = kernel.landlock_abi()
@@ -69,12 +69,11 @@ class _Zygote:
         else:
             self._wait_for_worker()
             kernel.adopt_orphans()
-            self._memory = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+            self._maps = os.open("/proc/self/maps", os.O_RDONLY | os.O_CLOEXEC)
         sys.path[:] = [*settings["library"], *([settings["packages_at"]] if settings["packages_at"] else [])]
         for name in settings["preload"]:
             importlib.import_module(name)
         self._resident = resident.load(settings["resident"]) if settings["resident"] else None
-        self._own_bytes = self._address_space() if self._resident is not None else 0
         if settings["namespaces"] or os.geteuid() == 0:
             kernel.drop_bounding_set()
         self._rules = self._landlock_rules()
@@ -85,6 +84,7 @@ class _Zygote:
         found += ["seccomp"] if self._machine else []
         gc.collect()
         gc.freeze()  # programs share these pages, and need not search them for garbage
+        self._own_bytes = self._settle() if self._resident is not None else 0
         control.send(json.dumps({"ready": found, "landlock_abi": self._abi}).encode())
 
     # -- being set up
@@ -104,7 +104,7 @@ class _Zygote:
             raise OSError("/proc is not mounted, or its keeper is gone")
         # Both are there to be opened now only: the new root has no /proc.
         self._own_pids = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
-        self._memory = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+        self._maps = os.open("/proc/self/maps", os.O_RDONLY | os.O_CLOEXEC)
         self._build_root()
 
     def _wait_for_worker(self) -> None:
@@ -175,10 +175,18 @@ class _Zygote:
                 pass
         kernel.mount(source, at, None, kernel.MS_BIND | kernel.MS_REC)
 
-    def _address_space(self) -> int:
-        """Bytes of it that are taken before a program asks for any."""
-        assert self._memory is not None
-        return int(os.pread(self._memory, 256, 0).split()[0]) * resource.getpagesize()
+    def _settle(self) -> int:
+        """Have what was loaded in few large pages, so that a fork copies few entries; bytes of address space it takes."""
+        assert self._maps is not None
+        with os.fdopen(os.dup(self._maps), "rb") as file:
+            lines = [line.split() for line in file]
+        total = 0
+        for place, rights, *rest in lines:
+            start, end = (int(number, 16) for number in place.split(b"-"))
+            total += end - start
+            if rights == b"rw-p" and (len(rest) == 3 or rest[3] == b"[heap]"):
+                kernel.collapse(start, end)
+        return total
 
     def _landlock_rules(self) -> list[tuple[int, int]]:
         if not self._abi:
@@ -215,7 +223,7 @@ class _Zygote:
         pid = os.fork()
         if pid == 0:
             os.close(ended)
-            if self._own_pids is not None:
+            if self._own_pids is not None and request["kind"] != "call":
                 self._init(fds, tell)
             self._program(request, fds)
         if self._own_pids is not None:
