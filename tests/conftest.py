@@ -93,6 +93,23 @@ def merge(low: dict, high: dict) -> dict:
     return out
 
 
+@pytest.fixture(scope="module")
+def ray_cluster():
+    """One private Ray for the tests of a module; more CPU slots than cores, since actors take turns."""
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=8,
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=300 * 2**20,
+        logging_level="ERROR",
+    )
+    yield
+    ray.shutdown()
+
+
 @pytest.fixture
 def write_config(tmp_path: Path):
     """Write `tiny(**changes)` as a file whose runs go to tmp_path/runs; returns its path."""

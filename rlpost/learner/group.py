@@ -13,7 +13,8 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from rlpost.config import DType
 from rlpost.faults import wait
 from rlpost.learner.batch import Batch, MicroBatch, plan
-from rlpost.learner.rank import LearnerRank, LearnerSpec, StepPlan
+from rlpost.learner.rank import LearnerRank
+from rlpost.learner.spec import LearnerSpec, StepPlan
 from rlpost.meter import Meter
 from rlpost.weights import Held
 

@@ -16,8 +16,7 @@ from rlpost.data import PromptOrder, encode_completion, load_examples, load_prom
 from rlpost.data.chat import save_chat_template, saved_template
 from rlpost.data.identity import Problems, left_out
 from rlpost.learner.batch import Batch
-from rlpost.learner.group import LearnerGroup
-from rlpost.learner.rank import LearnerSpec
+from rlpost.learner.spec import LearnerSpec
 from rlpost.models.create import create_model, tokenizer_of
 from rlpost.models.facts import outline_of
 from rlpost.models.fits import check_length
@@ -25,6 +24,7 @@ from rlpost.models.source import ModelSource
 from rlpost.observe import Recorder
 from rlpost.run.cache import made_once
 from rlpost.run.failed import starting
+from rlpost.run.start import start_learner
 from rlpost.types import Prompt
 from rlpost.verify.references import checker
 from rlpost.weights import LEAST_SURVIVING
@@ -121,13 +121,7 @@ def _teach(
         }
     )
     placement = cluster.place(config)
-    group = LearnerGroup(
-        _spec(config, learner, start, sft.steps, tokenizer.pad_token_id),
-        placement.ranks,
-        cpus=config.cluster.cpus_per_rank,
-        gpus=placement.rank_gpus,
-        start_deadline=config.cluster.start_deadline,
-    )
+    group = start_learner(config, _spec(config, learner, start, sft.steps, tokenizer.pad_token_id), placement)
     try:
         console.phase("warm-up: starting the learner")
         with starting("the learner of the warm-up", config, "learner", "warmup", "model", log=recorder.folder.logs):

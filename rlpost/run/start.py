@@ -14,7 +14,7 @@ from rlpost.config import Config, ConfigError, DType
 from rlpost.data import PromptSets, load_prompts, steps_until
 from rlpost.data.chat import saved_template
 from rlpost.learner.group import LearnerGroup
-from rlpost.learner.rank import LearnerSpec
+from rlpost.learner.spec import LearnerSpec
 from rlpost.models.load import load_tokenizer
 from rlpost.models.source import ModelSource
 from rlpost.observe import Recorder

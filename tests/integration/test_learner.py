@@ -11,8 +11,8 @@ import ray
 from rlpost.config import Learner, Lora, Model, Objective
 from rlpost.learner.batch import Batch
 from rlpost.learner.group import LearnerGroup
-from rlpost.learner.rank import LearnerSpec
 from rlpost.learner.references import AnchorSpec
+from rlpost.learner.spec import LearnerSpec
 from rlpost.models.source import ModelSource
 from rlpost.types import Sample
 from rlpost.weights import Held, to_tensor

@@ -21,6 +21,8 @@ from rlpost.types import Rollout
 from tests.conftest import tiny
 from tests.integration.served import ask, learner_logp, nudge
 
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
 SIZES = {
     "hidden_size": 64,
     "intermediate_size": 128,
@@ -39,20 +41,6 @@ CASES: dict[str, dict[str, Any]] = {
     "merged-by-request": dict(family="llama", rollout={"adapters": "merged"}, merged="rollout.adapters: merged"),
     "rank": dict(family="llama", lora={"rank": 513}, merged="vLLM holds adapters of rank 512 at most"),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def ray_cluster():
-    ray.init(
-        address="local",
-        num_cpus=8,
-        include_dashboard=False,
-        log_to_driver=False,
-        object_store_memory=300 * 2**20,
-        logging_level="ERROR",
-    )
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(params=CASES)

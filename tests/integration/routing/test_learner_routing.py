@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from rlpost.config import Learner, Model, Objective, Routing
 from rlpost.learner.batch import Batch
 from rlpost.learner.group import LearnerGroup
-from rlpost.learner.rank import LearnerSpec
+from rlpost.learner.spec import LearnerSpec
 from rlpost.models.source import ModelSource
 from rlpost.routing import Routes
 from rlpost.types import Sample

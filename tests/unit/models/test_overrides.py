@@ -1,6 +1,5 @@
 """What is handed through to DeepSpeed and vLLM changes how fast a step is, never what it means."""
 
-
 import pytest
 
 from rlpost.config import ConfigError, parse
