@@ -9,7 +9,17 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from rlpost.config.paths import HubPath
-from rlpost.config.section import DType, Section
+from rlpost.config.section import AtKey, DType, Section
+
+# Of a model's own configuration: without any of these there is no network, and transformers builds it all the same.
+SIZES = (
+    "hidden_size",
+    "intermediate_size",
+    "max_position_embeddings",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "num_key_value_heads",
+)
 
 
 class CreateModel(Section):
@@ -22,6 +32,15 @@ class CreateModel(Section):
     config: dict[str, Any]
     tokenizer: str = "bytes"
     seed: int = 0
+
+    @field_validator("config")
+    @classmethod
+    def _of_some_size(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for key in SIZES:
+            size = value.get(key)  # nothing, or one for each layer, is for the model's class to judge
+            if isinstance(size, int | float | str) and (type(size) is not int or size < 1):
+                raise AtKey(key, ValueError(f"{size!r} must be a whole number, at least 1"))
+        return value
 
     @field_validator("tokenizer")
     @classmethod

@@ -187,6 +187,11 @@ OVERRIDES: dict[str, tuple[list[str], list[str]]] = {
         ["evaluation", "pass@8", "raise evaluation.samples_per_prompt (4)"],
     ),
     "the same verifier twice": (["verifiers=[exact, exact]"], ["verifiers", "give one of them another label"]),
+    "a model of no layers": (
+        ["model.create.config.num_hidden_layers=0"],
+        ["model.create.config.num_hidden_layers", "0 must be", "at least 1"],
+    ),
+    "layers by word": (["model.create.config.num_hidden_layers=two"], ["num_hidden_layers", "'two' must be"]),
     "half precision": (["model.dtype=fp16"], ["model.dtype", "'bfloat16'", "'fp16'"]),
     "a share of all": (["data.holdout=1.5"], ["data.holdout", "below 1"]),
     "an open brace": (["learner={lr: 1"], ["override 'learner={lr: 1'", "close what is open"]),
