@@ -35,7 +35,7 @@ PHRASE = re.compile(
     r"(?:\s{1,9}finale?\b)?(?:\s{1,9}(?:to|for|of|we|that)\b[^.,:=\n$\d]{1,60}?|,[^,.:=\n$\d]{1,50},)?"
     rf"(?:,?\s{{1,9}}{ADVERB}\b,?)?"
     r"\s{0,9}(?:[*_]{1,9}\s{0,9})?(?:\s{1,9}(?:is|are(?!\s+(?:looking|asked|after|seeking|given))|must be|should be|would be|will be|est|es|ist|è|é|be)\b"
-    r"|\s{1,9}(?P<doubt>might be|could be|may be|cannot be|can['’]t be|isn['’]t|is not|must not be|won['’]t be)\b|[:：=]|是|为|為|は|는|은)[^\S\n]{0,9}:?",
+    r"|\s{1,9}(?P<doubt>might be|could be|can be|lies|belongs to|may be|cannot be|can['’]t be|isn['’]t|is not|must not be|won['’]t be)\b|[:：=]|是|为|為|は|는|은)[^\S\n]{0,9}:?",
     re.IGNORECASE,
 )
 FINAL = re.compile(r"\b(?:final|correct)\s{1,9}answer\b", re.IGNORECASE)
@@ -49,12 +49,19 @@ LABELLED = re.compile(
 )
 OPTION = re.compile(r"(?:option |choice )?(?:\([A-J]\)|[A-J][.):])[.:]?\s+(?=\S)", re.IGNORECASE)
 WHICH_IS = re.compile(r",?\s(?:which|that) (?:is|are|equals?|gives?|makes?|comes to|leaves?)\s", re.IGNORECASE)
+ROWS = re.compile(
+    r"\\begin\{(?:align|gather|equation|eqnarray)\*?\}((?:(?!\\begin).)*)\\end\{(?:align|gather|equation|eqnarray)\*?\}\W*$",
+    re.DOTALL,
+)
+SUBJECT = re.compile(rf"\W*(?:(?:therefore|thus|hence|so)\W+)?({MASK})\s+(?:is|are)\s+(?:the|our)\b", re.IGNORECASE)
+EQUALS = re.compile(r"=|\\approx(?![a-zA-Z])|\\equiv(?![a-zA-Z])")
+RATIO = re.compile(r"(?<![\d:])\d{1,9}(?:\s?:\s?\d{1,9}){1,4}")
+ALTERNATIVES = re.compile(r"\b(?:either|maybe|perhaps|or|(?:one|any|some) of)\b", re.IGNORECASE)
 NUMBERED = re.compile(r"\d{1,3}[.):]\s+\S")
 WORDED = re.compile(r"(?<![\\a-zA-Z])[^\W\d_]{3}")
 HASHES = re.compile(r"(?<!#)####(?!#)([^\n]*)")
-LOOSE = re.compile(
-    r"solutions?|results?", re.IGNORECASE
-)  # which also begin other sentences than the one with the answer
+# These also begin other sentences than the one with the answer.
+LOOSE = re.compile(r"solutions?|results?", re.IGNORECASE)
 DENIED = re.compile(r"(?:not|wrong|incorrect|false|unknown|undefined|none|nothing|never)\b", re.IGNORECASE)
 GUESSES = ("choice", "bare", "formula", "last_number")  # before these comes a box in fenced code
 MANY = 20  # statements of an answer, from the last one, that are looked at
@@ -221,7 +228,7 @@ def _choice(text: str, kind: Kind | None) -> str | None:
     if (begun := re.match(r"\(?([A-J])\)?[.):](?:\s|$)", stripped)) and not _other_choice(stripped[begun.end() :]):
         return begun[1]
     if ended := re.search(
-        r"(?:^|[\n:]|\b(?:option|choice|choose|select|pick)\s)\s*\(?\*{0,2}([A-J])\*{0,2}\)?[.)]?\s*$", stripped
+        r"(?:^|[\n:]|\b(?:option|choice|choose|select|pick)\s)\s*\(?\*{0,2}([A-J])\*{0,2}\)?[.)]?\s*$", stripped[-200:]
     ):
         return ended[1]
     return None
@@ -245,16 +252,34 @@ def _bare(text: str, kind: Kind | None) -> str | None:
 
 
 def _formula(text: str, kind: Kind | None) -> str | None:
-    """The last formula of what the response concludes, when no number follows it."""
+    """The last formula of what the response concludes that is one of the kind, or ends in one; none before a number."""
+    text = text.strip()
+    if (rows := ROWS.search(text[-LONGEST:])) is not None:
+        return rows[1].rpartition("=")[2].strip("&.,\\ \n")
     masked, clause = concluding(text)
-    formulas = list(re.finditer(MASK, clause))
-    if not formulas or re.search(r"\d", clause[formulas[-1].end() :]):
-        return None
-    return masked.inside(formulas[-1][0])
+    formulas = [match for match in re.finditer(MASK, clause) if not re.search(r"\d", clause[match.end() :])]
+    if (subject := SUBJECT.match(clause)) is not None:
+        return _side(masked.inside(subject[1]), kind) or masked.inside(subject[1])
+    for match in reversed(formulas):
+        if (found := _side(masked.inside(match[0]), kind)) is not None:
+            return found
+    return masked.inside(formulas[-1][0]) if formulas else None
+
+
+def _side(formula: str, kind: Kind | None) -> str | None:
+    """A formula, or what it is said to be equal to, when that is an answer of the kind."""
+    side = EQUALS.split(formula)[-1].strip(" .,")
+    if kind is not None and kind.fits(side) and (kind.number or not kind.fits(formula)):
+        return side
+    return formula if kind is None or kind.fits(formula) else None
 
 
 def _last_number(text: str, kind: Kind | None) -> str | None:
     _, clause = concluding(text)
+    if (ratio := RATIO.search(clause)) and not re.search(r"\d", clause[ratio.end() :]):
+        return ratio[0]
+    if ALTERNATIVES.search(clause) and len({match[0] for match in NUMBER.finditer(clause)}) > 1:
+        return clause
     numbers = [match[0] for match in NUMBER.finditer(clause)] or [match[0] for match in NUMBER.finditer(text[-5000:])]
     return numbers[-1].replace(" ", "") if numbers else None
 

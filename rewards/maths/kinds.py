@@ -76,4 +76,6 @@ def _group(answer: Answer) -> str:
         return answer.kind
     if answer.kind == "scalar":
         return "number" if answer.tree is None or not symbols(answer.tree) else "formula"
+    if answer.kind in ("relation", "congruence", "family", "builder", "cases"):
+        return "relation"
     return "number" if answer.kind == "based" else "several"

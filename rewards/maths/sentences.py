@@ -12,7 +12,8 @@ from rewards.maths.answers import HEDGE
 from rewards.maths.units import CANONICAL
 
 LONGEST = 2000
-FORMULA = re.compile(r"\$\$(.+?)\$\$|(?<!\\)\$((?:\\.|[^$\\])+?)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+# A dollar before a digit closes nothing: $70 + $38 are sums of money.
+FORMULA = re.compile(r"\$\$(.+?)\$\$|(?<!\\)\$((?:\\.|[^$\\])+?)\$(?!\d)|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 NUMBER = re.compile(
     r"(?<![\w.,^_])(?:(?<![)\d] )-\s?|(?<=[\s(=:])-)?(?:\\?\$)?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:\s?/\s?\d+(?!\d*[^\W\d_])"
     r"|\s?\\?%)?(?![A-Za-z]*_)", re.ASCII
@@ -21,7 +22,7 @@ NUMBER = re.compile(
 BEFORE = re.compile(
     r"(?:\b(?:at (?:least|most)|than|under|over|above|below|up to|half(?: of)?|(?:multiple|factor|divisor|power|root)s? of|first|twice|double|triple|thrice|(?:square|cube) root of|be|not|never|except"
     r"|but|between|from|minus|negative|times|all|every|any|one of|some of|such as|like|among|element of|member of|in the (?:list|set|range)"
-    r"|instead of|rather than|other than)|n['’]t)\W*$",
+    r"|instead of|rather than|other than|divisible by|clos(?:e|er|est) to|near(?:er|est)?(?: to)?)|n['’]t)\W*$",
     re.IGNORECASE,
 )
 AFTER = re.compile(
@@ -37,14 +38,14 @@ DOUBT = re.compile(
     re.IGNORECASE,
 )
 _OPENS = (
-    r"which|who|whose|since|because|while|whereas|although|though|given(?: that)?|once|rather than|instead of|obtained|found|i\.e|that is"
+    r"which|who|whose|since|because|while|whereas|although|though|given(?: that)?|once|rather than|instead of|obtained|found|namely|i\.e|that is"
     r"|or equivalently|compared (?:to|with)|due to|thanks to|by \w+ing|using|car|puisque|parce que|porque|ya que|pues|weil|denn|da|perché|poiché|so dass"
 )
 # A clause of its own: what follows a word that opens one, a dash, or a semicolon.
 BESIDE = re.compile(
     rf"(?:\s*[,;]\s*|\s+)(?:{_OPENS})\b|\s*[,，;；]\s*(?:因为|由于|即|поскольку|потому|так как|なぜなら)"
     r"|\s*,\s*as\b|\s+as\s+(?:we|it|the|is|was|required|desired|expected|claimed|shown|stated|calculated|computed|found|above|before|there|this|that|a result)\b"
-    r"|(?<=[\ue000-\uf8ff\d]):\s+|,\s+\S+\s+of (?:them|which|whom|these|those)\b|,? if I(?: a|['’])m not (?:mistaken|wrong)"
+    r"|(?<=[\ue000-\uf8ff\d]):\s+|,\s+\S+\s+of (?:them|which|whom|these|those)\b|,\s+\w+\s+\w+\s+(?:after|later|before|earlier|ago|more|less|fewer)\b|,? if I(?: a|['’])m not (?:mistaken|wrong)"
     r"|,?\s+(?:and )?not\s+(?=[\ue000-\uf8ff\d\\$-])|(?:\s+[-–—]{1,3}\s+|\s*—\s*)(?=[^\W\d_]{2})|\s*[;；]\s",
     re.IGNORECASE,
 )
@@ -121,7 +122,7 @@ def main_clause(sentence: str, further: bool = True) -> str:
     for pattern in (BESIDE, CONDITION, FURTHER) if further else (BESIDE,):
         cut = next((m.start() for m in pattern.finditer(sentence) if _says(sentence[: m.start()])), None)
         sentence = sentence if cut is None else sentence[:cut]
-    for comma in COMMA_WORD.finditer(sentence):
+    for comma in COMMA_WORD.finditer(sentence) if further else ():
         rest = sentence[comma.end() :]
         if (
             not CONTINUED.match(rest)
@@ -172,6 +173,7 @@ REMARK = re.compile(
     r"|(?:note|notice|i|we (?:have|can) (?:check|verif)|let me|let us|hope|check|verif|thanks?|please|recall|remember|you)\b|\(",
     re.IGNORECASE,
 )
+CAUSE = re.compile(r"\b(?:because|since)\b", re.IGNORECASE)
 CONCLUDES = re.compile(
     r"(?:therefore|thus|hence|so|consequently|in total|in all|altogether|in conclusion|finally)\b", re.IGNORECASE
 )
@@ -179,7 +181,7 @@ OPENING = re.compile(r"(?:since|as|because|if|given|after|when|with|for|of|by|fr
 # What only says more about something in the sentence: numbers there are no answer where another one is.
 ADJUNCT = re.compile(
     r"\b(?:(?:less|more|greater|fewer|smaller|larger|higher|lower|older|younger|longer|shorter) than|between|that (?:are|is|have|has|will|can|were|was)"
-    r"|such that|compared (?:to|with)|divisible by|out of|away from|away by"
+    r"|such that|(?:twice|thrice|half|times) as|compared (?:to|with)|divisible by|divided by|when divided|after (?:division|dividing)|out of|away from|away by"
     r"|(?:in|for|over|per|during|within|across) (?:(?:the|these|those|all|her|his|their|first|last) ){0,2}[\d\ue000-\uf8ff]+ [a-z]+)\b.*",
     re.IGNORECASE | re.DOTALL,
 )
@@ -207,6 +209,9 @@ def concluding(text: str) -> tuple[Masked, str]:
             break
     if (last := re.search(rf"({MASK})[\s.]*$", chosen)) and masked.restored(last[1]).startswith(("\\[", "$$")):
         return masked, last[1]
+    computed = CAUSE.split(chosen, maxsplit=1)[0].rpartition("=")[2].strip()
+    if "=" in chosen and (result := NUMBER.match(computed)):
+        return masked, result[0]
     clause = main_clause(chosen, further=False)
     clause = clause if re.search(rf"\d|{MASK}", clause) else chosen
     adjunct = ADJUNCT.search(clause)

@@ -87,6 +87,16 @@ RIGHT = [
     ("72", "48 + 24 = 72, so Natalia sold 72 clips because 24 is half of 48."),
     ("72", "Therefore, she sold 72 clips. Note that 24 of them were sold in May."),
     ("5", "There are $5$ integers less than 100 that are squares of 2 primes."),
+    ("22", "Each round 2 + 3 = 5 buckets are filled, so it will take 110/5 = 22 rounds."),
+    ("108", "They spend $70 + $38 = $108 in all."),
+    ("7", "To close a distance of 200 feet, it takes 210/30 = 7 seconds to catch the other."),
+    ("72", "There were 72 clips, twice as many as 36."),
+    ("2:3", "The ratio is therefore 2:3."),
+    (r"36^\circ", r"Hence the angle is $360^\circ - 324^\circ = 36^\circ$."),
+    (r"\frac{19}{21}", r"Since $\theta$ is acute, $\cos \theta = \frac{19}{21}.$"),
+    (r"\frac{1}{72}", "\\begin{align*}\nS &= \\frac{9}{648} \\\\\n&= \\frac{1}{72}.\n\\end{align*}"),
+    ("3", "Therefore there are $3$ ordered pairs $(a,b),$ namely $(0,0),$ $(1,2)$ and $(2,4).$"),
+    ("-30", "Thus, $-6 \\cdot 5 = -30$ is the smallest multiple of $5$ that is greater than $-32$."),
     # a statement about the statement is passed over
     ("72", "The answer is 72. I am sure the answer is correct."),
     ("72", "So she has 72 clips. I am sure that the answer is correct."),
@@ -180,6 +190,10 @@ WRONG = [
     (r"\text{Friday}", "The answer is Monday, as yesterday was Friday."),
     (r"\text{Friday}", "The answer is Friday or Monday."),
     ("5\\text{ cm}", "The answer is $5$ km."),
+    ("7", "The answer is closer to 7 than to 8."),
+    ("7", "The answer lies in {5, 7}."),
+    ("7", "The answer can be 6 or 7."),
+    ("7", "So it is either 6 or 7."),
 ]  # fmt: skip
 
 
