@@ -32,8 +32,9 @@ ABBREVIATION = re.compile(
 # Tokens in the way of the Penn Treebank, as far as it matters for which are in capitals: signs part words, and so do
 # an apostrophe before what is short for a word, and two hyphens.
 CLITIC = r"(?:'(?:s|m|d|ll|re|ve)|n't)(?!\w)"
+SIGN = r";@#$%&?!()\[\]{}<>\"“”‘’„«»`…"
 TREEBANK_WORD = re.compile(
-    rf"{CLITIC}|(?:(?!{CLITIC}|--|\.\.\.|[,:](?!\d))[^\s;@#$%&?!()\[\]{{}}<>\"“”‘’„«»`…])+", re.IGNORECASE
+    rf"{CLITIC}|(?:[^\s{SIGN}'n,:.-]++|(?!{CLITIC}|--|\.\.\.|[,:](?!\d))[^\s{SIGN}])++", re.IGNORECASE
 )
 TWO_WORDS = re.compile(r"\b(?:cannot|gimme|lemme|gonna|wanna|gotta)\b", re.IGNORECASE)  # to the Treebank
 PLACEHOLDER = compiled(r"\[.*?\]")
