@@ -170,8 +170,8 @@ def _table(connection: sqlite3.Connection, name: str, script: str) -> Table:
 def _links(connection: sqlite3.Connection, tables: Mapping[str, Table]) -> tuple[Link, ...]:
     """Every foreign key, declared or, for few declare them, seen in the data.
 
-    Seen: all values of a column occur in another table's key, and they are text, or the name of the one ends with that
-    of the other. Of several such keys it is the one whose name, with its table's, is most of the column's.
+    Seen: all values of a column that is no key occur in another table's key, and they are text, or the names say so. Of
+    several such keys it is the one whose name, with its table's, is most of the column's.
     """
     links = []
     for table in tables.values():
@@ -189,12 +189,12 @@ def _links(connection: sqlite3.Connection, tables: Mapping[str, Table]) -> tuple
     taken = {(link.table, i) for link in links for i in link.columns}
     for table in tables.values():
         for i, column in enumerate(table.columns):
-            if (table.name.lower(), i) not in taken and column.values:
+            if (table.name.lower(), i) not in taken and column.values and (i,) not in table.keys:
                 fitting = [
                     (_likeness(column.name, parent, key.name), parent.name.lower(), j)
                     for parent in tables.values()
                     for j, key in enumerate(parent.columns)
-                    if parent is not table and (j,) in parent.keys and _refers(column, key)
+                    if parent is not table and (j,) in parent.keys and _refers(column, parent, key)
                 ]
                 if fitting:
                     _, name, j = max(fitting, key=lambda fit: fit[0])
@@ -202,18 +202,24 @@ def _links(connection: sqlite3.Connection, tables: Mapping[str, Table]) -> tuple
     return tuple(links)
 
 
-def _refers(column: Column, key: Column) -> bool:
+def _refers(column: Column, parent: Table, key: Column) -> bool:
     name, other = column.name.lower(), key.name.lower()
-    if not (all(isinstance(value, str) for value in column.values) or name.endswith(other) or other.endswith(name)):
+    if not set(column.values) <= set(key.values):
         return False
-    # Two tables that both number their rows do not refer to each other.
-    own_number = name == other == "id" and column.unique
-    return not own_number and set(column.values) <= set(key.values)
+    if all(isinstance(value, str) for value in column.values):
+        return True
+    # Numbers of rows are alike in all tables, so it is for the names to say whose they are.
+    if name == other or len(other) > 3:
+        return name != "id" and (name.endswith(other) or other.endswith(name))
+    return name.endswith(other) and _names(parent, name)
+
+
+def _names(table: Table, column: str) -> bool:
+    return any(part in column for part in (table.name.lower(), table.name.lower()[:-1]) if part)
 
 
 def _likeness(column: str, parent: Table, key: str) -> int:
-    name = column.lower()
-    return (name == key.lower()) + 2 * any(part in name for part in (parent.name.lower(), parent.name.lower()[:-1]))
+    return (column.lower() == key.lower()) + 2 * _names(parent, column.lower())
 
 
 def quoted(name: str) -> str:

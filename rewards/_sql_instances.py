@@ -53,6 +53,7 @@ class Instances:
     def __init__(self, schema: Schema, asked: Asked, tables: Sequence[str]) -> None:
         self.schema, self.asked = schema, asked
         self.order = _parents_first(schema, tables)
+        self._made: Rows = {}
         self.links = [link for link in schema.links if link.table in self.order]
         pairs = [((a.table, i), (a.parent, j)) for a in self.links for i, j in zip(a.columns, a.keys, strict=True)]
         self.alike = related(dict.fromkeys(self.order), [*asked.alike, *pairs])
@@ -71,6 +72,7 @@ class Instances:
             apart=draw.random() < 0.5,
         )
         made: Rows = {}
+        self._made = made
         for name in self.order:
             made[name] = self._table(draw, style, name, made)
         self._drop_strays(made)
@@ -168,6 +170,10 @@ class Instances:
         may_be_null = column.nullable and (column.has_null or place not in self.asked.no_null)
         if may_be_null and draw.random() < style.null:
             return None
+        # What is compared with another table's column, without a foreign key, should often be found there.
+        there = [row[j] for table, j in sorted(self.alike.get(place, ())) for row in self._made.get(table, ())]
+        if there and draw.random() < 0.6:
+            return draw.choice(there)
         if pool.hits and draw.random() < style.hit:
             chosen = draw.choice(pool.misses if miss else pool.hits)
             if chosen:

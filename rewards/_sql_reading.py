@@ -11,7 +11,20 @@ from sqlglot import exp
 from rewards._sql_databases import Cell, Schema
 
 Place = tuple[str, int]  # a table's name in lower case, and which of its columns
-COMPARISONS = (exp.EQ, exp.NEQ, exp.GT, exp.GTE, exp.LT, exp.LTE, exp.Like, exp.In, exp.Between, exp.Is, exp.Glob)
+COMPARISONS = (
+    exp.EQ,
+    exp.NEQ,
+    exp.GT,
+    exp.GTE,
+    exp.LT,
+    exp.LTE,
+    exp.Like,
+    exp.In,
+    exp.Between,
+    exp.Is,
+    exp.Glob,
+    exp.Nullif,
+)
 
 
 def parse(query: str, schema: Schema) -> exp.Query | None:
@@ -72,11 +85,15 @@ def asked(trees: Sequence[exp.Query], schema: Schema, tables: Sequence[str]) -> 
             _compared(node, schema, tables, found)
         for node in tree.find_all(exp.Limit, exp.Offset):
             found.counts.update(n for n in _numbers(node) if isinstance(n, int))
-        for node in tree.find_all(exp.Sum, exp.Avg, exp.Min, exp.Max, exp.Ordered, exp.Join, exp.SetOperation):
+        for node in tree.find_all(
+            exp.Sum, exp.Avg, exp.Min, exp.Max, exp.Count, exp.Ordered, exp.Join, exp.SetOperation
+        ):
             if isinstance(node, exp.SetOperation):
                 inside: list[exp.Expression] = [e for side in (node.left, node.right) for e in _selected(side)]
             elif isinstance(node, exp.Join):
                 inside = [on for on in (node.args.get("on"),) if on is not None]
+            elif isinstance(node, exp.Count) and not isinstance(node.this, exp.Distinct):
+                inside = []
             else:
                 inside = [node]
             for column in (column for part in inside for column in part.find_all(exp.Column)):

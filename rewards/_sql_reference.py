@@ -27,6 +27,8 @@ def expected(image: bytes, gold: str, tree: exp.Query | None, order: str | bool,
         raise BadReferenceError(f"{result['error']}: {result['message']} in {gold[:300]!r}")
     rows = result["rows"]
     clause = tree.args.get("order") if tree is not None else None
+    if tree is not None and _sorts_what_is_gone(tree, result["names"]):
+        clause = None
     ordered = clause is not None or (tree is None and "order by" in " ".join(gold.lower().split()))
     if order is False or (order == "auto" and not ordered):
         return Expected(result["columns"], rows, [0] * len(rows))
@@ -93,13 +95,25 @@ def cuts_between_ties(connection: sqlite3.Connection, tree: exp.Query) -> bool:
         keys: list[Row] = [()] * len(rows)
         if whole.args.get("order") is not None:
             found = sorted_by(whole, plain["names"], ask)
-            if found is None:
-                continue
-            rows, keys = found
+            if found is not None:
+                rows, keys = found
         for cut in (offset, offset + limit):
             if 0 < cut < len(rows) and keys[cut - 1] == keys[cut]:
                 return True
     return False
+
+
+def _sorts_what_is_gone(tree: exp.Query, names: Sequence[str]) -> bool:
+    """Whether a SELECT DISTINCT sorts by what it does not return: then equal rows that became one had several places."""
+    order = tree.args.get("order")
+    if order is None or not tree.args.get("distinct") or not isinstance(tree, exp.Select):
+        return False
+    returned = {name.lower() for name in names} | {text(chosen.unalias()).lower() for chosen in tree.selects}
+    keys = [term.this for term in order.expressions]
+    return any(
+        not isinstance(key, exp.Literal) and key.name.lower() not in returned and text(key).lower() not in returned
+        for key in keys
+    )
 
 
 def _number(clause: exp.Expression | None) -> int | None:

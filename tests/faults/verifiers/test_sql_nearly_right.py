@@ -106,6 +106,8 @@ def test_what_is_right_for_these_stadiums_only_is_wrong(answer, reference):
         # Which of those of one age is the third is left open; and so is which country of those with as many.
         ("SELECT name FROM singer ORDER BY age DESC, name DESC LIMIT 3", "SELECT name FROM singer ORDER BY age DESC LIMIT 3"),
         ("SELECT country FROM singer GROUP BY country ORDER BY count(*), country DESC LIMIT 1", "SELECT country FROM singer GROUP BY country ORDER BY count(*) LIMIT 1"),
+        ("SELECT country FROM singer GROUP BY country ORDER BY max(age)", "SELECT DISTINCT country FROM singer ORDER BY age"),
+        ("SELECT country FROM singer GROUP BY country ORDER BY max(age) LIMIT 2", "SELECT DISTINCT country FROM singer ORDER BY age LIMIT 2"),
         ("SELECT name FROM singer ORDER BY age, name DESC", "SELECT name FROM singer ORDER BY age"),
         ("SELECT name FROM singer WHERE age = (SELECT max(age) FROM singer)", "SELECT name FROM singer ORDER BY age DESC LIMIT 1"),
         ("SELECT name FROM singer WHERE age = (SELECT min(age) FROM singer)", "SELECT name FROM singer ORDER BY age LIMIT 1"),
