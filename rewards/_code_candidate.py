@@ -1,7 +1,8 @@
 """What runs in the candidate's process: load the program, do the operations it is asked for, send back plain data.
 
-Its source, behind that of the codec, is what the sandbox runs. Standard input: one JSON object
-    {"sources": [program, fallback, ...], "skip": [index, ...], "operations": [text, ...]}
+Its source, behind those it imports from here, is what the sandbox runs. Standard input: one JSON object
+    {"header": source, "sources": [program, fallback, ...], "skip": [index, ...], "operations": [text, ...],
+     "drain": whether an iterator crosses as all it yields}
 where an operation is the codec's text of
     ["call", target, [argument, ...], {name: argument, ...}], ["get", target, attribute] or ["set", target, attribute,
     value]; a target is a name, or what stands for an earlier result.
@@ -13,14 +14,14 @@ may be a target or an argument. Whatever the program does to all of this changes
 
 from __future__ import annotations
 
-import builtins
 import json
 import os
 import sys
 import types
 from typing import Any
 
-from rewards._code_codec import TooLarge, dumps, loads
+from rewards._code_codec import ITERATORS, TooLarge, builtin_name, dumps, loads
+from rewards._code_program import defined, load, silence
 
 MAX_TEXT = 2000
 
@@ -29,10 +30,7 @@ def main() -> None:
     """Load, operate, and end without the program's own exit handlers."""
     request = json.loads(sys.stdin.buffer.read())
     replies = os.dup(1)
-    null = os.open(os.devnull, os.O_RDWR)
-    for fd in (0, 1, 2):  # what the program prints is not part of its answer
-        os.dup2(null, fd)
-    sys.stdin = open(0, encoding="utf-8", errors="replace")  # noqa: SIM115 - for the rest of the process
+    silence()
     kept: list[Any] = []
     results: dict[int, Any] = {}
 
@@ -46,8 +44,11 @@ def main() -> None:
     def found(tag: str, number: int) -> Any:
         return results[number] if tag == "result" else kept[number]
 
+    def lazy(value: Any) -> Any:
+        return keep(value) if isinstance(value, ITERATORS) and not request["drain"] else None
+
     def reply(index: int, *what: Any) -> None:
-        line = memoryview((dumps([index, *what], keep) + "\n").encode())
+        line = memoryview((dumps([index, *what], keep, lazy) + "\n").encode())
         while line:
             line = line[os.write(replies, line) :]
 
@@ -56,10 +57,10 @@ def main() -> None:
             text = str(error)[:MAX_TEXT]
         except BaseException:  # noqa: BLE001 - the program's own __str__
             text = ""
-        reply(index, "raise", "TooLarge" if type(error) is TooLarge else _builtin_name(type(error)), text)
+        reply(index, "raise", "TooLarge" if type(error) is TooLarge else builtin_name(type(error)), text)
 
     try:
-        module = _load(request["sources"])
+        module = load(request["sources"], request["header"])
     # SystemExit, and whatever else the program thinks of, is its failure.
     except BaseException as error:  # noqa: BLE001
         failed(-1, error)
@@ -79,26 +80,9 @@ def main() -> None:
     os._exit(0)
 
 
-def _load(sources: list[str]) -> types.ModuleType:
-    """The module made by the first of the sources that compiles."""
-    for number, source in enumerate(sources):
-        try:
-            code = compile(source, "solution.py", "exec", dont_inherit=True)
-            break
-        # ValueError: a NUL byte; the others: nesting without end.
-        except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
-            if number == len(sources) - 1:
-                raise SyntaxError(str(error)[:200]) from None
-    builtins.exit = builtins.quit = sys.exit  # type: ignore[assignment]  # as in a Python that was started the usual way
-    module = types.ModuleType("solution")
-    sys.modules["solution"] = module  # dataclasses and pickle look a class's module up
-    exec(code, module.__dict__)
-    return module
-
-
 def _operate(module: types.ModuleType, kind: str, target: Any, rest: list[Any]) -> tuple[Any, list[Any] | None]:
     """The result, and for a call its arguments as they are afterwards."""
-    holder = _named(module, target) if isinstance(target, str) else target
+    holder = defined(module, target) if isinstance(target, str) else target
     if kind == "get":
         return getattr(holder, rest[0]), None
     if kind == "set":
@@ -106,15 +90,6 @@ def _operate(module: types.ModuleType, kind: str, target: Any, rest: list[Any]) 
         return None, None
     arguments, named = rest
     return holder(*arguments, **named), arguments
-
-
-def _named(module: types.ModuleType, name: str) -> Any:
-    if not hasattr(module, name) and isinstance(getattr(module, "Solution", None), type):
-        return getattr(module.Solution(), name)
-    try:
-        return getattr(module, name)
-    except AttributeError:
-        raise NameError(f"name {name!r} is not defined") from None
 
 
 def _changed(after: list[Any], before: list[Any], keep: Any) -> list[Any] | None:
@@ -128,11 +103,6 @@ def _changed(after: list[Any], before: list[Any], keep: Any) -> list[Any] | None
         return None if dumps(parts, keep) == dumps(was, keep) else parts
     except TooLarge:
         return None
-
-
-def _builtin_name(kind: type) -> str:
-    """The name of the nearest base that is a built-in exception."""
-    return next((base.__name__ for base in kind.__mro__ if base.__module__ == "builtins"), "Exception")
 
 
 if __name__ == "__main__":

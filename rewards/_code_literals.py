@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import functools
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,10 +21,14 @@ from rewards._code_task import Task
 
 @dataclass(frozen=True)
 class Plan:
-    """Assertions as expressions over the results of operations, which they have as `_0`, `_1`, ..."""
+    """Assertions as expressions over the results of operations, which they have as `_0`, `_1`, ...
+
+    `parts`: whether they ask for less than a whole result, such as its length.
+    """
 
     operations: tuple[str, ...]
     tests: tuple[Any, ...]
+    parts: bool = False
 
 
 class _NotSimple(Exception):
@@ -100,20 +105,17 @@ def plan_of(task: Task) -> Plan | None:
     names = {name: name for name in task.names}
     operations: list[str] = []
     tests = []
+    parts = False
     try:
         if any(name in SAFE or name == "math" for name in names) and len(names) > 1:
             raise _NotSimple("a candidate that redefines what the tests use")
-        if any(
-            not isinstance(node, ast.Import)
-            for source in task.setup
-            if source != task.stub
-            for node in ast.parse(source).body
-        ):
+        if any(not _is_known(node) for source in task.setup if source != task.stub for node in ast.parse(source).body):
             raise _NotSimple("set-up code")
         for source in task.tests:
             for node, local in _assertions(ast.parse(source), task.entry_point):
                 before = len(operations)
                 tree = ast.Expression(_Simple({**names, **local}, operations).visit(node.test))  # type: ignore[arg-type]
+                parts |= any(isinstance(part, ast.Subscript | ast.Call) for part in ast.walk(tree))
                 if len(operations) > before:
                     tests.append(compile(ast.fix_missing_locations(tree), "tests.py", "eval"))
                 elif not isinstance(node.test, ast.Constant):
@@ -121,7 +123,7 @@ def plan_of(task: Task) -> Plan | None:
     # Whatever evaluating an argument comes to, the sandbox will see it too.
     except Exception:  # noqa: BLE001
         return None
-    return Plan(tuple(operations), tuple(tests)) if tests else None
+    return Plan(tuple(operations), tuple(tests), parts) if tests else None
 
 
 def _assertions(tree: ast.Module, entry_point: str | None) -> list[tuple[ast.Assert, dict[str, str]]]:
@@ -137,11 +139,16 @@ def _assertions(tree: ast.Module, entry_point: str | None) -> list[tuple[ast.Ass
                         found.append((inner, {name: entry_point}))
                     elif not isinstance(inner, ast.Pass) and not _is_text(inner):
                         raise _NotSimple(type(inner).__name__)
-            case ast.Import() | ast.Assign(targets=[ast.Name(id="METADATA")]):
+            case ast.Assign(targets=[ast.Name(id="METADATA")]):
                 pass
-            case _ if not _is_text(node):
+            case _ if not _is_text(node) and not _is_known(node):
                 raise _NotSimple(type(node).__name__)
     return found
+
+
+def _is_known(node: ast.stmt) -> bool:
+    """An import that cannot fail."""
+    return isinstance(node, ast.Import) and all(alias.name in sys.stdlib_module_names for alias in node.names)
 
 
 def _is_text(node: ast.stmt) -> bool:

@@ -7,10 +7,11 @@ import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 
-from rewards._code_run import MAX_TIMEOUTS, STATUS, SYNTAX, Result, Run
+from rewards._code_run import MAX_TIMEOUTS, STATUS, SYNTAX, Result, Run, without_paths
 from rewards._code_task import Task
-from rlpost.verify.sandbox import Limits
+from rlpost.verify.sandbox import STDIN, Limits
 
 MAX_PRODUCT = 16 * 2**20  # bytes of a compiled program; the box it runs in holds twice as much
 # Its output is the product in base64.
@@ -18,6 +19,7 @@ COMPILE = Limits(seconds=20.0, memory_mb=2048, output_kb=24 * 1024, file_mb=64, 
 # `exit` is there in a Python that was started the usual way.
 PROGRAM = """import builtins, sys
 builtins.exit = builtins.quit = sys.exit
+exec({!r}, globals())
 exec(compile({!r}, "main.py", "exec", dont_inherit=True), globals())
 """
 PYTHON = ("python", "python3", "py")
@@ -40,16 +42,38 @@ LANGUAGES = {
 }
 
 
-def near(a: float, b: float, tolerance: float) -> bool:
+COMPARE = ("lines", "stripped", "tokens")
+MAX_NUMBER = 400  # characters
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """When an output is the expected one.
+
+    Args:
+        compare: one of `COMPARE`.
+        tolerance: numbers this near are the same; two integers only when they are equal.
+        numbers: numbers written in two ways are the same.
+    """
+
+    compare: str = "lines"
+    tolerance: float | None = None
+    numbers: bool = False
+
+
+def near(a: float | Decimal, b: float | Decimal, tolerance: float) -> bool:
+    """Whether two numbers are the same but for rounding; integers, of any length, are or are not."""
+    if a == b:
+        return True
+    if isinstance(a, int) and isinstance(b, int):
+        return False
     try:
-        return math.isclose(a, b, rel_tol=tolerance, abs_tol=tolerance)
+        return math.isclose(float(a), float(b), rel_tol=tolerance, abs_tol=tolerance)
     except OverflowError:
-        return a == b
+        return False
 
 
-def programs(
-    run: Run, code: str, spec: Language | None, task: Task, compare: str, tolerance: float | None
-) -> list[Result]:
+def programs(run: Run, code: str, spec: Language | None, task: Task, rule: Comparison) -> list[Result]:
     """A program run on each example's input."""
     files: dict[str, bytes] = {}
     if spec is not None:
@@ -65,9 +89,9 @@ def programs(
         if timeouts >= MAX_TIMEOUTS or run.over:
             results.append(Result("candidate_timeout", "not run: the time is over"))
             continue
-        result = _program(run, code, spec, files, given, expected, compare, tolerance)
+        result = _program(run, code, spec, files, given, expected, rule)
         if result.reason == "candidate_timeout" and not run.over:
-            result = _program(run, code, spec, files, given, expected, compare, tolerance, again=True)
+            result = _program(run, code, spec, files, given, expected, rule, again=True)
         timeouts += result.reason == "candidate_timeout"
         results.append(result)
         if (result.reason and not run.every) or result.reason == "syntax_error":
@@ -83,47 +107,67 @@ def _program(
     files: Mapping[str, bytes],
     given: str,
     expected: str,
-    compare: str,
-    tolerance: float | None,
+    rule: Comparison,
     again: bool = False,
 ) -> Result:
     stdin = given.encode()
+    # Where /dev/stdin leads in the sandbox; few programs open it.
+    beside = {STDIN: stdin} if "/dev/stdin" in code else {}
     if spec is None:
-        outcome = run.box.run(PROGRAM.format(code), stdin=stdin, limits=run.limits(again=again))
+        outcome = run.python(PROGRAM.format(run.header, code), stdin, run.limits(again=again), beside)
     else:
-        outcome = run.box.command(
-            ["/bin/sh", "-c", spec.run_command], stdin=stdin, files=files, limits=run.limits(True, again)
-        )
+        outcome = run.command(["/bin/sh", "-c", spec.run_command], stdin, run.limits(True, again), {**files, **beside})
     if outcome.status == "ok":
-        same = _same_output(outcome.stdout.decode("utf-8", "replace"), expected, compare, tolerance)
+        same = same_output(outcome.stdout.decode("utf-8", "replace"), expected, rule)
         return Result("" if same else "mismatch")
-    said = outcome.stderr[-500:].decode("utf-8", "replace").strip()
+    said = without_paths(outcome.stderr.decode("utf-8", "replace").strip())
     if outcome.status == "nonzero" and said.rpartition("\n")[2].partition(":")[0] in SYNTAX:
         return Result("syntax_error", said)
     return Result(STATUS.get(outcome.status, "runtime_error"), said)
 
 
-def _same_output(output: str, expected: str, compare: str, tolerance: float | None) -> bool:
-    a, b = ([line.rstrip() for line in text.rstrip().split("\n")] for text in (output, expected))
+def same_output(output: str, expected: str, rule: Comparison) -> bool:
+    a, b = (_lines(text, rule.compare) for text in (output, expected))
     if a == b:
         return True
-    if compare == "tokens":
+    if rule.compare == "tokens":
         a, b = [" ".join(a)], [" ".join(b)]
+    elif rule.tolerance is None and not rule.numbers:
+        return False
     rows = [(mine.split(), theirs.split()) for mine, theirs in zip(a, b, strict=False)]
     if len(a) != len(b) or any(len(mine) != len(theirs) for mine, theirs in rows):
         return False
-    if compare == "lines" and tolerance is None:
+    return all(_same_token(*pair, rule) for row in rows for pair in zip(*row, strict=True))
+
+
+def _lines(text: str, compare: str) -> list[str]:
+    if compare == "lines":
+        return [line.rstrip() for line in text.rstrip().split("\n")]
+    return [line.strip() for line in text.strip().split("\n")]
+
+
+def _same_token(mine: str, theirs: str, rule: Comparison) -> bool:
+    if mine == theirs:
+        return True
+    if rule.tolerance is None and not rule.numbers:
         return False
-    return all(_same_token(*pair, tolerance) for row in rows for pair in zip(*row, strict=True))
+    a, b = _number(mine), _number(theirs)
+    return a is not None and b is not None and (a == b or (rule.tolerance is not None and near(a, b, rule.tolerance)))
 
 
-def _same_token(mine: str, theirs: str, tolerance: float | None) -> bool:
-    if mine == theirs or tolerance is None:
-        return mine == theirs
+def _number(token: str) -> int | Decimal | None:
+    """Exactly, for a float cannot tell long integers apart."""
+    if len(token) > MAX_NUMBER:
+        return None
     try:
-        return len(mine) < 400 and near(float(mine), float(theirs), tolerance)
+        return int(token)
     except ValueError:
-        return False
+        pass
+    try:
+        number = Decimal(token)
+    except ArithmeticError:
+        return None
+    return None if number.is_nan() else number
 
 
 def language_of(
@@ -156,8 +200,7 @@ def _compiled(run: Run, spec: Language, files: Mapping[str, bytes]) -> bytes | R
     """The program, which comes out of the compiler's sandbox as its output, or why there is none."""
     # As text, which a sandbox elsewhere can return too.
     command = f"{spec.compile_command} 1>&2 && base64 {spec.product}"
-    outcome = run.box.command(["/bin/sh", "-c", command], files=files, limits=COMPILE)
-    run.deadline += outcome.seconds  # of a time of its own
+    outcome = run.compiled(["/bin/sh", "-c", command], COMPILE, files)
     if outcome.status == "ok":
         product = binascii.a2b_base64(outcome.stdout)
         if len(product) > MAX_PRODUCT:

@@ -1,27 +1,40 @@
 """The candidate's process: what it is asked, how long it may take, and what its failures are called."""
 
 from __future__ import annotations
+import __future__
 
+import ast
 import binascii
 import functools
 import json
 import marshal
 import re
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from rewards._code_codec import Malformed, TooLarge, loads, shown
 from rewards._code_task import Task
-from rlpost.verify.sandbox import Limits, Outcome, sandbox
+from rlpost.verify.sandbox import Limits, Outcome, Program, Sandbox, sandbox
 
 MAX_TIMEOUTS = 2
+WALL = 3.0
 MAX_CRASHES = 4
 REPLY = re.compile(rb'\[(-?\d{1,6}), "(value|raise)", ')
 SYNTAX = ("SyntaxError", "IndentationError", "TabError")
 STATUS = {"timeout": "candidate_timeout", "memory": "memory", "output": "output_limit"}
 REASONS = {"MemoryError": "memory", "TooLarge": "output_limit"}
+
+
+FILE = re.compile(r'File "/[^"\n]*/([^"/\n]*)"')
+MAX_SAID = 500
+
+
+def without_paths(text: str) -> str:
+    """The end of a traceback, with the names of files and not where this machine has them."""
+    return FILE.sub(r'File "\1"', text[-8 * MAX_SAID :])[-MAX_SAID:]
 
 
 @dataclass(frozen=True)
@@ -35,7 +48,9 @@ class Result:
 class Run:
     """What one verdict may still spend, how it goes on after a failure, and where programs run.
 
+    All its programs together have `total_seconds` of processor time, and `WALL` times as long by the clock.
     `answer_bytes`: how long a right answer of one process is, about; twice as much may be written, 1 MiB at least.
+    `header`: source that the rules of the benchmark run before every program.
     `service`: the URL of a sandbox elsewhere; None is the one of this process.
     """
 
@@ -44,39 +59,118 @@ class Run:
         every: bool,
         seconds: float,
         memory_mb: int,
-        deadline: float,
+        total_seconds: float,
         service: str | None = None,
         answer_bytes: int = 0,
+        header: str = "",
+        packages: Sequence[str] = (),
+        stack_mb: int = 64,
+        processes: bool = False,
     ) -> None:
-        self.every, self.seconds, self.memory_mb, self.deadline = every, seconds, memory_mb, deadline
+        self.every, self.seconds, self.memory_mb = every, seconds, memory_mb
         self.output_kb = max(1024, 2 * answer_bytes // 1024 + 64)
-        self.box = sandbox(service)
+        self.header = header
+        self.service = service
+        self.stack_mb, self.processes, self.packages = stack_mb, processes, tuple(packages)
+        self.box = sandbox(service, packages) if packages else sandbox(service)
+        self._total, self._used = total_seconds, 0.0
+        self._deadline = time.monotonic() + WALL * total_seconds
 
-    def limits(self, processes: bool = False, again: bool = False) -> Limits:
-        left = max(0.05, self.deadline - time.monotonic())
+    def limits(self, processes: bool = False, again: bool = False, whole: bool = False) -> Limits:
+        """`again`: for a second try; `whole`: all the time that is left."""
+        left = max(0.05, self._total - self._used)
         return Limits(
-            seconds=min(self.seconds * (1 + again), left),
+            seconds=left if whole else min(self.seconds * (1 + again), left),
             memory_mb=self.memory_mb,
             output_kb=self.output_kb,
-            processes=processes,
+            stack_mb=self.stack_mb,
+            processes=processes or self.processes,
         )
 
     @property
     def over(self) -> bool:
-        return time.monotonic() >= self.deadline
+        return self._used >= self._total or time.monotonic() >= self._deadline
+
+    def python(self, source: str, stdin: bytes, limits: Limits, files: Mapping[str, bytes] | None = None) -> Outcome:
+        return self._spent(self.box.run(source, stdin=stdin, files=files, limits=limits))
+
+    def command(self, argv: Sequence[str], stdin: bytes, limits: Limits, files: Mapping[str, bytes]) -> Outcome:
+        return self._spent(self.box.command(argv, stdin=stdin, files=files, limits=limits))
+
+    def compiled(self, argv: Sequence[str], limits: Limits, files: Mapping[str, bytes]) -> Outcome:
+        """The same for a compiler, whose time is its own."""
+        outcome = self.box.command(argv, files=files, limits=limits)
+        self._deadline += outcome.seconds
+        return outcome
+
+    def together(self, one: Program, other: Program) -> tuple[Outcome, Outcome]:
+        assert isinstance(self.box, Sandbox)
+        ours, theirs = self.box.converse(one, other)
+        return self._spent(ours), self._spent(theirs)
+
+    def _spent(self, outcome: Outcome) -> Outcome:
+        self._used += outcome.cpu
+        return outcome
 
 
 @functools.cache
 def runner(name: str) -> str:
-    """A program for the sandbox made of the codec and one of the files beside this one, compiled once."""
-    here = Path(__file__).parent
-    sources = [(here / f"{part}.py").read_text() for part in ("_code_codec", name)]
-    joined = sources[0].replace("from __future__ import annotations\n", "") + re.sub(
-        r"^from (?:rewards\.\w+|__future__) import .*$", "", sources[1], flags=re.MULTILINE
-    )
-    code = compile("from __future__ import annotations\n" + joined, f"{name}.py", "exec", dont_inherit=True, optimize=2)
+    """A program for the sandbox: one of the files beside this one behind those it imports, compiled once."""
+    tree = ast.Module([*_imported(name, set()), *_statements(name)], [])
+    code = compile(tree, f"{name}.py", "exec", __future__.annotations.compiler_flag, dont_inherit=True, optimize=2)
     packed = binascii.b2a_base64(marshal.dumps(code), newline=False).decode()
     return f'import binascii, marshal\nexec(marshal.loads(binascii.a2b_base64("{packed}")), globals())'
+
+
+@functools.cache
+def _statements(name: str) -> list[ast.stmt]:
+    """A file's, but for its imports from the files beside it."""
+    body = ast.parse((Path(__file__).parent / f"{name}.py").read_text()).body
+    return [node for node in body if not (isinstance(node, ast.ImportFrom) and _is_ours(node.module))]
+
+
+def _imported(name: str, done: set[str]) -> list[ast.stmt]:
+    """The statements of the files that a file imports, each once, without what they do when they are run."""
+    found: list[ast.stmt] = []
+    for node in ast.parse((Path(__file__).parent / f"{name}.py").read_text()).body:
+        other = (node.module or "").removeprefix("rewards.") if isinstance(node, ast.ImportFrom) else ""
+        if (
+            isinstance(node, ast.ImportFrom)
+            and node.module != "__future__"
+            and _is_ours(node.module)
+            and other not in done
+        ):
+            done.add(other)
+            found += [*_imported(other, done), *(part for part in _statements(other) if not isinstance(part, ast.If))]
+    return found
+
+
+def _is_ours(module: str | None) -> bool:
+    return module == "__future__" or (module or "").startswith("rewards.")
+
+
+class Untestable(Exception):
+    """The tests need what this way of running them cannot do, whatever the response is; says what."""
+
+
+def conversation(run: Run, sources: Sequence[str], request: Mapping[str, Any]) -> tuple[dict[str, Any] | None, str]:
+    """The report of tests that were run beside the living candidate, and how the candidate ended.
+
+    Args:
+        request: what `_code_talk` wants.
+    """
+    given = {"header": run.header, "sources": sources, "names": request["names"], "classes": request["classes"]}
+    tests = Program(
+        runner("_code_talk"),
+        {"request.json": json.dumps(request).encode()},
+        replace(run.limits(whole=True), output_kb=16 * 1024),
+    )
+    candidate = Program(
+        runner("_code_partner"), {"request.json": json.dumps(given).encode()}, replace(run.limits(), waits=True)
+    )
+    ours, theirs = run.together(tests, candidate)
+    report = json.loads(ours.stdout) if ours.status == "ok" and ours.stdout else None
+    return report, STATUS.get(ours.status if report is None else theirs.status, "runtime_error")
 
 
 def answers(run: Run, sources: Sequence[str], operations: Sequence[str]) -> list[str]:
@@ -101,9 +195,10 @@ def answers(run: Run, sources: Sequence[str], operations: Sequence[str]) -> list
             break
         # What depends on earlier results needs those calls again; failed ones are left out.
         skip = [i for i, text in replies.items() if not stateful or '"raise", "candidate_timeout"' in text]
-        request = {"sources": sources, "skip": skip, "operations": operations}
+        request: dict[str, Any] = {"header": run.header, "sources": sources, "skip": skip, "operations": operations}
+        request["drain"] = run.service is not None
         limits = run.limits(again=first in tries)
-        outcome = run.box.run(runner("_code_candidate"), stdin=json.dumps(request).encode(), limits=limits)
+        outcome = run.python(runner("_code_candidate"), json.dumps(request).encode(), limits)
         loaded = _read(outcome, replies, len(operations))
         if loaded is not None and loaded[0] == "raise":
             kind = "syntax_error" if loaded[1] in SYNTAX else REASONS.get(loaded[1], "runtime_error")

@@ -6,12 +6,16 @@ import ast
 import builtins
 import functools
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rewards._code_codec import dumps
+
+# What an import of it that a test forgets is usually called.
+ALIASES = {"np": "numpy", "pd": "pandas"}
 
 
 class BadTask(ValueError):
@@ -26,6 +30,9 @@ class Task:
         setup: trusted sources run before the tests: the prompt when it is code, imports, set-up code.
         tests: sources of tests; empty where `examples` are given.
         names: what the tests use of the candidate.
+        classes: those of the names that the tests use as classes.
+        modules: what the tests import the candidate as.
+        pytest: whether the tests import it.
         examples: input and expected output as text; with `function` the codec's text of a call, and the values that
             are accepted as a list in JSON.
     """
@@ -37,6 +44,9 @@ class Task:
     stub: str = ""
     examples: tuple[tuple[str, str], ...] = ()
     function: str | None = None
+    classes: tuple[str, ...] = ()
+    modules: tuple[str, ...] = ("solution",)
+    pytest: bool = False
 
     @property
     def answer_bytes(self) -> int:
@@ -131,12 +141,20 @@ def code_task(tests: tuple[str, ...], setup: tuple[str, ...], prompt: str, entry
     stub = _stub(prompt, entry_point)
     head = ast.parse(stub)
     used, called, bound = _names([head, *trees])
-    known = bound | set(vars(builtins)) | {"candidate", "__state__"}
-    modules = {name for name in used - called if name not in known and name in sys.stdlib_module_names}
-    names = {name for name in called if name not in known}
+    known = bound | set(vars(builtins)) | {"candidate"}
+    held = used - called - known
+    modules = {name for name in held if name in (*sys.stdlib_module_names, "pytest")}
+    aliases = {name: module for name, module in ALIASES.items() if name in held}
+    names = {name for name in called | held - modules - set(aliases) if name not in known}
     for node in (node for tree in trees for node in ast.walk(tree)):
-        if isinstance(node, ast.ImportFrom) and node.module == "solution":
-            names |= {alias.name for alias in node.names}
+        match node:
+            case ast.ImportFrom(module="solution"):
+                names |= {alias.name for alias in node.names}
+            case ast.Attribute(value=ast.Name(id="solution"), attr=name) if "solution" in bound:
+                names.add(name)
+            case ast.Import(names=imported) | ast.ImportFrom(names=imported):
+                module = getattr(node, "module", None)
+                modules |= {"pytest"} & {module, *(alias.name for alias in imported)}
     if entry_point:
         names.add(entry_point)
     elif not names:
@@ -147,8 +165,60 @@ def code_task(tests: tuple[str, ...], setup: tuple[str, ...], prompt: str, entry
             raise BadTask(f"which of {', '.join(sorted(names))} do the tests test? Give entry_point")
     if not names:
         raise BadTask("the tests call nothing that the response could define; is entry_point missing?")
-    imports = tuple(f"import {name}" for name in sorted(modules))
-    return Task((*((stub,) if stub else ()), *imports, *setup), tests, tuple(sorted(names)), entry_point, stub)
+    unknown = _unknown(names, called, entry_point, prompt, trees)
+    if unknown:
+        raise BadTask(f"the tests use {', '.join(unknown)}, which neither they nor the prompt define")
+    imports = [f"import {name}" for name in sorted(modules)]
+    imports += [f"import {module} as {name}" for name, module in sorted(aliases.items())]
+    return Task(
+        (*((stub,) if stub else ()), *imports, *setup),
+        tests,
+        tuple(sorted(names)),
+        entry_point,
+        stub,
+        classes=tuple(sorted(names & _classes(trees))),
+        pytest="pytest" in modules,
+    )
+
+
+def _unknown(
+    names: set[str], called: set[str], entry_point: str | None, prompt: str, trees: Sequence[ast.AST]
+) -> list[str]:
+    """Names that no response can be expected to define: read as a value, never called, and not in the prompt."""
+    if not prompt:
+        return []
+    functions = {
+        node.func.id
+        for tree in trees
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    }
+    values = names & called - functions - _classes(trees) - {entry_point}
+    return sorted(name for name in values if not re.search(rf"\b{re.escape(name)}\b", prompt))
+
+
+def _classes(trees: Sequence[ast.AST]) -> set[str]:
+    """Names that the tests use as those of classes: by how they are written, or by what is done with what they make."""
+    found: set[str] = set()
+    made: dict[str, set[str]] = {}  # variable: what it may be an instance of
+    seen: set[str] = set()  # variables with an attribute
+    for node in (node for tree in trees for node in ast.walk(tree)):
+        match node:
+            case ast.Name(id=name) if name[:1].isupper():
+                found.add(name)
+            case ast.alias(name=name) if name[:1].isupper():
+                found.add(name)
+            case ast.Call(func=ast.Name(id="isinstance" | "issubclass"), args=[_, kinds]):
+                found |= {part.id for part in ast.walk(kinds) if isinstance(part, ast.Name)}
+            case ast.ExceptHandler(type=ast.expr() as kinds):
+                found |= {part.id for part in ast.walk(kinds) if isinstance(part, ast.Name)}
+            case ast.Attribute(value=ast.Call(func=ast.Name(id=name))):
+                found.add(name)
+            case ast.Attribute(value=ast.Name(id=name)):
+                seen.add(name)
+            case ast.Assign(targets=[ast.Name(id=name)], value=ast.Call(func=ast.Name(id=kind))):
+                made.setdefault(name, set()).add(kind)
+    return found | {kind for name, kinds in made.items() if name in seen for kind in kinds}
 
 
 def _stub(prompt: str, entry_point: str | None) -> str:
@@ -191,15 +261,34 @@ def _names(trees: Sequence[ast.AST]) -> tuple[set[str], set[str], set[str]]:
     return used, called, bound
 
 
-class _Assertions(ast.NodeTransformer):
+class _Distances(ast.NodeTransformer):
+    """`abs(a - b)` asks how far a number is from the one that is expected: see `distance` of the harness."""
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        self.generic_visit(node)
+        match node:
+            case ast.Call(func=ast.Name(id="abs"), args=[ast.BinOp(left=a, op=ast.Sub(), right=b)], keywords=[]):
+                return ast.copy_location(ast.Call(ast.Name("__distance__", ast.Load()), [a, b], []), node)
+        return node
+
+
+class _Assertions(_Distances):
     """Each assertion under `with __state__`, so that those after one that fails are run too."""
 
     def visit_Assert(self, node: ast.Assert) -> ast.AST | None:
+        self.generic_visit(node)
         return None if isinstance(node.test, ast.Constant) and node.test.value else self._watched(node)
 
     def visit_Try(self, node: ast.Try) -> ast.AST:
         # Its handlers may be waiting for the assertion's failure.
+        node = _Distances().visit(node)
         return self._watched(node) if any(isinstance(part, ast.Assert) for part in ast.walk(node)) else node
+
+    def visit_With(self, node: ast.With) -> ast.AST:
+        """`with raises(...)` is a test, and so is an assertion in it that has its error."""
+        if any(_asks_for_error(item.context_expr) for item in node.items):
+            return self._watched(_Distances().visit(node))
+        return self.generic_visit(node)
 
     def _watched(self, node: ast.stmt) -> ast.AST:
         state = ast.Name("__state__", ast.Load())
@@ -212,6 +301,13 @@ class _Assertions(ast.NodeTransformer):
         return node
 
 
+def _asks_for_error(node: ast.expr) -> bool:
+    match node:
+        case ast.Call(func=ast.Attribute(attr=name)) | ast.Call(func=ast.Name(id=name)):
+            return name in ("raises", "assertRaises", "assertRaisesRegex")
+    return False
+
+
 @functools.lru_cache(4096)
 def watched(tests: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(ast.unparse(ast.fix_missing_locations(_Assertions().visit(ast.parse(source)))) for source in tests)
@@ -221,4 +317,4 @@ def watched(tests: tuple[str, ...]) -> tuple[str, ...]:
 def assertions(tests: tuple[str, ...]) -> int:
     """How many assertions the sources hold, however often each is run."""
     nodes = (node for source in watched(tests) for node in ast.walk(ast.parse(source)))
-    return sum(isinstance(node, ast.Assert) for node in nodes)
+    return sum(isinstance(node, ast.Name) and node.id == "__state__" for node in nodes)

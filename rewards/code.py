@@ -18,27 +18,28 @@ A data set's columns are taken by their names; list them in `data.train.metadata
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
-import re
-import textwrap
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rewards._code_answer import MAX_SOURCE, extract
 from rewards._code_codec import TooLarge, shown
-from rewards._code_literals import decided, plan_of, reply_of
-from rewards._code_programs import PYTHON, language_of, near, programs
-from rewards._code_run import STATUS, Result, Run, answers, reason_of, runner, sources_of
+from rewards._code_decide import tested
+from rewards._code_literals import reply_of
+from rewards._code_programs import COMPARE, PYTHON, Comparison, language_of, near, programs
+from rewards._code_rules import RULES, rules_of
+from rewards._code_run import (
+    Result,
+    Run,
+    Untestable,
+    answers,
+    reason_of,
+    without_paths,
+)  # fmt: skip
 from rewards._code_suspect import hardcoded
-from rewards._code_task import BadTask, Task, assertions, task_of, watched
-from rlpost.verify.sandbox import Limits, Outcome
-
-MAX_SOURCE = 100_000
-MAX_ROUNDS = 20
-FENCE = re.compile(r"^([ \t]*)```[ \t]*([\w+#.-]*)[^\n`]*\n(.*?)(?:^[ \t]*```[ \t]*$|\Z)", re.MULTILINE | re.DOTALL)
+from rewards._code_task import BadTask, Task, task_of
 
 
 def verify(
@@ -68,13 +69,17 @@ def verify(
     seconds: float = 5.0,
     total_seconds: float = 20.0,
     memory_mb: int = 1024,
-    compare: str = "lines",
+    stack_mb: int = 64,
+    processes: bool = False,
+    packages: Sequence[str] = (),
+    rules: str | None = None,
+    compare: str | None = None,
     float_tolerance: float | None = None,
     sandbox: str | None = None,
 ) -> dict[str, Any]:
     """Correct when the program in the response passes the tests.
 
-    The program is the last block fenced as the language, else the last fenced block, else the whole response; what
+    The program is the last block of the language that defines what the tests call, as `_code_answer.extract` says; what
     precedes `</think>` does not count. Reasons of a wrong verdict are those of the first test that fails: no_answer,
     syntax_error, compile_error, runtime_error, candidate_timeout, memory, output_limit, mismatch. Output may be twice as
     long as what the row expects, and 1 MiB in any case; a compiled program may have 16 MiB. A row without usable tests is
@@ -89,18 +94,31 @@ def verify(
             has rows of both kinds. Nowhere else is [x] the same as x.
         seconds: for each call or run of the program. A time-out is tried once more, from there, in a process alone and
             with twice the time.
-        total_seconds: for all of a verdict; what is not decided by then has timed out. A compiler's time, 20 seconds at
-            most, comes on top; keep both together below the verifier's `timeout`.
+        total_seconds: of processor time for all of a verdict, and three times as long by the clock; what is not decided
+            by then has timed out. A compiler's time, 20 seconds at most, comes on top. Keep three times this, with a
+            compiler's time, below the verifier's `timeout`, so that a slow program is wrong and ends no worker.
         memory_mb: address space of the program.
-        compare: how output is compared: "lines", without the white space at their ends, or "tokens".
-        float_tolerance: numbers this near, relatively or absolutely, are the same in outputs and examples.
+        stack_mb: its stack; recursion without a limit of Python's needs more.
+        processes: it may start processes; what they hold is then looked at from outside, a look every 50 ms.
+        packages: installed packages it may import beside numpy and the standard library, such as pandas. They come with
+            what they require, are imported before any program, and share a sandbox of their own: its memory is what they
+            take, once a worker. The tier of the sandbox stays the same.
+        rules: whose rules to go by: one of `_code_rules.RULES`. By default those of the benchmark that has these columns.
+        compare: how output is compared: "lines", without the white space at their ends, "stripped", nor at their
+            beginnings, or "tokens". By default as the rules say.
+        float_tolerance: numbers this near, relatively or absolutely, are the same in outputs and examples; two integers
+            only when they are equal.
         language: "python", "cpp", "c", or any name with the three below.
         file, compile_command, run_command: the source file's name, the command that makes `prog` of it (none for an
             interpreter), and the one that runs; each replaces that of the language.
         sandbox: the URL of a service that runs the programs instead of this machine, by SandboxFusion's `/run_code`.
     """
-    if mode not in ("all", "fraction") or compare not in ("lines", "tokens"):
-        raise ValueError(f"verifier code: mode is {mode!r}, compare {compare!r}; use all or fraction, lines or tokens")
+    if mode not in ("all", "fraction") or compare not in (None, *COMPARE):
+        raise ValueError(
+            f"verifier code: mode is {mode!r}, compare {compare!r}; use all or fraction, {' or '.join(COMPARE)}"
+        )
+    if rules not in (None, *RULES):
+        raise ValueError(f"verifier code: rules are {rules!r}; use one of {', '.join(RULES)}")
     spec = language_of(language, file, compile_command, run_command, here=sandbox is None)
     cases = {
         "tests": tests,
@@ -111,6 +129,12 @@ def verify(
         "private_test_cases": private_test_cases,
         "input_output": input_output,
     }
+    columns = {**cases, "test": test, "test_list": test_list, "entry_point": entry_point, "fn_name": fn_name}
+    columns |= {"reference": reference} if not any(columns.values()) else {}
+    name = rules or rules_of({key: value for key, value in columns.items() if value is not None})
+    by = RULES[name]
+    if entry_point and name == "leetcode":
+        entry_point = entry_point.rpartition(".")[2]
     try:
         task = task_of(
             {name: case for name, case in cases.items() if case is not None},
@@ -126,21 +150,38 @@ def verify(
             raise BadTask(f"language {language!r} needs tests of standard input and output")
     except BadTask as error:
         return {"score": None, "reason": "bad_reference", "details": {"error": str(error)}}
-    code, fenced = extract(response, PYTHON if spec is None else (language.lower(), *spec.tags))
+    names = (*task.names, *([task.function] if task.function else []))
+    code, fenced = extract(response, PYTHON if spec is None else (language.lower(), *spec.tags), names)
     if not code.strip():
         return {"score": 0.0, "reason": "no_answer"}
     if len(code) > MAX_SOURCE:
         return {"score": 0.0, "reason": "output_limit", "extracted": code[:MAX_SOURCE]}
-    run = Run(mode == "fraction", seconds, memory_mb, time.monotonic() + total_seconds, sandbox, task.answer_bytes)
+    run = Run(
+        mode == "fraction",
+        seconds,
+        memory_mb,
+        total_seconds,
+        sandbox,
+        task.answer_bytes,
+        by.header,
+        packages,
+        stack_mb,
+        processes,
+    )
     if task.examples and task.function is None:
-        results = programs(run, code, spec, task, compare, float_tolerance)
+        rule = Comparison(
+            compare or by.compare, float_tolerance if float_tolerance is not None else by.float_tolerance, by.numbers
+        )
+        results = programs(run, code, spec, task, rule)
     elif task.examples:
         results = _examples(run, code, task, float_tolerance)
     else:
         try:
-            results = _tests(run, code, task, sandbox)
+            results = tested(run, code, task, sandbox)
         except BadTask as error:
             return {"score": None, "reason": "bad_reference", "details": {"error": str(error)}}
+        except Untestable as error:
+            return {"score": None, "reason": "untestable", "details": {"error": str(error)}}
     verdict = _verdict(results, mode, code, fenced)
     if spec is None and verdict["components"]["tests_passed"] and hardcoded(code, task):
         verdict.setdefault("details", {})["hardcode_suspect"] = True
@@ -212,88 +253,8 @@ def _verdict(results: Sequence[Result], mode: str, code: str, fenced: bool) -> d
     if failed is not None:
         # Prose that is no program at all is no answer, where no fence says that it should be one.
         prose = failed.reason == "syntax_error" and not fenced
-        verdict |= {"reason": "no_answer" if prose else failed.reason, "details": {"error": failed.text[:500]}}
+        verdict |= {"reason": "no_answer" if prose else failed.reason, "details": {"error": without_paths(failed.text)}}
     return verdict
-
-
-def extract(response: str, tags: Sequence[str] = PYTHON) -> tuple[str, bool]:
-    """The program in a response, and whether it was fenced."""
-    _, closed, answer = response.rpartition("</think>")
-    if not closed and "<think>" in response:  # still thinking
-        return "", False
-    blocks = list(FENCE.finditer(answer.replace("\r\n", "\n")))
-    if not blocks:
-        return answer, False
-    named = [block for block in blocks if block[2].lower() in tags]
-    block = (named or blocks)[-1]
-    return (textwrap.dedent(block[3]) if block[1] else block[3]), True
-
-
-# ------------------------------------------------------------------------------------------------ tests that are code
-
-
-def _tests(run: Run, code: str, task: Task, service: str | None) -> list[Result]:
-    sources = sources_of(code, task)
-    plan = plan_of(task)
-    if plan is not None:
-        replies = answers(run, sources, plan.operations)
-        try:
-            return [decided(test, replies) for test in plan.tests]
-        except TooLarge:
-            pass  # to be decided in the sandbox
-    operations, foreseen = _foreseen(task, service)
-    for _ in range(MAX_ROUNDS):
-        replies = answers(run, sources, operations)
-        report, outcome = _judged(run, task, operations, replies)
-        if report is None:
-            # They ran without, so it is a value of the candidate's that they cannot end on.
-            return [
-                Result(STATUS.get(outcome.status, "mismatch"), "the tests did not end on what the program returned")
-            ]
-        if report["broken"] is not None:
-            raise BadTask(f"the tests fail by themselves: {report['broken']}")
-        if report["complete"]:
-            results = [Result(reason_of(kind) if not passed else "", text) for passed, kind, text in report["tests"]]
-            if report["cut"]:  # or a crash before a test would leave it uncounted, and fewer tests make a larger share
-                missing = max(foreseen, assertions(task.tests)) - len(results)
-                results += [Result("mismatch", "not reached: an earlier statement failed")] * missing
-            # Such as a loop over nothing, where the program returned nothing.
-            return results or [Result("mismatch", "no assertion was reached")]
-        operations = report["operations"]
-        if run.over:
-            return [Result("candidate_timeout", "the time for all tests together is over")]
-    return [Result("mismatch", f"which calls the tests make is not settled after {MAX_ROUNDS} runs")]
-
-
-@functools.lru_cache(4096)
-def _foreseen(task: Task, service: str | None) -> tuple[tuple[str, ...], int]:
-    """The calls and the number of the tests, as far as that is known without an answer. The same for every response."""
-    report, outcome = _judged(Run(True, 5.0, 1024, time.monotonic() + 5.0, service), task, (), ())
-    if report is None:
-        raise BadTask(f"the tests do not run: {outcome.status}, {outcome.stderr[-300:].decode(errors='replace')}")
-    if report["broken"] is not None:
-        raise BadTask(f"the tests fail by themselves: {report['broken']}")
-    if not report["operations"]:
-        said = next((text for passed, _, text in report["tests"] if not passed), "")
-        raise BadTask(f"the tests call nothing of the response{said and ': ' + said}")
-    return tuple(report["operations"]), len(report["tests"])
-
-
-def _judged(
-    run: Run, task: Task, operations: Sequence[str], replies: Sequence[str]
-) -> tuple[dict[str, Any] | None, Outcome]:
-    request = {
-        "setup": task.setup,
-        "tests": watched(task.tests),
-        "entry_point": task.entry_point,
-        "names": task.names,
-        "operations": operations,
-        "replies": replies,
-        "seconds": run.limits().seconds / 2,
-    }
-    limits = Limits(seconds=run.limits().seconds, output_kb=16 * 1024)
-    outcome = run.box.run(runner("_code_tests"), stdin=json.dumps(request).encode(), limits=limits)
-    return (json.loads(outcome.stdout) if outcome.status == "ok" and outcome.stdout else None), outcome
 
 
 # ---------------------------------------------------------------------------------------------- inputs and outputs
@@ -325,4 +286,6 @@ def _same(value: Any, expected: Any, tolerance: float | None) -> bool:
         return value is expected
     if tolerance is not None and isinstance(value, int | float) and isinstance(expected, int | float):
         return near(value, expected, tolerance)
+    if isinstance(value, dict) and isinstance(expected, dict) and tolerance is not None:
+        return value.keys() == expected.keys() and all(_same(value[key], expected[key], tolerance) for key in expected)
     return type(value) in (int, float, str, dict, type(None)) and value == expected

@@ -33,7 +33,7 @@ class VerifierSpec(Component):
     )
     weight: float = 1.0
     timeout: float = Field(
-        10.0, gt=0, description="seconds a verdict may take before the worker is killed; 30 for code, 60 in C++"
+        10.0, gt=0, description="seconds a verdict may take before the worker is killed; 75 for code, 105 in C++"
     )
     when: dict[str, Any] = Field(
         default_factory=dict,
@@ -60,7 +60,7 @@ class VerifierSpec(Component):
     def _programs_take_longer(cls, value: Any) -> Any:
         # Above what the verifier itself allows a program in all: else the pool kills the worker, warm sandbox and all.
         if isinstance(value, dict) and value.get("name") == "code" and "timeout" not in value:
-            return {**value, "timeout": 30.0 if value.get("language", "python") == "python" else 60.0}
+            return {**value, "timeout": 75.0 if value.get("language", "python") == "python" else 105.0}
         return value
 
     @model_validator(mode="after")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-import time
+import re
 from pathlib import Path
 
 import pytest
 
 from rewards import _code_programs
 from rewards._code_codec import Malformed, TooLarge, dumps, loads, shown
+from rewards._code_programs import Comparison, near, same_output
+from rewards._code_rules import RULES, rules_of
 from rewards._code_run import Run
 from rewards._code_task import code_task, task_of
 from rewards.code import check_task, extract, verify
@@ -45,10 +47,50 @@ def reason(verdict):
         ("<think>\n```python\nx = 1\n```\n</think>\n```python\nx = 2\n```", "x = 2\n"),
         ("<think>\n```python\nx = 1\n```", ""),
         ("    return x\n", "    return x\n"),
+        ("~~~python\nx = 1\n~~~", "x = 1\n"),
+        ("````python\nx = 1\n````", "x = 1\n"),
+        ("```python\nx = 1```", "x = 1"),
     ],
 )
 def test_the_program_is_the_last_python_block_or_the_only_one_or_all(response, program):
     assert extract(response)[0] == program
+
+
+MAIN = "def f(x):\n    return x + 1\n"
+
+
+@pytest.mark.parametrize(
+    ("response", "program"),
+    [
+        (f"```python\n{MAIN}```\nExample usage:\n```python\nprint(f(1))\n```", MAIN),
+        (f"```python\n{MAIN}```\nTests:\n```python\ndef test_f():\n    assert f(1) == 2\n```", MAIN),
+        (f"```python\nf = None\n```\nBetter:\n```python\n{MAIN}```", MAIN),
+        (f"```\n{MAIN}```\n```python\nprint(f(2))\n```", MAIN),
+        (
+            "```python\nclass Solution:\n    def f(self, x): return x\n```\n```python\nprint(Solution().f(1))\n```",
+            "class Solution:\n    def f(self, x): return x\n",
+        ),
+        (
+            '```python\ndef f(x):\n    """Adds.\n\n    ```\n    f(1)\n    ```\n    """\n    return x + 1\n```',
+            'def f(x):\n    """Adds.\n\n    ```\n    f(1)\n    ```\n    """\n    return x + 1\n',
+        ),
+        (f"```python\n{MAIN}```\nOutput:\n```text\n2\n```", MAIN),
+        (f"```python\n{MAIN}```\n```python\nf(1) ===\n```", MAIN),
+        (f"```python\nimport math\n{MAIN}```\n```python\nassert f(1) == 2\n```", f"import math\n{MAIN}"),
+    ],
+)
+def test_the_program_is_the_block_that_defines_what_the_tests_call(response, program):
+    assert extract(response, names=["f"])[0] == program
+
+
+def test_a_program_of_several_blocks():
+    response = "```python\nclass A: pass\n```\nand\n```python\ndef f(): return A()\n```\n```python\nprint(f())\n```"
+    assert extract(response, names=["A", "f"])[0] == "class A: pass\n\ndef f(): return A()\n"
+
+
+def test_a_program_on_standard_input_is_the_block_that_reads_it():
+    response = "```python\nprint(int(input()) + 1)\n```\nWith 1 it prints:\n```python\n2\n```"
+    assert extract(response)[0] == "print(int(input()) + 1)\n"
 
 
 @pytest.mark.parametrize("response", ["", "  \n", "I do not know how to double a number.", "<think>def double(x):"])
@@ -397,6 +439,111 @@ def test_output_may_be_as_long_as_what_is_expected():
     assert verify("def f(n): return list(range(n))", **lists, mode="fraction")["score"] == 1.0
 
 
+# ------------------------------------------------------------------------------------------- the rules of a benchmark
+
+SOLUTION = "class Solution:\n    def f(self, x: List[int]) -> int:\n        return Counter(x).most_common(1)[0][0]"
+CASES = [{"input": "[1, 1, 2]", "output": "1", "testtype": "functional"}]
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"public_test_cases": CASES, "fn_name": "f"},
+        {"public_test_cases": json.dumps(CASES), "fn_name": "f"},
+        {"input_output": {"fn_name": "f", "inputs": [[[1, 1, 2]]], "outputs": [1]}},
+        {"fn_name": "f", "inputs": [[[3, 3]]], "outputs": [3]},
+        {"entry_point": "Solution().f", "test": "def check(candidate):\n    assert candidate(x=[3, 3]) == 3\n"},
+    ],
+)
+def test_a_solution_of_a_contest_has_its_imports(columns):
+    assert verify(SOLUTION, **columns)["score"] == 1.0
+    assert verify(SOLUTION.replace("[0][0]", "[0][1]"), **columns)["score"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("output", "expected", "same"),
+    [
+        ("1.50", "1.5", True),
+        ("1.5", "1.50", True),
+        (" 5", "5", True),
+        ("5", " 5 ", True),
+        ("5\n", "5", True),
+        ("1.50 2", "1.5 2.0", True),
+        ("1.5", "1.5000001", False),
+        ("50000000000000001", "50000000000000000", False),
+        ("a", "b", False),
+        ("1\n2", "1 2", False),
+        ("nan", "nan", True),
+        ("0x5", "5", False),
+    ],
+)
+def test_livecodebench_compares_numbers_and_not_how_they_are_written(output, expected, same):
+    rules = RULES["livecodebench"]
+    assert same_output(output, expected, Comparison(rules.compare, rules.float_tolerance, rules.numbers)) is same
+
+
+@pytest.mark.parametrize(
+    ("columns", "name"),
+    [
+        ({"public_test_cases": []}, "livecodebench"),
+        ({"test": "def check(candidate): ...", "entry_point": "f"}, "humaneval"),
+        ({"test": "def check(candidate): ...", "entry_point": "Solution().f"}, "leetcode"),
+        ({"test": "class T(unittest.TestCase): ...", "entry_point": "task_func"}, "bigcodebench"),
+        ({"test_list": ["assert f(1)"]}, "mbpp"),
+        ({"input_output": {}}, "apps"),
+        ({"public_tests": {}, "generated_tests": {}}, "codecontests"),
+        ({"tests": "from solution import f\ndef test_f(): ..."}, "kodcode"),
+        ({"tests": ["assert f(1)"]}, "plain"),
+    ],
+)
+def test_the_columns_choose_the_rules(columns, name):
+    assert rules_of(columns) == name
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "same"),
+    [
+        (50000000000000001, 50000000000000000, False),
+        (10**400 + 1, 10**400, False),
+        (10**400, 10**400, True),
+        (0.1 + 0.2, 0.3, True),
+        (3, 3.0000000001, True),
+        (10**400, 1.5, False),
+    ],
+)
+def test_a_tolerance_is_for_decimals(a, b, same):
+    assert near(a, b, 1e-6) is same
+
+
+def test_a_tolerance_leaves_integers_exact_in_outputs_and_examples():
+    tolerant = Comparison("tokens", 1e-6)
+    assert not same_output("50000000000000001", "50000000000000000", tolerant)
+    assert same_output("0.30000000000000004", "0.3", tolerant)
+    columns = {"fn_name": "f", "inputs": [[1]], "outputs": [50000000000000000], "float_tolerance": 1e-6}
+    assert verify("def f(x): return 50000000000000001", **columns)["score"] == 0.0
+    assert verify("def f(x): return 50000000000000000.0", **columns)["score"] == 1.0
+
+
+def test_dev_stdin_is_the_input():
+    program = "print(sum(map(int, open('/dev/stdin').read().split())) + len(input().split()))"
+    assert verify(program, inputs=["1 2\n"], outputs=["5"])["score"] == 1.0
+
+
+def test_a_traceback_says_nothing_of_this_machine():
+    program = "import json\njson.loads('{')"
+    said = verify(program, inputs=[""], outputs=["1"])["details"]["error"]
+    assert 'File "decoder.py"' in said
+    assert not re.search(r'File "/', said)
+
+
+def test_the_stack_and_processes_are_settings():
+    deep = "import sys\nsys.setrecursionlimit(10**6)\ndef f(n): return 0 if n == 0 else 1 + f(n - 1)\nprint(f(int(input())))"
+    assert verify(deep, inputs=["20000"], outputs=["20000"], stack_mb=256)["score"] == 1.0
+    starts = "import subprocess\nprint(subprocess.run(['echo', 'a'], capture_output=True, text=True).stdout)"
+    assert verify(starts, inputs=[""], outputs=["a"])["score"] == 0.0
+    assert verify(starts, inputs=[""], outputs=["a"], processes=True)["score"] == 1.0
+
+
 # -------------------------------------------------------------------------------------------------- the row's own fault
 
 
@@ -468,8 +615,10 @@ def test_check_task_runs_the_reference():
     assert check_task(row) is None
     assert "no reference solution" in check_task({"test_list": DOUBLED})
     assert "fails: mismatch" in check_task({**row, "code": "def similar_elements(a, b):\n    return ()"})
-    assert "cannot be given" in check_task(
-        {"code": "def apply(f, x):\n    return f(x)", "test_list": ["assert apply(lambda x: x + 1, 1) == 2"]}
+    apply = {"code": "def apply(f, x):\n    return f(x)"}
+    assert check_task({**apply, "test_list": ["assert apply(lambda x: x + 1, 1) == 2"]}) is None
+    assert "type Thread" in check_task(
+        {**apply, "test_list": ["import threading\nassert apply(str, threading.Thread()) != ''"]}
     )
     assert "fails" in check_task(
         {"code": "import os\ndef f():\n    return os.urandom(8)", "test_list": ["assert f() == b'12345678'"]}
@@ -500,12 +649,12 @@ def test_a_compilers_time_comes_on_top():
     class Box:
         def command(self, argv, **_):
             compiling = "base64" in argv[-1]
-            return Outcome("ok", 0, b"eA==" if compiling else b"1", b"", 1000.0 if compiling else 0.0)
+            return Outcome("ok", 0, b"eA==" if compiling else b"1", b"", *[1000.0 if compiling else 0.0] * 2)
 
-    run = Run(True, 5.0, 1024, time.monotonic() - 1.0)
+    run = Run(True, 5.0, 1024, 1.0)
     run.box = Box()
     task = task_of({}, None, "", [], [], None, ([""], ["1"]), None)
-    results = _code_programs.programs(run, "", _code_programs.LANGUAGES["c"], task, "lines", None)
+    results = _code_programs.programs(run, "", _code_programs.LANGUAGES["c"], task, Comparison())
     assert [result.reason for result in results] == [""]
 
 

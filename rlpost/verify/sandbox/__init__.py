@@ -5,14 +5,16 @@ outcome = sandbox().run("print(int(input()) + 1)", stdin=b"41", limits=Limits(se
 """
 
 from rlpost.verify.sandbox.core import Sandbox, probe, sandbox
-from rlpost.verify.sandbox.limits import Limits, Outcome, Resident, SandboxError
+from rlpost.verify.sandbox.limits import STDIN, Limits, Outcome, Program, Resident, SandboxError
 from rlpost.verify.sandbox.remote import RemoteSandbox
 from rlpost.verify.sandbox.tiers import Probe, refuse_unsafe
 
 __all__ = [
+    "STDIN",
     "Limits",
     "Outcome",
     "Probe",
+    "Program",
     "RemoteSandbox",
     "Resident",
     "Sandbox",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import atexit
-import contextlib
+import concurrent.futures
 import importlib.util
 import logging
 import os
 import platform
 import secrets
+import socket
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,7 +18,8 @@ from typing import Any
 from rlpost.verify import isolation
 from rlpost.verify.sandbox import attacks
 from rlpost.verify.sandbox.host import Host, ZygoteLostError
-from rlpost.verify.sandbox.limits import Limits, Outcome, Resident, SandboxError, Tier
+from rlpost.verify.sandbox.limits import Limits, Outcome, Program, Resident, SandboxError, Tier
+from rlpost.verify.sandbox.packages import with_requirements
 from rlpost.verify.sandbox.remote import RemoteSandbox
 from rlpost.verify.sandbox.tiers import Probe, missing, refuse_unsafe, tier_of
 
@@ -57,6 +60,7 @@ class Sandbox:
         self._lock = threading.RLock()
         self._owner = os.getpid()
         self._host: Host | None = None
+        self._second: Host | None = None  # for the other of two programs
         self._start: Callable[[], Host] | None = None
         self.probe = self._choose()
         log.info("sandbox tier %s: %s", self.tier, ", ".join(self.layers))
@@ -117,28 +121,78 @@ class Sandbox:
         """
         return self._run(kind="call", source=request, limits=limits)
 
+    def converse(self, one: Program, other: Program) -> tuple[Outcome, Outcome]:
+        """Run two Python programs at the same time, whose standard input is a socket to each other.
+
+        When the first ends, the second has to end too. They share nothing else: each is forked from a zygote of its own,
+        the second of which is started when first needed.
+
+        Raises:
+            SandboxError: the sandbox failed, not a program.
+        """
+        self._check_owner()
+        with self._lock:
+            return self._trying(lambda: self._converse(one, other))
+
     def close(self) -> None:
         with self._lock:
-            if self._host is not None and self._owner == os.getpid():
-                self._host.close()
-            self._host = None
+            for host in (self._host, self._second):
+                if host is not None and self._owner == os.getpid():
+                    host.close()
+            self._host = self._second = None
 
     def _run(self, **program: Any) -> Outcome:
+        self._check_owner()
+        with self._lock:
+            return self._trying(lambda: self._first().run(layers=self.layers, **program))
+
+    def _check_owner(self) -> None:
         if self._owner != os.getpid():
             raise SandboxError("a sandbox belongs to the process that made it; make one after the fork")
-        with self._lock:
-            for last in (False, True):
-                try:
-                    if self._host is None:
-                        assert self._start is not None
-                        self._host = self._start()
-                    isolation.ran(self.tier, self.layers)
-                    return self._host.run(layers=self.layers, **program)
-                except ZygoteLostError as error:
-                    self.close()
-                    if last:
-                        raise SandboxError(f"the sandbox failed twice in a row: {error}") from error
-            raise AssertionError("unreachable")
+
+    def _first(self) -> Host:
+        if self._host is None:
+            assert self._start is not None
+            self._host = self._start()
+        return self._host
+
+    def _trying(self, action: Callable[[], Any]) -> Any:
+        """Twice, if the zygote is lost."""
+        isolation.ran(self.tier, self.layers)
+        for last in (False, True):
+            try:
+                return action()
+            except ZygoteLostError as error:
+                self.close()
+                if last:
+                    raise SandboxError(f"the sandbox failed twice in a row: {error}") from error
+        raise AssertionError("unreachable")
+
+    def _converse(self, one: Program, other: Program) -> tuple[Outcome, Outcome]:
+        first = self._first()
+        if self._second is None:
+            assert self._start is not None
+            self._second = self._start()
+        second, ends, ended = self._second, socket.socketpair(), threading.Event()
+
+        def run(host: Host, program: Program, end: socket.socket, partner: threading.Event | None) -> Outcome:
+            with end:  # closed here as soon as the program has it, or the other could wait for one that is gone
+                return host.run(
+                    layers=self.layers,
+                    source=program.source.encode("utf-8", "surrogatepass"),
+                    files=program.files,
+                    stdin=end,
+                    limits=program.limits,
+                    partner=partner,
+                )
+
+        with concurrent.futures.ThreadPoolExecutor(1) as beside:
+            waiting = beside.submit(run, second, other, ends[1], ended)
+            try:
+                outcome = run(first, one, ends[0], None)
+            finally:
+                ended.set()
+            return outcome, waiting.result()
 
     # -- choosing
 
@@ -193,36 +247,56 @@ class Sandbox:
         return attacks.run_all([layer for layer in host.layers if layer not in self._without], run)
 
 
-_shared: dict[int, Sandbox] = {}
+_shared: dict[tuple[int, tuple[str, ...]], Sandbox] = {}
 _sharing = threading.Lock()
 
 
-def sandbox(url: str | None = None) -> Sandbox | RemoteSandbox:
+def sandbox(url: str | None = None, packages: Sequence[str] = ()) -> Sandbox | RemoteSandbox:
     """The sandbox of this process, started on first use and closed at exit; or, by its URL, one that is a service.
 
+    Args:
+        packages: what programs may import beside numpy and the standard library. For each set of them there is a sandbox
+            of its own, with the packages imported before any program.
+
     Raises:
-        SandboxError: it does not start, or is of tier D and `verifier_pool.allow_unsafe` does not permit that.
+        SandboxError: it does not start, a package is not installed, or it is of tier D and `verifier_pool.allow_unsafe`
+            does not permit that.
     """
     if url is not None:
         return RemoteSandbox(url)
     with _sharing:
-        mine = _shared.get(os.getpid())
+        key = (os.getpid(), tuple(sorted(set(packages))))
+        for other in [other for other in _shared if other[0] != key[0]]:
+            del _shared[other]  # a parent's, after a fork: not ours to close
+        mine = _shared.get(key)
         if mine is None:
-            _shared.clear()  # a parent's, after a fork: not ours to close
-            mine = Sandbox()
+            mine = _made(key[1])
             try:
                 refuse_unsafe(mine.tier, isolation.unsafe_permitted(), mine.probe.reason)
             except SandboxError:
                 mine.close()
                 raise
-            _shared[os.getpid()] = mine
-            atexit.register(_close_shared)
+            if not _shared:
+                atexit.register(_close_shared)
+            _shared[key] = mine
         return mine
 
 
+def _made(packages: tuple[str, ...]) -> Sandbox:
+    if not packages:
+        return Sandbox()
+    for name in packages:
+        if importlib.util.find_spec(name) is None:
+            raise SandboxError(
+                f"packages: {name!r} is not installed beside {sys.executable}; install it or leave it out"
+            )
+    seen = with_requirements((*packages, *(name for name in PACKAGES if importlib.util.find_spec(name))))
+    return Sandbox(packages=[name for name in seen if importlib.util.find_spec(name)], preload=(*PRELOAD, *packages))
+
+
 def _close_shared() -> None:
-    with contextlib.suppress(KeyError):
-        _shared.pop(os.getpid()).close()
+    for key in [key for key in _shared if key[0] == os.getpid()]:
+        _shared.pop(key).close()
 
 
 def probe() -> Probe:

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -23,12 +24,13 @@ from typing import Any
 
 from rlpost.verify import scratch
 from rlpost.verify.sandbox import cgroup
-from rlpost.verify.sandbox.limits import Kind, Limits, Outcome, Resident, SandboxError, Status
+from rlpost.verify.sandbox.limits import STDIN, WALL, Kind, Limits, Outcome, Resident, SandboxError, Status
 from rlpost.verify.sandbox.tiers import bwrap_command, inside
 
 UID = 65534
 START_SECONDS = 120.0  # for the zygote, and for the layers around one program: generous, a busy machine is no fault
 KILL_SECONDS = 10.0
+FOLLOW_SECONDS = 2.0  # after its partner has ended
 TICK_SECONDS = 0.05
 CHUNK = 2**16
 TASKS = 64
@@ -236,10 +238,16 @@ class Host:
         source: bytes = b"",
         argv: Sequence[str] = (),
         kind: Kind = "script",
-        stdin: bytes = b"",
+        stdin: bytes | socket.socket = b"",
         files: Mapping[str, bytes] | None = None,
+        partner: threading.Event | None = None,
     ) -> Outcome:
-        """`source`: the script, or what the resident is called with, whose reply is then the standard output.
+        """Run it to its end.
+
+        Args:
+            source: the script, or what the resident is called with, whose reply is then the standard output.
+            stdin: what the program reads there, or a socket that is to be its own.
+            partner: set when the program at the other end of the socket has ended; this one has to follow soon.
 
         Raises:
             ZygoteLostError: try a fresh one.
@@ -257,7 +265,8 @@ class Host:
             most = limits.memory_mb * 2**20 + max(MIN_BOX_MB, 2 * limits.file_mb) * 2**20 + self._zygote_bytes
             self._group.limit(most, GROUP_TASKS)
         try:
-            return _Run(self, box, layers, limits, kind, stdin).go(_payload(source, argv, kind, files or {}))
+            run = _Run(self, box, layers, limits, kind, stdin, partner)
+            return run.go(_payload(source, argv, kind, files or {}))
         finally:
             if self._scratch is not None:
                 scratch.remove(box)
@@ -266,8 +275,19 @@ class Host:
 class _Run:
     """One program, from its pipes to its outcome."""
 
-    def __init__(self, host: Host, box: str, layers: Sequence[str], limits: Limits, kind: Kind, stdin: bytes) -> None:
+    def __init__(
+        self,
+        host: Host,
+        box: str,
+        layers: Sequence[str],
+        limits: Limits,
+        kind: Kind,
+        stdin: bytes | socket.socket,
+        partner: threading.Event | None,
+    ) -> None:
         self._host = host
+        self._partner = partner
+        self._alone = False
         self._limits = limits
         self._box = box
         self._number = next(host._runs)
@@ -283,21 +303,27 @@ class _Run:
             "cpu_seconds": math.ceil(limits.seconds) * (os.cpu_count() or 1) + 1,
             "tasks": TASKS if host.namespaces else TASKS + _tasks_of_user(),
             "processes": limits.processes,
+            "stack_bytes": limits.stack_mb * 2**20,
         }
         self._killed_before = self._out_of_memory()
-        self._stdin = memoryview(stdin)
+        self._socket = None if isinstance(stdin, bytes) else stdin
+        self._stdin = memoryview(stdin if isinstance(stdin, bytes) else b"")
         self._kept = {"stdout": bytearray(), "stderr": bytearray()}
         self._total = 0
         self._report = bytearray()
         self._started: float | None = None
+        self._waited = 0.0  # for a processor, as far as it was looked at
         self._reason: Status | None = None
 
     def go(self, payload: int) -> Outcome:
         ends: dict[str, int] = {}
         try:
             theirs = [payload]
-            theirs_in, ends["stdin"] = os.pipe()
-            theirs.append(theirs_in)
+            if self._socket is not None:
+                theirs.append(self._socket.detach())
+            else:
+                theirs_in, ends["stdin"] = os.pipe()
+                theirs.append(theirs_in)
             for name in ("stdout", "stderr", "report"):
                 ends[name], other = os.pipe()
                 theirs.append(other)
@@ -323,15 +349,15 @@ class _Run:
         for name, fd in ends.items():
             names[fd] = name
             poll.register(fd, select.POLLOUT if name == "stdin" else select.POLLIN)
-        if not self._stdin:
+        if "stdin" in ends and not self._stdin:
             self._drop(poll, names, ends, "stdin")
         deadline = time.monotonic() + START_SECONDS
-        extended = False
         ended: dict[str, Any] | None = None
         watched = self._limits.processes or not self._host.namespaces
+        ticking = watched or self._partner is not None
         while ended is None:
             wait = max(0.0, deadline - time.monotonic())
-            events = poll.poll(1000 * min(wait, TICK_SECONDS) if watched else 1000 * wait)
+            events = poll.poll(1000 * min(wait, TICK_SECONDS) if ticking else 1000 * wait)
             for fd, _ in events:
                 name = names.get(fd, "")
                 if name == "control":
@@ -358,6 +384,8 @@ class _Run:
                 deadline = self._kill("memory")
             elif self._reason is None and watched and self._too_much_disk():
                 deadline = self._kill("nonzero")
+            if self._partner is not None and self._partner.is_set() and not self._alone:
+                self._alone, deadline = True, min(deadline, time.monotonic() + FOLLOW_SECONDS)
             if time.monotonic() < deadline:
                 continue
             if self._started is None:
@@ -366,9 +394,9 @@ class _Run:
                 # The zygote does not end it: end the zygote, and with it all there is. The reason stands.
                 self._host.close()
                 break
-            waiting = 0.0 if extended else min(_waited(self._host.programs()), self._limits.seconds)
-            if waiting > 0.01:
-                extended, deadline = True, deadline + waiting
+            left = 0.0 if self._alone else self._time_left()
+            if left > 0.01:
+                deadline = time.monotonic() + max(left, TICK_SECONDS)
             else:
                 deadline = self._kill("timeout")
         seconds = time.monotonic() - (self._started or time.monotonic())
@@ -379,6 +407,16 @@ class _Run:
             with contextlib.suppress(BlockingIOError):
                 self._report += os.read(ends["report"], CHUNK)
         return self._outcome(ended, seconds)
+
+    def _time_left(self) -> float:
+        """Seconds until the program may have reached a limit."""
+        assert self._started is not None
+        running, waiting = _schedule(self._host.programs())
+        if self._limits.waits:
+            return self._limits.seconds - running
+        wall = time.monotonic() - self._started
+        self._waited = min(waiting, wall)
+        return min(self._limits.seconds + self._waited, WALL * self._limits.seconds) - wall
 
     def _drop(self, poll: select.poll, names: dict[int, str], ends: dict[str, int], name: str) -> None:
         fd = ends.pop(name)
@@ -425,19 +463,20 @@ class _Run:
             )
         if self._reason is None and self._too_much_output:
             self._reason = "output"
+        cpu = float(ended["cpu"]) if ended is not None else seconds
         if self._reason is not None:
-            return Outcome(self._reason, None, out, err, seconds)
+            return Outcome(self._reason, None, out, err, seconds, cpu)
         assert ended is not None
         code = os.waitstatus_to_exitcode(ended["status"])
         if code == 0:
-            return Outcome("ok", 0, out, err, seconds)
+            return Outcome("ok", 0, out, err, seconds, cpu)
         if code == -9 and ended["cpu"] >= self._request["cpu_seconds"]:
-            return Outcome("timeout", None, out, err, seconds)
+            return Outcome("timeout", None, out, err, seconds, cpu)
         if self._out_of_memory() > self._killed_before:
-            return Outcome("memory", code, out, err, seconds)
+            return Outcome("memory", code, out, err, seconds, cpu)
         if any(sign in line for line in err.splitlines()[-1:] for sign in OUT_OF_MEMORY):
-            return Outcome("memory", code, out, err, seconds)
-        return Outcome("nonzero" if code > 0 else "killed", code, out, err, seconds)
+            return Outcome("memory", code, out, err, seconds, cpu)
+        return Outcome("nonzero" if code > 0 else "killed", code, out, err, seconds, cpu)
 
     # -- what only a look from outside tells
 
@@ -501,13 +540,14 @@ def _children(pid: int) -> list[int]:
     return found
 
 
-def _waited(pids: Sequence[int]) -> float:
-    """Seconds that the thread which waited longest was ready to run and had no processor."""
-    longest = 0.0
+def _schedule(pids: Sequence[int]) -> tuple[float, float]:
+    """Seconds that all their threads have run, and that the one which waited longest was ready and had no processor."""
+    running = longest = 0.0
     for task in [task for pid in pids for task in _tasks(pid)]:
         with contextlib.suppress(OSError, ValueError, IndexError):
-            longest = max(longest, int((task / "schedstat").read_text().split()[1]) / 1e9)
-    return longest
+            ran, waited = (task / "schedstat").read_text().split()[:2]
+            running, longest = running + int(ran) / 1e9, max(longest, int(waited) / 1e9)
+    return running, longest
 
 
 def _tasks_of_user() -> int:
@@ -576,7 +616,7 @@ def _files(namespaces: bool, packages: Sequence[str], shown: Sequence[str], scra
         own = [p for p in (*prefixes, *ETC) if os.path.exists(p)]
         binds = [(p, p) for p in (*folders, *own)] + [(path, f"/packages/{name}") for name, path in found.items()]
         links = [(os.readlink(p), p) for p in system if os.path.islink(p)]
-        links += [("/box", "/tmp"), ("/box", "/dev/shm")]
+        links += [("/box", "/tmp"), ("/box", "/dev/shm"), (f"/box/{STDIN}", "/dev/stdin")]
         given = ["/packages", "/etc"]
         at = "/packages" if found else ""
     else:

@@ -114,4 +114,6 @@ class RemoteSandbox:
             status = "memory"
         else:
             status = "nonzero" if code > 0 else "killed"
-        return Outcome(status, code, out[:cap], err[: max(0, cap - len(out))], ran.get("execution_time") or seconds)
+        return Outcome(
+            status, code, out[:cap], err[: max(0, cap - len(out))], *[ran.get("execution_time") or seconds] * 2
+        )

@@ -29,7 +29,6 @@ from rlpost.verify.sandbox import fork, kernel, resident, seccomp
 UID = 65534
 BOX = "/box"
 NICE = 5  # a spinning program must not starve the learner, nor be starved into its time limit by it
-STACK_BYTES = 64 * 2**20
 OPEN_FILES = 64
 TASKS = 64
 DEVICES = ("null", "zero", "full", "random", "urandom")
@@ -368,7 +367,7 @@ def _set_limits(request: Mapping[str, Any]) -> None:
         (resource.RLIMIT_AS, request["memory_bytes"]),
         (resource.RLIMIT_CPU, request["cpu_seconds"]),
         (resource.RLIMIT_FSIZE, request["file_bytes"]),
-        (resource.RLIMIT_STACK, STACK_BYTES),
+        (resource.RLIMIT_STACK, request["stack_bytes"]),
         (resource.RLIMIT_NOFILE, OPEN_FILES),
         (resource.RLIMIT_NPROC, request["tasks"]),
         (resource.RLIMIT_CORE, 0),
