@@ -1,8 +1,8 @@
 """Rows of a reasoning_gym source, scored by the scorer of their task.
 
 Some of reasoning-gym's scorers (countdown, puzzle24, simple_integration and others) hand the answer to sympy's
-`parse_expr`, which evaluates it as Python, so it is isolated: what an answer does ends with its verdict. For the countdown
-task use the `countdown` verifier, which evaluates nothing.
+`parse_expr` or to `eval`. So they are isolated, and may evaluate expressions only: what an answer does ends with its
+verdict, and does not reach that. For the countdown task use the `countdown` verifier, which evaluates nothing.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from typing import Any
 
 from rewards._response import answer_tag as last_tag
 from rewards._response import visible
+from rlpost.verify import expressions
 from rlpost.verify.protocol import VerifierError
 from rlpost.verify.registry import resolve
 
@@ -116,6 +117,8 @@ def scored_by(
 ) -> dict[str, Any]:
     """What a scorer of reasoning-gym says of a response. It fails wrong where it works on the entry's own answer.
 
+    What the scorer evaluates of the answer must be an expression, or else the answer could say its own score.
+
     Raises:
         Exception: whatever the scorer raises on both.
     """
@@ -123,7 +126,9 @@ def scored_by(
     tagged = last_tag(text) if answer_tag else None
     answer = (text if tagged is None else tagged).strip()
     try:
-        return {"score": float(scorer(answer=answer, entry=entry)), "extracted": answer}
+        with expressions.only():
+            score = scorer(answer=answer, entry=entry)
+        return {"score": float(score), "extracted": answer}
     # Scorers raise whatever they like. One that works on the row's own answer was broken by the response.
     except Exception as error:  # noqa: BLE001
         scorer(answer=entry["answer"], entry=entry)
