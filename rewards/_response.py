@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import NamedTuple
 
 # Markers that part a thought from what is said, as models and public data sets of reasoning write them: opening, closing.
 THOUGHTS = (
@@ -124,8 +125,7 @@ def answer_tag(text: str) -> str | None:
 # --------------------------------------------------------------------------------------------------------------- fences
 
 
-@dataclass(frozen=True)
-class Fence:
+class Fence(NamedTuple):
     """A block of code: between fences of three or more backticks or tildes.
 
     Args:
@@ -151,7 +151,7 @@ COMMENT = ("#", "//", "--", "*", ";", "%", ">")  # how lines of code begin in wh
 TRIPLE = re.compile(r'"""|\'\'\'')
 
 
-@dataclass
+@dataclass(slots=True)
 class _Open:
     """A block that has begun."""
 
@@ -218,7 +218,7 @@ def _opened(line: re.Match[str]) -> _Open | None:
         before, mark, rest = edge.groups()
         if mark[0] in rest and mark[0] == "`":
             return None
-        info = INFO.fullmatch(rest)
+        info = INFO.fullmatch(rest) if rest else None
         word = info[1] if info else rest.split(maxsplit=1)[0] if rest.strip() else ""
     else:
         runs = list(RUN.finditer(content))
@@ -248,7 +248,7 @@ def _end(line: re.Match[str], block: _Open) -> tuple[int | None, bool]:
     if edge is not None:
         if edge[1].strip() or _width(edge[1]) > block.indent + 3 or not edge[2].startswith(block.mark):
             return None, False
-        return line.start(), INFO.fullmatch(edge[3]) is not None
+        return line.start(), edge[3] != "" and INFO.fullmatch(edge[3]) is not None
     run = re.compile(re.escape(block.mark[0]) + "{3,}").search(content)
     if run is None or run.end() < len(content) or not run[0].startswith(block.mark):
         return None, False

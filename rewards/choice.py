@@ -11,6 +11,7 @@ from rewards._response import answer_tag, visible
 
 EXTRACT = ("boxed", "tags", "phrase", "alone")
 MAX_LENGTH = 2000  # characters of an answer
+LIMIT = 100_000  # characters at the end of a response that are looked at
 STATEMENTS = 100  # of the last ones, that are looked at
 BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s{0,9}")
 WRAPPED = re.compile(r"\\(?:text|mathrm|mathbf|textbf|boxed|fbox)[a-z]{0,9}\s{0,9}\{([^{}]*)\}")
@@ -143,7 +144,7 @@ class _Reader:
         tagged = answer_tag(text) if "tags" in extract else None
         if tagged is not None and (named := self._named(tagged)):
             return named
-        text = text if tagged is None else tagged
+        text = (text if tagged is None else tagged)[-LIMIT:]
         statements = [match for way in extract if way in WAYS for match in WAYS[way](self, text)]
         for _, statement in sorted(statements, key=lambda found: found[0], reverse=True)[:STATEMENTS]:
             if statement is None or (named := self._named(statement)):

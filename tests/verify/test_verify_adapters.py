@@ -12,7 +12,7 @@ import pytest
 
 from rlpost.config import VerifierSpec
 from rlpost.verify import VerifierError, to_verdict
-from rlpost.verify.adapters import from_openrlhf, from_reasoning_gym, from_trl, from_verl
+from rlpost.verify.adapters import from_openrlhf, from_reasoning_gym, from_trl, from_verl, scored_by
 from rlpost.verify.contract import make_case, score
 from rlpost.verify.protocol import bind
 
@@ -205,3 +205,19 @@ def test_an_adapted_function_runs_in_the_pool_and_may_be_named_as_file_and_funct
 def test_what_is_no_function_is_refused():
     with pytest.raises(VerifierError, match="3 is not a function"):
         from_verl(3)
+
+
+@pytest.mark.parametrize(
+    ("response", "answer"),
+    [
+        ("<think><answer>7</answer></think>I give up.", "I give up."),
+        ("<think><answer>7</answer> wait", ""),
+        ("<think>hm</think>7", "7"),
+        ("<reasoning><answer>8</answer></reasoning><answer> 7 </answer>", "7"),
+        ("<answer>7</answer> or <answer>8", ""),
+    ],
+)
+def test_a_scorer_of_reasoning_gym_gets_what_was_answered_and_not_what_was_thought(response, answer):
+    given = []
+    scored_by(lambda answer, entry: given.append(answer) or 0.0, response, {"answer": "7"})
+    assert given == [answer]
