@@ -23,7 +23,7 @@ NOUN = (
 )
 ADJECTIVE = r"(?:correcte?|correct[ao]|correta|corretta|exacte|richtig|final|finale|right|best|that i choose|الصحيحة|正确|正確|最终|最終)"
 LINK = (
-    r"(?:[:：=—–-]|(?:is|would be|should be|must be|will be|was|are|ist|lautet|wäre|est|sont|serait|es|son|sería|é|è|são|sono|to|это"
+    r"(?:[:：=—–-]|(?:is|(?:would|should|must|will)(?:\s{1,3}[a-z]{1,12})?\s{1,3}be|was|are|ist|lautet|wäre|est|sont|serait|es|son|sería|é|è|são|sono|to|это"
     r"|là|adalah|है|هي|هو)(?![^\W_])|应该是|应该选|应选|应为|应該是|選|选择|选|是|为|為|は|が|은|는|이|가)"
 )
 PHRASE = re.compile(
@@ -31,7 +31,7 @@ PHRASE = re.compile(
     rf"{LINK}[\s*_]{{0,9}}(?:[:：][\s*_]{{0,9}})?"
     r"|\b(?:i|we)(?:\s{1,9}(?:would|will|shall|therefore|thus|must|'ll|'d)|['’](?:ll|d))?\s{1,9}"
     r"(?:choose|chose|pick|select|go\s{1,9}with|opt\s{1,9}for|answer)\s{1,9}"
-    r"|(?:所以|因此|故|应|應|我)(?:应该|應該)?(?:选择|選擇|选|選)[:：]?",
+    r"|(?:所以|因此|故|应|應|我)(?:应该|應該)?(?:选择|選擇|选|選)[:：]?|(?<![不可未能])[选選]\s?(?=[(]?[A-Z])",
     re.IGNORECASE,
 )
 # Words between it and the option.
@@ -46,8 +46,12 @@ RIGHT = (
     r"|正确|正確|对的|正解|正しい|答案|정답|맞)"
 )
 DOUBTED = re.compile(
-    r"(?:\b(?:if|whether|suppose|assum\w+|unless|were|say|think|not|neither|nor)|如果|假设|若|もし)[^\w.!?\n]*(?:\w+[^\w.!?\n]+)?\Z",
+    r"(?:\b(?:if|whether|suppose|assum\w+|unless|were|let['’]s\s+say|not|neither|nor)|如果|假设|若|もし)[^\w.!?\n]*(?:\w+[^\w.!?\n]+)?\Z",
     re.I,
+)
+LEAD = re.compile(
+    r"^\s*(?:[-•>#→⇒✅]+\s+)?(?:(?:so|thus|hence|therefore|i['’]d say|it is|it['’]s|it must be|option|choice|answer)\b[:,]?\s+)?",
+    re.IGNORECASE,
 )
 CASED_WORDS = "AIOYÀEУИАОВСК"  # capitals that are words too
 WORD = re.compile(r"\s+(?!(?:because|since|as|which|that|with|and|or|for|due|but|is|are|was|given|in)\b)[a-zà-ÿа-я]")
@@ -195,7 +199,7 @@ class _Reader:
         return marked if marked and (self._option(before) or marked) == marked else set()
 
     def _option(self, line: str) -> set[str]:
-        line = re.sub(r"^\s*[-•>#]+\s+", "", line)
+        line = LEAD.sub("", line)
         named = self._named(line)
         plain = re.sub(r"[*$`_\\\s]", "", line)
         alone = len(plain) <= 4 or self._told(line) is not None or re.match(r"[(\[]?\w[)\].:、]", plain)

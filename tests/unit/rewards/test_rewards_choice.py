@@ -24,6 +24,7 @@ B = [
     "Правильный ответ: B", "Ответ: B.", "Ответ — B", "Cevap: B", "Đáp án là B", "Odpowiedź: B", "الإجابة هي B", "उत्तर: B",
     "<think>Answer: A</think>Answer: B", "<reasoning>Answer: A</reasoning><answer>B</answer>", "<answer>The answer is B.</answer>", r"<answer>\boxed{B}</answer>", "<answer>B. Paris</answer>", "<answer>(b)</answer>",
     "Answer: A<answer>B</answer>", "<|begin_of_solution|>Answer: B<|end_of_solution|>", "Answer: B<|im_end|>", "A. London\nB. Paris\nC. Rome\n\nAnswer: B", "Answer: B\n\nI hope this helps!", "Answer: B\nA. London\nB. Paris\nC. Rome",
+    "I think the answer is B", "选B。", "综上，本题选B", "Thus B.", "Therefore: B", "→ B", "I'd say B", "Option B", "answer B", "It must be B.", "The answer would therefore be B",
     "If option A is correct, x = 3, which it is not. Option B is correct.",
 ]  # fmt: skip
 OTHER = [
@@ -31,7 +32,7 @@ OTHER = [
     ("B/C", "hedged"), ("B, C", "hedged"), ("(B) and (C)", "hedged"), ("B和C", "hedged"), ("答案是B或C", "hedged"), ("Die Antwort ist B oder C", "hedged"), ("B or C is correct.", "hedged"), ("Options B and C are correct.", "hedged"),
     ("Answer: B (London)", "hedged"), ("B. London", "hedged"), (r"\boxed{B, C}", "hedged"), (r"\boxed{B} or \boxed{C}", "mismatch"), ("Answer: B\nAnswer: C", "mismatch"), ("<answer>B or C</answer>", "hedged"),
     ("Option C is correct.", "mismatch"), ("The answer is C", "mismatch"), ("Rome", "mismatch"),
-    ("Option B is not correct.", "no_answer"), ("Option B is incorrect.", "no_answer"), ("The answer is not B", "no_answer"), ("I would not choose B", "no_answer"), ("If option B is correct, then", "no_answer"), ("Whether B is correct", "no_answer"),
+    ("Option B is not correct.", "no_answer"), ("Option B is incorrect.", "no_answer"), ("The answer is not B", "no_answer"), ("不选B", "no_answer"), ("不能选B", "no_answer"), ("So B and so on", "no_answer"), ("Let's say the answer is B", "no_answer"), ("I would not choose B", "no_answer"), ("If option B is correct, then", "no_answer"), ("Whether B is correct", "no_answer"),
     ("Suppose option B is correct", "no_answer"), ("A. London\nB. Paris", "no_answer"), ("Vitamin B is correct", "no_answer"), ("Because of B", "no_answer"), ("<answer>B", "no_answer"), (r"\boxed{B", "no_answer"), (r"\boxed{B} and \boxed{", "no_answer"),
     ("<think>Answer: B</think>", "no_answer"), ("<think>Answer: B", "no_answer"), ("The answer is Bob", "no_answer"), ("The answer is a good one", "no_answer"), ("The answer is A good one", "no_answer"), ("Paris or Rome", "no_answer"),
     ("The answer is B's", "no_answer"), ("", "no_answer"), ("Paris is not it", "no_answer"), ("\\boxed{" * 20_000, "no_answer"), ("answer is \n" * 20_000, "no_answer"),
