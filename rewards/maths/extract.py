@@ -54,7 +54,7 @@ ROWS = re.compile(
     re.DOTALL,
 )
 SUBJECT = re.compile(rf"\W*(?:(?:therefore|thus|hence|so)\W+)?({MASK})\s+(?:is|are)\s+(?:the|our)\b", re.IGNORECASE)
-EQUALS = re.compile(r"=|\\approx(?![a-zA-Z])|\\equiv(?![a-zA-Z])")
+EQUALS = re.compile(r"=|\\equiv(?![a-zA-Z])")
 RATIO = re.compile(r"(?<![\d:])\d{1,9}(?:\s?:\s?\d{1,9}){1,4}")
 ALTERNATIVES = re.compile(r"\b(?:either|maybe|perhaps|or|(?:one|any|some) of)\b", re.IGNORECASE)
 NUMBERED = re.compile(r"\d{1,3}[.):]\s+\S")
@@ -152,8 +152,9 @@ def _after_hashes(text: str, kind: Kind | None) -> str | None:
             continue  # the heading of what follows
         if kind.fits(said):
             return said
-        if not rest or kind.fits(answer := _statement(said, kind, directly=True)):
-            return answer if rest else said
+        answer = _statement(said, kind, directly=True)
+        if kind.fits(answer) or not rest:
+            return answer if kind.fits(answer) else said
     return None
 
 

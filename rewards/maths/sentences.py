@@ -18,6 +18,7 @@ NUMBER = re.compile(
     r"(?<![\w.,^_])(?:(?<![)\d] )-\s?|(?<=[\s(=:])-)?(?:\\?\$)?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:\s?/\s?\d+(?!\d*[^\W\d_])"
     r"|\s?\\?%)?(?![A-Za-z]*_)", re.ASCII
 )  # fmt: skip
+PRICE = re.compile(r"(\d+(?:[.,]\d+)*)\s?(?:\\?\$|€|£)|(?:\\?\$|€|£)\s?(\d+(?:[.,]\d+)*)", re.ASCII)
 # Next to a number these make it another one, or a bound.
 BEFORE = re.compile(
     r"(?:\b(?:at (?:least|most)|than|under|over|above|below|up to|half(?: of)?|(?:multiple|factor|divisor|power|root)s? of|first|twice|double|triple|thrice|(?:square|cube) root of|be|not|never|except"
@@ -252,6 +253,9 @@ def answer_of(clause: str, masked: Masked) -> str:
     values = {match[0].replace(" ", "") for match in numbers}
     if not numbers or found or "\\" in clause.replace("\\$", "").replace("\\%", ""):
         return masked.restored(clause)
+    priced = [match[1] or match[2] for match in PRICE.finditer(clause)]
+    if len(priced) == 1 and re.search(r"[^\W\d_]{3,}\s+[^\W\d_]{3,}", clause):
+        return priced[0]  # a sentence about one sum of money
     first, rest = numbers[0], clause[numbers[0].end() :]
     if BEFORE.search(clause[: first.start()]) or AFTER.match(rest):
         return clause
