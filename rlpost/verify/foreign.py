@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from rlpost.user_code import USER
 from rlpost.verify import isolation
 from rlpost.verify.protocol import Bound, VerifierError, load
-from rlpost.verify.registry import resolve
+from rlpost.verify.registry import anchored, resolve
 from rlpost.verify.replies import Samples, read, reply, scored
 
 if TYPE_CHECKING:
@@ -46,12 +46,13 @@ class Foreign:
 
         self._seconds = [load["timeout"] for load in loads]
         names = ", ".join(repr(load["name"]) for load in loads)
+        there = [{**load, "name": anchored(load["name"])} for load in loads]
         path = [os.path.abspath(entry) for entry in sys.path if os.path.exists(entry)]
         try:
             self._sandbox = Sandbox(
                 packages=(),
                 preload=(),
-                resident=Resident(f"{__name__}:{_Resident.__name__}", list(loads), path, _readable(path)),
+                resident=Resident(f"{__name__}:{_Resident.__name__}", there, path, _readable(path)),
             )
             refuse_unsafe(self._sandbox.tier, isolation.unsafe_permitted(), self._sandbox.probe.reason)
         except SandboxError as error:

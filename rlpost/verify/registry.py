@@ -49,6 +49,14 @@ def resolve(name: str) -> Callable[..., Any]:
     return _function(name, module, attribute)
 
 
+def anchored(name: str) -> str:
+    """The name as another process reads it, whose current directory is not this one's: a file by its whole path."""
+    origin, colon, attribute = name.partition(":")
+    if not colon or not origin.endswith(".py"):
+        return name
+    return f"{Path(origin).expanduser().resolve()}:{attribute}"
+
+
 def _entry_point(name: str) -> Callable[..., Any]:
     installed = {entry.name: entry for entry in entry_points(group=ENTRY_POINTS)}
     if name not in installed:
