@@ -1,12 +1,14 @@
-"""The code verifier on MBPP: reference solutions, mutants of them, reward hacks, and programs a second.
+"""The code verifier on MBPP: reference solutions, mutants of them, reward hacks, objects, and programs a second.
 
-Four measurements in one run. All that is executed, the oracle's programs too, runs in the sandbox.
+Five measurements in one run. All that is executed, the oracle's programs too, runs in the sandbox.
 
 references   every reference solution against its tests, by our verifier and by the oracle. What cannot be checked across
              a process boundary must be found by `check_task`, as the loader of the data does
 mutants      small faults made by `ast`. Where the tests kill one, our verifier must too; where they do not, it is
              equivalent as far as these tests tell, and counted apart
 hacks        programs that solve nothing and attack the harness; two common harnesses beside ours
+objects      programs of classes, generators, coroutines, callbacks and the like (tests/data/code_objects.yaml), right ones
+             and ones a step from them that their tests catch
 throughput   the same verdicts with our warm sandbox and with one fresh interpreter a program under the same layers
 
 The oracle is what a notebook does: program, set-up code and tests in one namespace, passed when the end is reached.
@@ -33,10 +35,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.console import Console
 from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
+OBJECTS = ROOT / "tests" / "data" / "code_objects.yaml"
 sys.path.insert(0, str(ROOT))
 
 from rewards import _code_run, code  # noqa: E402
@@ -383,6 +387,35 @@ def hacking(console: Console) -> dict[str, Any]:
     return {"programs": result, "fooled": fooled, "hacks": len(HACKS)}
 
 
+# ----------------------------------------------------------------------------------------------------------- objects
+
+
+def objects(console: Console) -> dict[str, Any]:
+    """Our verdicts on programs of objects, and the oracle's: honest ones, and wrong ones."""
+    counts: dict[str, Counter[str]] = {"honest": Counter(), "wrong": Counter()}
+    listed = []
+    for case in yaml.safe_load(OBJECTS.read_text(encoding="utf-8")):
+        tests = {key: case[key] for key in ("tests", "test", "entry_point") if key in case}
+        programs = [("honest", case["program"])]
+        programs += [("wrong", case["program"].replace(*change)) for change in case["wrong"].items()]
+        for kind, program in programs:
+            result = code.verify(f"```python\n{program}\n```", **tests)
+            outcome = "unverified" if result["score"] is None else "passes" if result["score"] >= 1 else "fails"
+            counts[kind][outcome] += 1
+            if outcome != ("passes" if kind == "honest" else "fails"):
+                listed.append({"case": case["name"], "kind": kind, "outcome": outcome, "ours": result})
+    table = Table("programs", "passes", "fails", "unverified", title="objects")
+    for kind, count in counts.items():
+        table.add_row(
+            f"{count.total()} {kind}", *(str(count[outcome]) for outcome in ("passes", "fails", "unverified"))
+        )
+    console.print(table)
+    for entry in listed:
+        said = f"{entry['ours'].get('reason', '')} {entry['ours'].get('details', '')}"
+        console.print(f"{entry['kind']} {entry['outcome']}: {entry['case']}: {said}", markup=False)
+    return {"counts": {kind: dict(count) for kind, count in counts.items()}, "listed": listed}
+
+
 # -------------------------------------------------------------------------------------------------------- throughput
 
 # A program's whole life in one interpreter: the layers of the zygote's programs, put up for it alone. It imports no more
@@ -476,7 +509,9 @@ class Fresh:
             str(Path(str(package.__file__)).parent),
         ]
 
-    def run(self, source: str, *, stdin: bytes = b"", limits: Limits = Limits()) -> Outcome:
+    def run(self, source: str, *, stdin: bytes = b"", files: Any = None, limits: Limits = Limits()) -> Outcome:
+        if files:
+            raise ValueError("files beside a program are not part of this side")
         settings = {**self._settings, "memory": limits.memory_mb * 2**20, "cpu": int(limits.seconds) + 2}
         text = source.encode("utf-8", "surrogatepass")
         begun = time.monotonic()
@@ -529,7 +564,7 @@ def using(box: Any) -> Iterator[None]:
     """Our verifier with another sandbox under it."""
     holder: Any = _code_run  # the one place where the code verifier gets its sandbox
     before = holder.sandbox
-    holder.sandbox = lambda service=None: box
+    holder.sandbox = lambda service=None, packages=(): box
     try:
         yield
     finally:
@@ -612,6 +647,7 @@ def run(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     checkable, result["references"] = references(rows, console)
     result["mutants"] = mutation(checkable, arguments.mutants, console)
     result["hacks"] = hacking(console)
+    result["objects"] = objects(console)
     timed = [row for row in checkable if not row.get("test_setup_code")]
     result["throughput"] = throughput(
         timed[:: max(1, len(timed) // arguments.programs)][: arguments.programs], arguments.repeats, console

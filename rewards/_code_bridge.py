@@ -181,7 +181,8 @@ class Bridge:
 
     def do_unlike(self, target: Any, name: str) -> Any:
         """Whether it equals what it cannot know."""
-        return getattr(type(target), name)(target, object()) is True
+        said = getattr(type(target), name)(target, object())
+        return said is not NotImplemented and bool(said)
 
     def do_copy(self, target: Any, deep: bool) -> Any:
         return copy.deepcopy(target) if deep else copy.copy(target)

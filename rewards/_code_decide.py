@@ -103,10 +103,10 @@ def _talked(run: Run, sources: Sequence[str], task: Task, foreseen: Foreseen) ->
         name, text = report["loaded"]
         reason = "syntax_error" if name in SYNTAX else reason_of(f"candidate:{name}")
         return [Result(reason, f"{name}: {text}")] * count
-    if report["broken"] is not None:
-        raise BadTask(f"the tests fail by themselves: {report['broken']}")
     if report["untestable"]:
         raise Untestable(f"the tests need what cannot be done between two processes: {report['untestable'][0]}")
+    if report["broken"] is not None:
+        raise BadTask(f"the tests fail by themselves: {report['broken']}")
     results = _results({**report, "cut": report["cut"] or report["gone"]}, task, foreseen)
     if report["gone"]:
         gone = Result(ended, f"the program ended, or did not answer: {ended}")
@@ -156,13 +156,14 @@ def _foreseen(task: Task, service: str | None, packages: tuple[str, ...]) -> For
         raise BadTask(
             f"the tests do not run: {outcome.status}, {without_paths(outcome.stderr.decode(errors='replace'))}"
         )
-    if report["broken"] is not None:
+    if report["broken"] is not None and not task.classes:
         raise BadTask(f"the tests fail by themselves: {report['broken']}")
     for passed, kind, text, asked in report["tests"]:
-        # On a result that goes along with everything these come from the tests alone, and so does all before the first call.
-        if not passed and (kind in ALONE or not asked):
+        # On a result that goes along with everything these come from the tests alone, and so does all before the first
+        # call; but for classes, which nothing stands for yet.
+        if not passed and (kind in ALONE or not (asked or task.classes)):
             raise BadTask(f"the tests fail by themselves: {kind}: {text}")
-    if not report["operations"]:
+    if not report["operations"] and not task.classes:
         raise BadTask("the tests call nothing of the response")
     objects = (
         bool(task.classes)

@@ -23,7 +23,7 @@ from rewards._code_task import Task
 class Plan:
     """Assertions as expressions over the results of operations, which they have as `_0`, `_1`, ...
 
-    `parts`: whether they ask for less than a whole result, such as its length.
+    `parts`: whether a right result may be longer than they are: they ask for its length, or compute what it is to be.
     """
 
     operations: tuple[str, ...]
@@ -115,7 +115,7 @@ def plan_of(task: Task) -> Plan | None:
             for node, local in _assertions(ast.parse(source), task.entry_point):
                 before = len(operations)
                 tree = ast.Expression(_Simple({**names, **local}, operations).visit(node.test))  # type: ignore[arg-type]
-                parts |= any(isinstance(part, ast.Subscript | ast.Call) for part in ast.walk(tree))
+                parts |= any(isinstance(part, ast.Subscript | ast.Call | ast.BinOp) for part in ast.walk(tree))
                 if len(operations) > before:
                     tests.append(compile(ast.fix_missing_locations(tree), "tests.py", "eval"))
                 elif not isinstance(node.test, ast.Constant):

@@ -116,10 +116,32 @@ class Run:
 @functools.cache
 def runner(name: str) -> str:
     """A program for the sandbox: one of the files beside this one behind those it imports, compiled once."""
-    tree = ast.Module([*_imported(name, set()), *_statements(name)], [])
-    code = compile(tree, f"{name}.py", "exec", __future__.annotations.compiler_flag, dont_inherit=True, optimize=2)
+    tree = _Bare().visit(ast.Module([*_imported(name, set()), *_statements(name)], []))
+    code = compile(
+        ast.fix_missing_locations(tree),
+        f"{name}.py",
+        "exec",
+        __future__.annotations.compiler_flag,
+        dont_inherit=True,
+        optimize=2,
+    )
     packed = binascii.b2a_base64(marshal.dumps(code), newline=False).decode()
     return f'import binascii, marshal\nexec(marshal.loads(binascii.a2b_base64("{packed}")), globals())'
+
+
+class _Bare(ast.NodeTransformer):
+    """Without annotations, which nothing reads there and each process would load."""
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        node.returns = None
+        return self.generic_visit(node)
+
+    def visit_arg(self, node: ast.arg) -> ast.AST:
+        node.annotation = None
+        return node
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST | None:
+        return node.value and ast.copy_location(ast.Assign([node.target], node.value), node)
 
 
 @functools.cache

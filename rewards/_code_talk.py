@@ -93,8 +93,9 @@ class Tests(Bridge):
         value = self.ask("special", target, name, arguments)
         if name == "__enter__":
             return self.made_by(type(target), value)
-        equal = name in EQUALITY and not plain and value is (name == "__eq__") and "__eq__" in vars_of(target)
-        if equal and self.ask("unlike", target, "__eq__"):
+        if name not in EQUALITY or plain or value is NotImplemented or "__eq__" not in vars_of(target):
+            return value
+        if bool(value) == (name == "__eq__") and self.ask("unlike", target, "__eq__"):
             return name == "__ne__"
         return value
 
@@ -123,7 +124,8 @@ class Tests(Bridge):
                 name in NAMES or (ours and not isinstance(target, CALLABLE) and name[:1] != "_")
             )
         elif operation == "special":
-            allowed = rest[0] in SPECIAL or (ours and rest[0] in ("__str__", "__repr__", "__format__"))
+            shown = rest[0] in ("__str__", "__repr__", "__format__", "__dir__")
+            allowed = (rest[0] in SPECIAL or shown) and (ours or isinstance(target, (*CALLABLE, LAZY)))
         elif operation == "resume":
             allowed = isinstance(target, LAZY) and rest[0] in RESUMED
         else:

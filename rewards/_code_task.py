@@ -138,6 +138,8 @@ def code_task(tests: tuple[str, ...], setup: tuple[str, ...], prompt: str, entry
         trees = [ast.parse(source) for source in (*setup, *tests)]
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise BadTask(f"the tests do not parse: {error}") from None
+    if shared := _shared(trees):
+        raise BadTask(f"the tests use {shared}, but the program runs in a process and a folder of its own")
     stub = _stub(prompt, entry_point)
     head = ast.parse(stub)
     used, called, bound = _names([head, *trees])
@@ -179,6 +181,27 @@ def code_task(tests: tuple[str, ...], setup: tuple[str, ...], prompt: str, entry
         classes=tuple(sorted(names & _classes(trees))),
         pytest="pytest" in modules,
     )
+
+
+def _shared(trees: Sequence[ast.AST]) -> str | None:
+    """What tests can do only to a program in their own process: patch it, look at what it prints, leave it files."""
+    for node in (node for tree in trees for node in ast.walk(tree)):
+        match node:
+            case ast.ImportFrom(module="unittest.mock" | "mock", names=names) if any(n.name == "patch" for n in names):
+                return "patch"
+            case ast.Attribute(value=ast.Name(id="mock"), attr="patch"):
+                return "patch"
+            case ast.Attribute(attr="redirect_stdout" | "redirect_stderr" as name):
+                return name
+            case ast.Name(id="redirect_stdout" | "redirect_stderr" as name):
+                return name
+            case ast.Assign(
+                targets=[ast.Attribute(value=ast.Name(id="sys"), attr="stdout" | "stderr" | "stdin" as name)]
+            ):
+                return f"sys.{name}"
+            case ast.Attribute(value=ast.Name(id="tempfile")):
+                return "tempfile"
+    return None
 
 
 def _unknown(

@@ -12,7 +12,7 @@ A data set's columns are taken by their names; list them in `data.train.metadata
     MBPP                         test_list, test_setup_code, test_imports
     APPS, TACO                   input_output
     CodeContests                 public_tests, private_tests, generated_tests
-    LiveCodeBench                public_test_cases, private_test_cases (as JSON; never unpickled), fn_name
+    LiveCodeBench                public_test_cases, private_test_cases (as JSON; never unpickled), fn_name or metadata
     anything else                tests, or the reference: any of these shapes
 """
 
@@ -56,6 +56,7 @@ def verify(
     inputs: Sequence[Any] | None = None,
     outputs: Sequence[Any] | None = None,
     fn_name: str | None = None,
+    metadata: Any = None,
     public_tests: Any = None,
     private_tests: Any = None,
     generated_tests: Any = None,
@@ -129,6 +130,7 @@ def verify(
         "private_test_cases": private_test_cases,
         "input_output": input_output,
     }
+    fn_name = fn_name or _function_in(metadata)
     columns = {**cases, "test": test, "test_list": test_list, "entry_point": entry_point, "fn_name": fn_name}
     columns |= {"reference": reference} if not any(columns.values()) else {}
     name = rules or rules_of({key: value for key, value in columns.items() if value is not None})
@@ -258,6 +260,17 @@ def _verdict(results: Sequence[Result], mode: str, code: str, fenced: bool) -> d
 
 
 # ---------------------------------------------------------------------------------------------- inputs and outputs
+
+
+def _function_in(metadata: Any) -> str | None:
+    """The function that LiveCodeBench's column of this name says is called."""
+    if isinstance(metadata, str):
+        try:
+            metadata = json.loads(metadata)
+        except ValueError:
+            return None
+    name = metadata.get("func_name") if isinstance(metadata, Mapping) else None
+    return name if isinstance(name, str) else None
 
 
 def _examples(run: Run, code: str, task: Task, tolerance: float | None) -> list[Result]:

@@ -450,6 +450,7 @@ CASES = [{"input": "[1, 1, 2]", "output": "1", "testtype": "functional"}]
     [
         {"public_test_cases": CASES, "fn_name": "f"},
         {"public_test_cases": json.dumps(CASES), "fn_name": "f"},
+        {"public_test_cases": json.dumps(CASES), "metadata": '{"func_name": "f"}'},
         {"input_output": {"fn_name": "f", "inputs": [[[1, 1, 2]]], "outputs": [1]}},
         {"fn_name": "f", "inputs": [[[3, 3]]], "outputs": [3]},
         {"entry_point": "Solution().f", "test": "def check(candidate):\n    assert candidate(x=[3, 3]) == 3\n"},

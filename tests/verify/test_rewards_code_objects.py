@@ -76,6 +76,35 @@ def test_an_object_that_agrees_with_everything_passes_nothing(name, test):
     assert verify(TRICK.format(name=name), tests=[test])["score"] == 0.0
 
 
+@pytest.mark.parametrize("answer", ["1", "[0]", "Yes()"])
+def test_nor_does_one_that_says_yes_in_other_words(answer):
+    program = (
+        f"class Yes:\n    def __bool__(self): return True\nclass A:\n    def __eq__(self, other): return {answer}\n"
+    )
+    assert verify(program, tests=["a, b = A(), A()\na.x = 1\nassert a == b"])["score"] == 0.0
+
+
+@pytest.mark.parametrize(
+    "tests",
+    [
+        "assert issubclass(Child, Base)\nassert Child().name() == 'child'",
+        "import pytest\n@pytest.mark.parametrize('kind', list(Kind))\ndef test_kinds(kind):\n    assert kind.value in (1, 2)",
+    ],
+)
+def test_classes_are_classes_before_anything_is_called(tests):
+    program = "import enum\nclass Base: pass\nclass Child(Base):\n    def name(self): return 'child'\nclass Kind(enum.Enum):\n    A = 1\n    B = 2"
+    assert verify(program, tests=tests)["score"] == 1.0
+    assert verify(program.replace("'child'", "''").replace("2", "3"), tests=tests)["score"] == 0.0
+
+
+def test_a_class_of_the_tests_that_derives_from_the_programs_is_unverified():
+    tests = "class Mine(Base):\n    def name(self):\n        return 'mine'\nassert greet(Mine()) == 'hello mine'"
+    program = "class Base:\n    def name(self): return ''\ndef greet(x): return 'hello ' + x.name()"
+    score, reason, details = verdict(program, tests)
+    assert (score, reason) == (None, "untestable"), details
+    assert "Mine" in details["error"]
+
+
 def test_nor_does_a_class_whose_class_agrees_with_everything():
     kind = "class M(type):\n    def __eq__(s, o): return True\n    __lt__ = __gt__ = __contains__ = __eq__\n    __hash__ = type.__hash__\n"
     program = kind + "class C(metaclass=M): pass\ndef solve(x): return C"
@@ -149,6 +178,9 @@ TWICE = "def f(x):\n    if x < 0: raise ValueError('negative')\n    return x + 1
         ["assert 1 + 1 == 3", "assert f(2) == 3"],
         ["import os.no_such\nassert f(1) == 2", "assert f(2) == 3"],
         ["import pytest\ndef test_it(capsys):\n    f(1)\n    assert capsys.readouterr().out == ''"],
+        ["from unittest.mock import patch\nwith patch('builtins.input', return_value='1'):\n    assert f(1) == 2"],
+        ["import io, sys\nsys.stdout = io.StringIO()\nf(1)\nassert sys.stdout.getvalue() == ''"],
+        ["import tempfile\nassert f(len(tempfile.mkdtemp()) * 0) == 1"],
         ["from solution import f\nfrom helpers import g\ndef test_it():\n    assert f(1) == g(1)"],
     ],
 )
