@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 
 from sqlglot import exp
 
-from rewards._sql_databases import Cell, Schema
+from rewards._sql_databases import Cell, Schema, image_with, opened
 from rewards._sql_reading import places, text
-from rewards._sql_reference import Ask
+from rewards._sql_reference import Ask, asking
 
 EACH = 10  # of one kind
 ALL = 90
@@ -43,6 +43,7 @@ def mutants(tree: exp.Query, schema: Schema, tables: Sequence[str], ask: Ask) ->
         ask: queries on the database itself, for the ways of spelling out what it holds.
     """
     by_kind: dict[str, list[str]] = {}
+    compiles = asking(opened(image_with(schema, {})))
     seen = {text(tree)}
     for kind, mutant in itertools.chain(
         _spelled(tree, schema, tables, ask), _always(tree, schema), _steps(tree, schema, tables, ask)
@@ -52,7 +53,7 @@ def mutants(tree: exp.Query, schema: Schema, tables: Sequence[str], ask: Ask) ->
         except (ValueError, RecursionError):
             continue
         of_kind = by_kind.setdefault(kind, [])
-        if query not in seen and len(of_kind) < EACH and "error" not in ask(query):
+        if query not in seen and len(of_kind) < EACH and "error" not in compiles(query):
             seen.add(query)
             of_kind.append(query)
     # The first of each kind, then the second of each.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,6 +13,9 @@ from rewards._sql_databases import BadReferenceError, Cell
 from rewards._sql_reading import text
 from rewards._sql_rows import Expected, Row
 from rewards._sql_run import run
+
+MAX_STEPS = 300  # thousands, of a query that is only tried
+MAX_ROWS = 2000  # that it may return
 
 Ask = Callable[[str], Mapping[str, Any]]  # a query to what `run` returns for it
 
@@ -123,26 +127,31 @@ def _number(clause: exp.Expression | None) -> int | None:
     return int(value.this) if isinstance(value, exp.Literal) and str(value.this).isdecimal() else None
 
 
-def asking(connection: sqlite3.Connection, steps: int = 300, most: int = 2000) -> Ask:
-    """Trusted queries on an open database, each of at most so many thousand steps of SQLite's and so many rows.
+def asking(connection: sqlite3.Connection, work: collections.Counter[str] | None = None) -> Ask:
+    """Trusted queries on an open database, each of at most so many steps of SQLite's and so many rows.
 
-    Steps and not seconds, so that what is found out does not hang on how busy the machine is.
+    Steps and not seconds, so that what is found out does not hang on how busy the machine is. Thousands of them are added
+    to `work["steps"]`.
     """
 
     def ask(query: str) -> Mapping[str, Any]:
-        left = [steps]
+        used = 0
 
         def tick() -> bool:
-            left[0] -= 1
-            return left[0] < 0
+            nonlocal used
+            used += 1
+            return used > MAX_STEPS
 
         connection.set_progress_handler(tick, 1000)
         try:
             cursor = connection.execute(query)
-            rows: list[tuple[Cell, ...]] = cursor.fetchmany(most + 1)
+            rows: list[tuple[Cell, ...]] = cursor.fetchmany(MAX_ROWS + 1)
         except (sqlite3.Error, sqlite3.Warning, ValueError, UnicodeError) as error:
             return {"error": str(error)}
-        if cursor.description is None or len(rows) > most:
+        finally:
+            if work is not None:
+                work["steps"] += used
+        if cursor.description is None or len(rows) > MAX_ROWS:
             return {"error": "too many rows"}
         return {"rows": rows, "columns": len(cursor.description), "names": [name for name, *_ in cursor.description]}
 

@@ -26,6 +26,7 @@ from rewards._sql_rows import Expected, same
 TRIED = 96  # instances drawn
 PATIENCE = 24  # draws that may add nothing
 KEPT = 8
+MAX_WORK = 20_000  # thousands of SQLite's steps that mutants may take, after which drawing ends
 TWICE = 2  # how many instances shall tell each mutant, where there is room
 
 
@@ -82,15 +83,16 @@ def suite(
     found: list[tuple[Instance, frozenset[int]]] = []
     times: Counter[int] = Counter()
     last = 0  # draw that told something
+    work: Counter[str] = Counter()
     for seed in range(TRIED):
         left = [i for i in range(len(wrong)) if times[i] < TWICE]
-        if seed >= last + PATIENCE:
+        if seed >= last + PATIENCE or work["steps"] > MAX_WORK:
             break
         rows = source.rows(seed)
         instance = judged(rows)
         if instance is None:
             continue
-        told = _told(instance, {i: wrong[i][1] for i in left})
+        told = _told(instance, {i: wrong[i][1] for i in left}, work)
         if (wrong and not told) or _left_open(instance, schema, rows, golds, read):
             continue
         last = seed
@@ -102,9 +104,9 @@ def suite(
     return Suite(tuple(instance for instance, _ in kept), len(wrong), len(all_told), missed)
 
 
-def _told(instance: Instance, queries: Mapping[int, str]) -> frozenset[int]:
+def _told(instance: Instance, queries: Mapping[int, str], work: Counter[str]) -> frozenset[int]:
     """Which of the queries return something else there than every reference."""
-    ask = asking(opened(instance.image))
+    ask = asking(opened(instance.image), work)
     told = set()
     for i, query in queries.items():
         result = ask(query)

@@ -186,10 +186,10 @@ def _judge(query: str, task: _Task, seconds: float, tolerance: float, service: s
 
 
 DIALECTS = frozenset(
-    re.findall(
-        r"\S+",
-        "sql sqlite sqlite3 postgresql postgres pgsql psql plpgsql mysql mariadb tsql t-sql mssql sqlserver oracle plsql "
-        "bigquery snowflake redshift duckdb hive hiveql spark sparksql spark-sql ansi-sql presto trino clickhouse db2",
+    (
+        *("sql", "sqlite", "sqlite3", "postgresql", "postgres", "pgsql", "psql", "plpgsql", "mysql", "mariadb"),
+        *("tsql", "t-sql", "mssql", "sqlserver", "oracle", "plsql", "bigquery", "snowflake", "redshift", "duckdb"),
+        *("hive", "hiveql", "spark", "sparksql", "spark-sql", "ansi-sql", "presto", "trino", "clickhouse", "db2"),
     )
 )
 UNMARKED = frozenset(("", "text", "txt", "plaintext", "code"))
