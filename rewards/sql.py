@@ -20,7 +20,7 @@ import functools
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rewards._response import Fence, answer_tag, fences, visible
@@ -39,10 +39,10 @@ CLOCK = re.compile(
 
 @dataclass(frozen=True)
 class _Task:
-    """The databases, and for each reference what it returns on each of them; None where that is left open."""
+    """The databases, and for each reference what it returns on each of them."""
 
     images: tuple[bytes, ...]
-    expected: tuple[tuple[Expected | None, ...], ...]
+    expected: tuple[tuple[Expected, ...], ...]
     most: tuple[int, ...]  # rows that any reference returns, on each database
     reads: bool  # whether every reference reads a table
     empty: bool  # whether no reference returns a row on the databases that were given
@@ -173,7 +173,7 @@ def _judge(query: str, task: _Task, seconds: float, tolerance: float, service: s
     first = False
     for results in task.expected:
         right = [
-            one is None or same(one, answer["columns"], answer["rows"], tolerance)
+            same(one, answer["columns"], answer["rows"], tolerance)
             for one, answer in zip(results, answers, strict=True)
         ]
         if all(right):
@@ -250,11 +250,11 @@ def _task(
     images = [image, *(image_of(other) for other in others if other != "auto")]
     reads = [run(image, gold, seconds, max_rows) for gold in golds]
     trees = [parse(gold, schema_of(image)) for gold in golds]
-    results: list[Sequence[Expected | None]] = [
+    results: list[Sequence[Expected]] = [
         [expected(one, gold, tree, order, seconds, max_rows) for gold, tree in zip(golds, trees, strict=True)]
         for one in images
     ]
-    empty = not any(result.rows for some in results for result in some if result)
+    empty = not any(result.rows for some in results for result in some)
     made = None
     if "auto" in others:
         tables = [table.lower() for result in reads for table, _ in result["reads"]]
@@ -262,10 +262,10 @@ def _task(
         images += [instance.image for instance in made.instances]
         results += [instance.expected for instance in made.instances]
     telling = any(_differ(results[0], some) for some in results[1:])
-    most = tuple(max(len(result.rows) for result in some if result) for some in results)
+    most = tuple(max(len(result.rows) for result in some) for some in results)
     # What a LIMIT takes of rows that are equal is anybody's choice, and no reason to refuse another one.
     if made and made.instances and any(tree and cuts_between_ties(opened(image), tree) for tree in trees):
-        results[0] = [None] * len(golds)
+        results[0] = [replace(one, open=True) for one in results[0]]
     return _Task(
         images=tuple(images),
         expected=tuple(zip(*results, strict=True)),
@@ -277,6 +277,6 @@ def _task(
     )
 
 
-def _differ(first: Sequence[Expected | None], second: Sequence[Expected | None]) -> bool:
+def _differ(first: Sequence[Expected], second: Sequence[Expected]) -> bool:
     pairs = list(zip(first, second, strict=True))
-    return not any(a and b and collections.Counter(a.rows) == collections.Counter(b.rows) for a, b in pairs)
+    return not any(collections.Counter(a.rows) == collections.Counter(b.rows) for a, b in pairs)

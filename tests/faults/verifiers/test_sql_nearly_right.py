@@ -157,6 +157,12 @@ def test_where_the_data_hold_null_it_counts(answer, reference, right):
     assert score(database, answer, reference)[0] == float(right)
 
 
+def test_where_a_limit_leaves_open_which_rows_their_number_still_counts():
+    reference = "SELECT name FROM singer ORDER BY age DESC LIMIT 3"  # three are 41, and two of them are left out
+    for limit, right in ((2, 0.0), (3, 1.0), (4, 0.0)):
+        assert score(SINGER, f"SELECT name FROM singer ORDER BY age DESC, id DESC LIMIT {limit}", reference)[0] == right
+
+
 def test_the_share_of_mutants_told_apart_is_said_and_too_small_a_one_is_the_rows_fault():
     verdict = sql.verify(f"```sql\n{OLDER}\n```", OLDER, SINGER)
     assert verdict["score"] == 1.0
