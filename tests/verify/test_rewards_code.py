@@ -659,6 +659,19 @@ def test_a_compilers_time_comes_on_top():
     assert [result.reason for result in results] == [""]
 
 
+def test_the_time_of_a_verdict_is_processor_time():
+    class Busy:
+        def run(self, source, **_):
+            return Outcome("ok", 0, b"", b"", 50.0, 0.6)
+
+    run = Run(True, 5.0, 1024, 1.0)
+    run.box = Busy()
+    run.python("", b"", run.limits())
+    assert not run.over
+    run.python("", b"", run.limits())
+    assert run.over
+
+
 def test_any_language_by_its_commands():
     settings = {"language": "shell", "file": "main.sh", "run_command": "sh main.sh"}
     assert verify("```shell\nread a b; echo $((a + b))\n```", **settings, **APPS)["score"] == 1.0

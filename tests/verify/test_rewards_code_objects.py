@@ -165,6 +165,29 @@ def test_leak():
     assert verify(program, tests=test)["score"] == 1.0
 
 
+LIST = "class Stack:\n    def __init__(self): self.items = [1]\n    def __len__(self): return len(self.items)\n"
+EVERYWHERE = "import json, os, struct\nfor fd in range(3, 64):\n    try: os.write(fd, {})\n    except OSError: pass\n"
+
+
+@pytest.mark.parametrize(
+    ("program", "score"),
+    [
+        (f"import os, time\nos._exit = lambda code: time.sleep(1000)\n{LIST}", 1.0),
+        (EVERYWHERE.format("b'junk' * 10") + LIST, 0.0),
+        (EVERYWHERE.format("struct.pack('<Q', 2**40)") + LIST, 0.0),
+        (
+            EVERYWHERE.format("(lambda d: (struct.pack('<Q', len(d)) + d) * 20)(json.dumps([[], '[1]']).encode())")
+            + LIST,
+            0.0,
+        ),
+        (LIST.replace("return len(self.items)", "import os; os._exit(0)"), 0.0),
+    ],
+    ids=["never ends", "junk", "a message without end", "forged messages", "ends"],
+)
+def test_a_program_that_breaks_the_conversation_decides_about_nothing_but_itself(program, score):
+    assert verify(program, tests=["s = Stack()\nassert len(s) == 1"])["score"] == score
+
+
 # -------------------------------------------------------------------------------------------- the row's own fault
 
 TWICE = "def f(x):\n    if x < 0: raise ValueError('negative')\n    return x + 1"
