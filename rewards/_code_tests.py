@@ -79,6 +79,7 @@ class State(Record):
 
     def tell(self, broken: str | None = None) -> NoReturn:
         """Say what came of this run, and end the process."""
+        signal.signal(signal.SIGALRM, signal.SIG_IGN)  # or a run that is late while it tells would tell twice
         report(
             {
                 "complete": not self.guessing,
