@@ -127,8 +127,9 @@ def _readable(path: Sequence[str]) -> list[str]:
     """
     from rlpost.verify.sandbox.resident import INSTALLED
 
-    found = [entry for entry in path if os.path.basename(entry) in INSTALLED]
-    stdlib = [os.path.realpath(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib")]
+    kept = [entry for entry in path if os.path.basename(entry) in INSTALLED]  # may lie in the folder of the library
+    found: list[str] = []
+    stdlib = os.path.realpath(sysconfig.get_path("stdlib"))
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)
         if name.startswith(USER) and file is not None:
@@ -140,9 +141,8 @@ def _readable(path: Sequence[str]) -> list[str]:
             found.append(location)
         elif file is None and "." not in name:  # a package without __init__.py
             found += [os.path.abspath(folder) for folder in getattr(module, "__path__", ())]
-    kept: list[str] = []
     for place in dict.fromkeys(found):
-        if os.path.exists(place) and not any(Path(place).is_relative_to(folder) for folder in (*stdlib, *kept)):
+        if os.path.exists(place) and not any(Path(place).is_relative_to(folder) for folder in (stdlib, *kept)):
             kept.append(place)
     return kept
 
