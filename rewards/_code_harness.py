@@ -96,7 +96,7 @@ def run_tests(request: dict[str, Any], names: dict[str, Any], record: Record) ->
             exec(compile(source, "setup.py", "exec", dont_inherit=True), space)
             space.update(names)  # the prompt of a row may hold the function's head
     except Exception as error:  # noqa: BLE001
-        if record.asked:  # it may be the candidate's doing, whatever it looks like
+        if record.asked or hasattr(error, "name_there"):  # it may be the candidate's doing, whatever it looks like
             record.record(error)
             return None
         return f"{type(error).__name__}: {shown(error)}"

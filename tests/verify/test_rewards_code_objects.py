@@ -36,6 +36,15 @@ def test_an_honest_program_passes_and_one_step_from_it_does_not(case):
         assert verify(case["program"].replace(old, new), **columns)["score"] == 0.0
 
 
+@pytest.mark.parametrize("setup", ["root = Node(1)", "from solution import Node\nroot = Node(1)"])
+def test_a_class_that_the_setup_makes_objects_of_is_the_programs_to_define(setup):
+    columns = {"test_list": ["assert value(root) == 1"], "test_setup_code": setup}
+    program = "class Node:\n    def __init__(self, v):\n        self.v = v\n\ndef value(node):\n    return node.v\n"
+    assert check(**columns) is None
+    assert check(**columns, code=program) is None
+    assert verify("def value(node):\n    return 1\n", **columns)["score"] == 0.0
+
+
 # ------------------------------------------------------------------------------------------- what no object can buy
 
 TRICK = """
