@@ -1,10 +1,10 @@
 """Programs the model wrote, run in the sandbox against the tests of a data set.
 
-Function tests are an isolated call: the program runs in one sandboxed process, the tests are decided in another, and
-only plain data crosses between them. Neither expected values nor test code are ever where the program could find them,
-and nothing it redefines is there when the tests are decided. Assertions on literals are decided in this process, from
-decoded data; all other test code runs in a sandbox of its own, by replay (`_code_tests.py`). Programs on standard input
-and output run once a test, and their output is compared here.
+The program runs in one sandboxed process and the tests are decided in another. Neither expected values nor test code are
+ever where the program could find them, and nothing it redefines is there when the tests are decided. Assertions on
+literals are decided in this process, from decoded data; all other test code runs in a sandbox of its own: by replay
+where plain data alone crosses (`_code_tests.py`), and where objects do, beside the living program (`_code_talk.py`).
+Programs on standard input and output run once a test, and their output is compared here.
 
 A data set's columns are taken by their names; list them in `data.train.metadata`:
 
@@ -85,8 +85,8 @@ def verify(
     syntax_error, compile_error, runtime_error, candidate_timeout, memory, output_limit, mismatch. Output may be twice as
     long as what the row expects, and 1 MiB in any case; a compiled program may have 16 MiB. A row without usable tests is
     unverified (bad_reference). `hardcode_suspect` among the details marks a Python program that passes and holds the
-    literals of half of the tests, as one that was told the answers would; it changes no score. Components: tests_passed, tests_total; in mode "all" the tests behind a failed one may not
-    have been run.
+    literals of half of the tests, as one that was told the answers would; it changes no score. Components: tests_passed,
+    tests_total; in mode "all" the tests behind a failed one may not have been run.
 
     Args:
         mode: "all": 1 when every test passes, else 0. "fraction": the share of tests that pass; those that an error keeps

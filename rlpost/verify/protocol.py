@@ -157,7 +157,8 @@ def load(
 
     Raises:
         VerifierError: as `bind`; `timeout` is not above the time that the verifier allows itself, which is its
-            argument `total_seconds`; it is isolated and needs what an isolated one has not; or it is called for samples and does not return as many results.
+            argument `total_seconds`; it is isolated and needs what an isolated one has not; or it is called for samples and
+            does not return as many results.
     """
     module = _module(function)
     beside = module is not None and getattr(module, "verify", None) is function
