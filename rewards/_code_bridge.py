@@ -22,7 +22,7 @@ import os
 import struct
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from rewards._code_codec import Malformed, TooLarge, become, builtin_name, dumps, loads, shown
@@ -223,12 +223,7 @@ class Bridge:
         """The number of an object's class, of which the other side makes one of stand-ins, whatever it could import."""
         if not self.importable(kind):
             return self.share(kind)
-        if id(kind) not in self.kinds:
-            description = self.class_described(kind)
-            self.kinds[id(kind)] = len(self.shared)
-            self.shared.append(kind)
-            self.fresh.append({"number": self.kinds[id(kind)], **description})
-        return self.kinds[id(kind)]
+        return self._numbered(kind, self.kinds, self.class_described)
 
     def special_node(self, value: Any) -> Any:
         """Of what is to keep its identity though the codec could copy it, and of stand-ins: their number."""
@@ -259,12 +254,15 @@ class Bridge:
 
     def share(self, value: Any) -> int:
         """The number of an object of this side, which the other side is told of with the next message."""
-        if id(value) not in self.numbers:
-            description = self.described(value)
-            self.numbers[id(value)] = len(self.shared)
+        return self._numbered(value, self.numbers, self.described)
+
+    def _numbered(self, value: Any, numbers: dict[int, int], describe: Callable[[Any], dict[str, Any]]) -> int:
+        if id(value) not in numbers:
+            description = describe(value)  # first: what it speaks of has its numbers before
+            numbers[id(value)] = len(self.shared)
             self.shared.append(value)
-            self.fresh.append({"number": self.numbers[id(value)], **description})
-        return self.numbers[id(value)]
+            self.fresh.append({"number": numbers[id(value)], **description})
+        return numbers[id(value)]
 
     def described(self, value: Any) -> dict[str, Any]:
         if self.importable(value):

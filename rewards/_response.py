@@ -10,6 +10,8 @@ All are linear in the length of the text, whatever it repeats.
 from __future__ import annotations
 
 import re
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -66,22 +68,26 @@ def visible(response: str) -> str | None:
 
 
 def _after_thoughts(text: str, marker: re.Pattern[str]) -> str | None:
-    last = None
-    for match in marker.finditer(text):
-        if not _quoted(text, match):
-            last = match
+    last = _last(marker, text)
     if last is None:
         return text
     return None if last["opening"] else text[last.end() :]
 
 
 def _first(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
-    return next((match for match in pattern.finditer(text) if not _quoted(text, match)), None)
+    return next(_unquoted(pattern, text), None)
 
 
-def _quoted(text: str, match: re.Match[str]) -> bool:
-    before = text[match.start() - 1 : match.start()]
-    return before in QUOTES and before == text[match.end() : match.end() + 1]
+def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
+    found = deque(_unquoted(pattern, text), maxlen=1)
+    return found[0] if found else None
+
+
+def _unquoted(pattern: re.Pattern[str], text: str) -> Iterator[re.Match[str]]:
+    for match in pattern.finditer(text):
+        before = text[match.start() - 1 : match.start()]
+        if not (before in QUOTES and before == text[match.end() : match.end() + 1]):
+            yield match
 
 
 def _without_tokens(text: str) -> str:
@@ -90,7 +96,7 @@ def _without_tokens(text: str) -> str:
     turn = _first(NEXT_TURN, text)
     if turn:
         text = text[: turn.start()]
-    tokens = [match for match in TOKEN.finditer(text) if not _quoted(text, match)]
+    tokens = list(_unquoted(TOKEN, text))
     end = len(text)
     while tokens and not text[tokens[-1].end() : end].strip():  # before fences, which they would keep from closing
         end = tokens.pop().start()
@@ -112,10 +118,7 @@ def _without_tokens(text: str) -> str:
 def answer_tag(text: str) -> str | None:
     """What the last `<answer>` holds: None without one, and empty where it is never closed, so that no earlier one, often
     a guess, stands in for it."""
-    last = None
-    for match in ANSWER.finditer(text):
-        if not _quoted(text, match):
-            last = match
+    last = _last(ANSWER, text)
     if last is None:
         return None
     end = ANSWER_END.search(text, last.end())
