@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import hypothesis
@@ -93,21 +95,28 @@ def merge(low: dict, high: dict) -> dict:
     return out
 
 
-@pytest.fixture(scope="module")
-def ray_cluster():
-    """One private Ray for the tests of a module; more CPU slots than cores, since actors take turns."""
+@contextmanager
+def private_ray(cpus: int, store_mb: int) -> Iterator[None]:
+    """A Ray of the test's own, quiet and small."""
     import ray
 
     ray.init(
         address="local",
-        num_cpus=8,
+        num_cpus=cpus,
         include_dashboard=False,
         log_to_driver=False,
-        object_store_memory=300 * 2**20,
+        object_store_memory=store_mb * 2**20,
         logging_level="ERROR",
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def ray_cluster():
+    """One private Ray for the tests of a module; more CPU slots than cores, since actors take turns."""
+    with private_ray(cpus=8, store_mb=300):
+        yield
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from rlpost import config
 from rlpost.types import Prompt, Rollout
 from rlpost.verify import VerifierError, open_pool
 from rlpost.verify.remote import ClusterPool
+from tests.conftest import private_ray
 
 WAIT = 120.0
 IDS = np.arange(3, dtype=np.int32)
@@ -41,18 +42,8 @@ def stuck(response):
 
 @pytest.fixture(scope="module")
 def small_ray():
-    import ray
-
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        object_store_memory=100 * 2**20,
-        logging_level="ERROR",
-    )
-    yield
-    ray.shutdown()
+    with private_ray(cpus=2, store_mb=100):
+        yield
 
 
 @pytest.fixture
