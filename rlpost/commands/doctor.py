@@ -10,6 +10,7 @@ from importlib.metadata import distributions
 from rich.console import Console
 from rich.table import Table
 
+from rlpost import device
 from rlpost.exit_codes import BAD_USAGE, DONE
 
 TESTED = {
@@ -78,8 +79,4 @@ def _memory_gb() -> float:
 def _accelerators() -> str:
     if _installed("torch") is None:
         return "unknown (torch is missing)"
-    import torch
-
-    if not torch.cuda.is_available():
-        return "none: rlpost runs on CPU"
-    return ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+    return ", ".join(device.names()) or "none: rlpost runs on CPU"

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from rlpost import checkpoint, cluster
+from rlpost import checkpoint, cluster, device
 from rlpost.atomic import write_json
 from rlpost.config import Config, ConfigError, DType, load, parse
 from rlpost.data import PromptSets, load_prompts
@@ -217,8 +217,8 @@ def _resolve(request: Request) -> tuple[str, Config, RunFolder | None]:
         )
     values: dict[str, Any] = config.model_dump(mode="json") if config else {"model": {}, "learner": {}, "rollout": {}}
     if config is None:
-        values["model"] = {"dtype": "float32" if not _cuda() else "bfloat16"}
-        values["cluster"] = {"gpus_per_node": 2 if _cuda() else 0}
+        values["model"] = {"dtype": "float32" if not device.present() else "bfloat16"}
+        values["cluster"] = {"gpus_per_node": 2 if device.present() else 0}
     adapter = adapter_of(model)
     base = adapter.base if adapter else model
     if base != values["model"].get("path"):
@@ -251,9 +251,3 @@ def _resolve(request: Request) -> tuple[str, Config, RunFolder | None]:
         values["learner"] |= {"tokens_per_micro_batch": max(8192, needed), "row_tokens": None}
     config = parse(values, origin="rlpost eval")
     return model if adapter else str(config.model.path), config, folder
-
-
-def _cuda() -> bool:
-    import torch
-
-    return torch.cuda.is_available()

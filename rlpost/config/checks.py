@@ -71,7 +71,8 @@ def check_placement(c: Config) -> None:
     have, engines, ranks = cl.nodes * cl.gpus_per_node, ro.engines * ro.tensor_parallel, le.ranks
     if ro.tensor_parallel > cl.gpus_per_node:
         raise ValueError(
-            f"rollout.tensor_parallel {ro.tensor_parallel} is more than cluster.gpus_per_node {cl.gpus_per_node}"
+            f"rollout.tensor_parallel {ro.tensor_parallel} is more than cluster.gpus_per_node {cl.gpus_per_node}: one engine "
+            "cannot span nodes"
         )
     if cl.colocate:
         if ro.tensor_parallel != 1 or ro.engines != ranks:

@@ -98,7 +98,7 @@ class Rollout(Section):
     """
 
     engines: int = Field(1, ge=1, le=2**16, description="vLLM engines")
-    tensor_parallel: int = Field(1, ge=1, description="GPUs of one engine")
+    tensor_parallel: int = Field(1, ge=1, description="GPUs of one engine, which cannot span nodes")
     samples_per_prompt: int = Field(8, ge=1, le=2**24)
     temperature: float = Field(1.0, gt=0, description="of the distribution sampled from; the learner uses the same")
     max_tokens: int = Field(512, ge=1, description="longest response")

@@ -10,7 +10,7 @@ import numpy as np
 import ray
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from rlpost.config import DType
+from rlpost.config import DType, Learner
 from rlpost.faults import wait
 from rlpost.learner.batch import Batch, MicroBatch, plan
 from rlpost.learner.rank import LearnerRank
@@ -46,7 +46,7 @@ class LearnerGroup:
             for rank, slot in enumerate(slots)
         ]
         master = wait(self.ranks[0].rendezvous.remote(), start_deadline, "learner rank 0 to start")
-        self._starting = [r.start.remote(spec, master) for r in self.ranks]
+        self._starting = [r.start.remote(spec, master, patience(spec.learner, start_deadline)) for r in self.ranks]
         self._start_deadline = start_deadline
 
     def ready(self) -> dict[str, Any]:
@@ -193,6 +193,14 @@ class LearnerGroup:
     def shutdown(self) -> None:
         for rank in self.ranks:
             ray.kill(rank)
+
+
+def patience(learner: Learner, start_deadline: float) -> float:
+    """Seconds a rank waits for another: at least as long as the driver, which knows what to say, waits for all.
+
+    Before the first collective each node may have weights to download, and in a save rank 0 writes while others wait.
+    """
+    return max(start_deadline, learner.deadline)
 
 
 def _own(micro_batches: Sequence[MicroBatch]) -> tuple[list[int], dict[int, int]]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import socket
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rlpost import device
 from rlpost.cluster import set_thread_environment
 from rlpost.learner.delivery import Delivery
 from rlpost.learner.learning_rate import course_state, fresh_course, learning_rate, resumed_course
@@ -38,8 +40,11 @@ class LearnerRank(Steps, Delivery):
         self._store = torch.distributed.TCPStore(host, 0, self.world, is_master=True, wait_for_workers=False)
         return host, self._store.port
 
-    def start(self, spec: LearnerSpec, master: tuple[str, int]) -> dict[str, Any]:
+    def start(self, spec: LearnerSpec, master: tuple[str, int], patience: float) -> dict[str, Any]:
         """Join the group, load the model, build the DeepSpeed engine.
+
+        Args:
+            patience: seconds a rank waits for another in a collective; the driver's deadlines are to end a wait first.
 
         Returns:
             {"parameters": count, "trainable": count, "node": id of the machine, "routing": {"layers": numbers of the
@@ -63,15 +68,15 @@ class LearnerRank(Steps, Delivery):
 
         torch.set_num_threads(spec.threads)
         torch.manual_seed(spec.seed)
-        if spec.on_gpu:
-            torch.cuda.set_device(0)
+        self.device = device.take(spec.on_gpu)
         # DeepSpeed would compile a collective that only its inference calls: half a minute of a first start, and behind a
         # lock that a run killed meanwhile leaves for ever.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        deepspeed.init_distributed(dist_backend="nccl" if spec.on_gpu else "gloo", verbose=False)
+        deepspeed.init_distributed(
+            dist_backend=device.collectives(spec.on_gpu), timeout=timedelta(seconds=patience), verbose=False
+        )
 
         self.spec = spec
-        self.device = torch.device("cuda:0" if spec.on_gpu else "cpu")
         config = deepspeed_config(spec.learner, spec.model.dtype, self.world)
         # Must stay alive: transformers shards parameters as it makes them while this object exists.
         self._zero3 = HfDeepSpeedConfig(config) if spec.learner.zero_stage == 3 else None

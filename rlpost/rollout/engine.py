@@ -115,7 +115,7 @@ class Engine:
 
     async def start_weight_update(self) -> None:
         self.stale = True  # until the update has been closed and checked
-        await self._do(lambda: self._rpc("start_weight_update"))
+        await self._do(self._begin_update)
 
     async def update_weights(self, request: Any) -> None:
         await self._do(lambda: self._rpc("update_weights", request.update_info))
@@ -130,7 +130,7 @@ class Engine:
         def load() -> None:
             if failpoint("engine.drop_update", version):
                 return
-            self._rpc("start_weight_update")
+            self._begin_update()
             self._rpc("update_weights", {"arrays": arrays})
             self._rpc("finish_weight_update")
 
@@ -144,6 +144,7 @@ class Engine:
 
         def load() -> None:
             if not failpoint("engine.drop_update", version):
+                self._rpc("synchronize_device")
                 self._engine.collective_rpc(adapters.put, args=(arrays, rank))
 
         await self._do(load)
@@ -217,6 +218,14 @@ class Engine:
             except Exception as error:  # noqa: BLE001 - belongs to the caller, not to this thread
                 future.set_exception(error)
 
+    def _begin_update(self) -> None:
+        """Open an update when no forward is reading the weights any more.
+
+        vLLM schedules a step ahead on GPUs: the output of a batch in flight will be dropped, but it still reads.
+        """
+        self._rpc("synchronize_device")
+        self._rpc("start_weight_update")
+
     def _rpc(self, method: str, *args: Any) -> None:
         self._engine.collective_rpc(method, args=args)
 
@@ -255,6 +264,9 @@ class Engine:
             seed=0,
             disable_log_stats=True,
         )
+        if s.tensor_parallel > 1:
+            # In an actor of a placement group vLLM takes Ray, asks for the GPUs that this actor holds, and refuses.
+            arguments["distributed_executor_backend"] = "mp"
         if not s.on_gpu:
             # A prompt cut in chunks rewinds its seeded generator, which a CPU generator cannot do.
             arguments |= dict(enable_chunked_prefill=False, max_num_batched_tokens=max(4096, s.max_model_len))

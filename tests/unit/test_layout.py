@@ -92,3 +92,10 @@ def test_the_assembly_of_a_run_is_one_room_and_the_loop_is_short():
     assert not loose & {"run", "prepare", "evaluation", "roles", "credit", "likelihood"}
     code = [line for line in (ROOT / "rlpost" / "loop.py").read_text().splitlines() if line.strip()]
     assert len(code) <= 150
+
+
+def test_what_only_a_gpu_can_do_is_behind_one_module():
+    """So that all that is left can be run on a machine without."""
+    apart = {"rlpost.device"}
+    asks = [name for name, path in MODULES.items() if "torch.cuda" in path.read_text()]
+    assert set(asks) <= apart | {n for n in MODULES if n.startswith("rlpost.rehearsal")}

@@ -1,0 +1,37 @@
+"""What a machine does only when it has GPUs, and nothing else: everything beyond this file runs on CPU, tests included."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import torch
+
+
+def names() -> list[str]:
+    """The GPUs this process sees."""
+    import torch
+
+    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if present() else []
+
+
+def present() -> bool:
+    """Whether this process sees a GPU that torch can use."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def take(on_gpu: bool) -> torch.device:
+    """The device this process computes on. An actor sees no GPU but its own, so that is the first."""
+    import torch
+
+    if not on_gpu:
+        return torch.device("cpu")
+    torch.cuda.set_device(0)
+    return torch.device("cuda", 0)
+
+
+def collectives(on_gpu: bool) -> Literal["nccl", "gloo"]:
+    """The backend of torch.distributed between learner ranks."""
+    return "nccl" if on_gpu else "gloo"
