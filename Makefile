@@ -15,12 +15,14 @@ help:            ## show the targets
 
 setup: $(VENV)/.ready  ## make .venv and install everything (EXTRA=cpu, the default, or EXTRA=gpu)
 
-# torch first and alone, deepspeed last and without build isolation: it imports torch while it builds.
+# torch first, with the lock's versions of what it needs: where its own pins and the lock disagree, pip says so here.
+# deepspeed last and without build isolation, as it imports torch while it builds. It asks there whether each of its
+# kernels could be compiled, DS_BUILD_OPS=0 or not, which is an error on a GPU machine without nvcc; not of its CPU ones.
 $(VENV)/.ready: requirements/$(EXTRA).lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet --retries 1 --timeout 20 $(TORCH_INDEX) $(TORCH) setuptools==80.9.0 wheel
+	$(PIP) install --quiet --retries 1 --timeout 20 $(TORCH_INDEX) --constraint requirements/$(EXTRA).lock $(TORCH) setuptools==80.9.0 wheel
 	$(PIP) install --quiet --no-deps -r requirements/$(EXTRA).lock
-	DS_BUILD_OPS=0 $(PIP) install --quiet --no-deps --no-build-isolation deepspeed==0.19.8
+	DS_ACCELERATOR=cpu DS_BUILD_OPS=0 $(PIP) install --quiet --no-deps --no-build-isolation deepspeed==0.19.8
 	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 

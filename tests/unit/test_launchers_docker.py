@@ -108,6 +108,11 @@ def test_the_cuda_image_has_the_cuda_of_the_lock():
     assert image[1] == runtime[1]
 
 
+def test_the_cuda_image_is_built_only_of_packages_that_agree_with_each_other():
+    runs = [value for name, value in instructions(ROOT / "docker" / "Dockerfile.cuda") if name == "RUN"]
+    assert runs.index("python -m pip check") > runs.index("make setup EXTRA=gpu VENV=/opt/venv")
+
+
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda p: p.name)
 def test_images_end_as_a_user_without_privileges_and_hold_no_secrets(path: Path):
     steps = instructions(path)
