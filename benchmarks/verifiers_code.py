@@ -599,6 +599,8 @@ def throughput(rows: Sequence[Row], repeats: int, console: Console) -> dict[str,
     sides: dict[str, Any] = {"warm": sandbox(), "fresh, same layers": Fresh(True), "fresh, no layers": Fresh(False)}
     escaped = escapes(sides["fresh, same layers"])
     plain = [row for row in rows if all(isinstance(ast.parse(t).body[0], ast.Assert) for t in row["test_list"])]
+    with using(sides["fresh, no layers"]):  # which runs one program at a time
+        plain = [row for row in plain if verdict(row["code"], in_two_sandboxes(row))["score"] is not None]
     shapes = {"tests decided here (MBPP)": plain, "tests in a sandbox": [in_two_sandboxes(row) for row in plain]}
     table = Table("verdicts of an isolated call", "side", "programs/s", "least", "most", "warm is faster by", "least", "most",
                   title=f"throughput: {len(plain)} programs, {repeats} repeats, one process")  # fmt: skip
