@@ -105,7 +105,9 @@ class Run:
 
     def together(self, one: Program, other: Program) -> tuple[Outcome, Outcome]:
         if not isinstance(self.box, Sandbox):
-            raise Untestable("the tests need the program alive beside them, and this sandbox runs one program at a time")
+            raise Untestable(
+                "the tests need the program alive beside them, and this sandbox runs one program at a time"
+            )
         ours, theirs = self.box.converse(one, other)
         return self._spent(ours), self._spent(theirs)
 
