@@ -25,6 +25,7 @@ from rlpost.models.load import eos_token_ids, load_tokenizer
 from rlpost.rollout import adapters, capture
 from rlpost.rollout import probes as read_back
 from rlpost.rollout.decode import Decoder
+from rlpost.rollout.plugin import RECEIVERS
 from rlpost.rollout.request import EngineSpec, SampleRequest
 from rlpost.routing import Routes
 from rlpost.types import FinishReason, Rollout
@@ -260,7 +261,7 @@ class Engine:
             skip_tokenizer_init=not s.stop_strings,
             # Of the distribution really sampled from: after temperature. The default is before it.
             logprobs_mode="processed_logprobs",
-            weight_transfer_config={"backend": s.weight_transfer},
+            weight_transfer_config={"backend": RECEIVERS[s.weight_transfer][0]},
             seed=0,
             disable_log_stats=True,
         )

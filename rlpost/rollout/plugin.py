@@ -13,13 +13,21 @@ logger = logging.getLogger(__name__)
 
 REPAIRED_VERSIONS = ("0.30.",)
 
+# What takes weights that travel by a transport of ours, as vLLM is to call it, and its class in `rlpost.rollout.receive`.
+RECEIVERS = {
+    "object_store": ("object_store", "ObjectStoreReceiver"),
+    "nccl": ("whole_nccl", "NCCLReceiver"),
+    "ipc": ("whole_ipc", "IPCReceiver"),
+}
+
 
 def register() -> None:
-    """Make our weight receiver known by name, and repair what needs it. vLLM may call this more than once."""
+    """Make our weight receivers known by name, and repair what needs it. vLLM may call this more than once."""
     from vllm.distributed.weight_transfer import WeightTransferEngineFactory
 
-    if "object_store" not in WeightTransferEngineFactory._registry:
-        WeightTransferEngineFactory.register_engine("object_store", "rlpost.rollout.receive", "ObjectStoreReceiver")
+    for name, receiver in RECEIVERS.values():
+        if name not in WeightTransferEngineFactory._registry:
+            WeightTransferEngineFactory.register_engine(name, "rlpost.rollout.receive", receiver)
     repair_expert_reload()
     repair_rotary()
     repair_router_bias()
