@@ -5,13 +5,19 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from rlpost.config import Config, ConfigError
 from rlpost.stop import STOP
+
+Parts = frozenset[Literal["engines", "ranks"]]
+BOTH: Parts = frozenset(["engines", "ranks"])
+ENGINES: Parts = frozenset(["engines"])
+RANKS: Parts = frozenset(["ranks"])
+WHO = {"engines": "rollout.engines", "ranks": "learner.ranks"}
 
 
 class PlacementError(RuntimeError):
@@ -20,13 +26,22 @@ class PlacementError(RuntimeError):
 
 @dataclass(frozen=True)
 class Placement:
-    """A slot for each engine and each learner rank: (placement group, bundle), or None for anywhere on CPU."""
+    """A slot for each engine and each learner rank: (placement group, bundle), or None for anywhere on CPU.
 
-    engines: list[tuple[Any, int] | None]
-    ranks: list[tuple[Any, int] | None]
+    Of parts that were not asked for there are none. `engine_gpus` and `rank_gpus` are of one of them; less than 1 where
+    an engine and a rank share a GPU.
+    """
+
+    engines: Sequence[tuple[Any, int] | None]
+    ranks: Sequence[tuple[Any, int] | None]
     engine_gpus: float
     rank_gpus: float
     group: Any
+
+    @property
+    def engine_share(self) -> float:
+        """The part of a GPU that is an engine's own; the rest is a rank's."""
+        return self.engine_gpus if 0 < self.engine_gpus < 1 else 1.0
 
     def release(self) -> None:
         """Give the room back; whoever still is in it is killed."""
@@ -35,22 +50,27 @@ class Placement:
         ray.util.remove_placement_group(self.group)
 
 
-def placement_plan(config: Config) -> dict[str, Any]:
-    """The bundles that will be asked of Ray, as plain data. Needs no cluster."""
+def placement_plan(config: Config, parts: Parts = BOTH) -> dict[str, Any]:
+    """The bundles that will be asked of Ray, as plain data. Needs no cluster.
+
+    Args:
+        parts: who is to be started; room is asked for nobody else.
+    """
     cl, ro, le = config.cluster, config.rollout, config.learner
     cpus = {"engine": cl.cpus_per_engine, "rank": cl.cpus_per_rank}
+    engines, ranks = (count if part in parts else 0 for part, count in (("engines", ro.engines), ("ranks", le.ranks)))
     if not config.on_gpu:
-        bundles = [{"for": f"engine {i}", "CPU": cpus["engine"]} for i in range(ro.engines)]
-        bundles += [{"for": f"rank {i}", "CPU": cpus["rank"]} for i in range(le.ranks)]
+        bundles = [{"for": f"engine {i}", "CPU": cpus["engine"]} for i in range(engines)]
+        bundles += [{"for": f"rank {i}", "CPU": cpus["rank"]} for i in range(ranks)]
         return {"strategy": "PACK", "bundles": bundles}
-    if cl.colocate:
+    if cl.colocate and engines and ranks:
         both = cpus["engine"] + cpus["rank"]
         return {
             "strategy": "PACK",
-            "bundles": [{"for": f"engine {i} and rank {i}", "GPU": 1, "CPU": both} for i in range(le.ranks)],
+            "bundles": [{"for": f"engine {i} and rank {i}", "GPU": 1, "CPU": both} for i in range(ranks)],
         }
-    bundles = [{"for": f"engine {i}", "GPU": ro.tensor_parallel, "CPU": cpus["engine"]} for i in range(ro.engines)]
-    bundles += [{"for": f"rank {i}", "GPU": 1, "CPU": cpus["rank"]} for i in range(le.ranks)]
+    bundles = [{"for": f"engine {i}", "GPU": ro.tensor_parallel, "CPU": cpus["engine"]} for i in range(engines)]
+    bundles += [{"for": f"rank {i}", "GPU": 1, "CPU": cpus["rank"]} for i in range(ranks)]
     return {"strategy": "PACK", "bundles": bundles}
 
 
@@ -132,15 +152,15 @@ def check_address(config: Config, elsewhere: bool = False, deadline: float = 3.0
         raise ConfigError(f"{key}: {address!r}: nothing answers there ({error}): is the cluster up?") from None
 
 
-def place(config: Config) -> Placement:
-    """Reserve room for all actors.
+def place(config: Config, parts: Parts = BOTH) -> Placement:
+    """Reserve room for all actors of these parts.
 
     Raises:
         PlacementError: with what was asked for and what the cluster has, when it does not come within a deadline.
     """
     import ray
 
-    plan = placement_plan(config)
+    plan = placement_plan(config, parts)
     bundles = [{k: v for k, v in b.items() if k != "for"} for b in plan["bundles"]]
     group = ray.util.placement_group(bundles, strategy=plan["strategy"])
     deadline = min(60.0, config.cluster.start_deadline)
@@ -153,15 +173,15 @@ def place(config: Config) -> Placement:
         raise PlacementError(
             f"waited {time.monotonic() - started:.0f} s for room on the cluster. "
             + "; ".join(f"{k}: asked {asked[k]:g}, have {have.get(k, 0):g}, free {free.get(k, 0):g}" for k in asked)
-            + f". Bundles: {plan['bundles']}. Lower rollout.engines or learner.ranks, or add nodes."
+            + f". Bundles: {plan['bundles']}. Lower {' or '.join(WHO[part] for part in sorted(parts))}, or add nodes."
         )
-    ro, ranks = config.rollout, config.learner.ranks
-    if config.cluster.colocate:
-        slots: list[tuple[Any, int] | None] = [(group, i) for i in range(ranks)]
+    ro, slots = config.rollout, [(group, i) for i in range(len(bundles))]
+    if config.cluster.colocate and parts == BOTH:
         return Placement(slots, slots, engine_gpus=0.5, rank_gpus=0.5, group=group)
+    engines = ro.engines if "engines" in parts else 0
     return Placement(
-        engines=[(group, i) for i in range(ro.engines)],
-        ranks=[(group, ro.engines + i) for i in range(ranks)],
+        engines=slots[:engines],
+        ranks=slots[engines:],
         engine_gpus=ro.tensor_parallel if config.on_gpu else 0,
         rank_gpus=1 if config.on_gpu else 0,
         group=group,

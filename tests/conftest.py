@@ -96,13 +96,14 @@ def merge(low: dict, high: dict) -> dict:
 
 
 @contextmanager
-def private_ray(cpus: int, store_mb: int) -> Iterator[None]:
-    """A Ray of the test's own, quiet and small."""
+def private_ray(cpus: int, store_mb: int, gpus: int = 0) -> Iterator[None]:
+    """A Ray of the test's own, quiet and small; of the GPUs it says it has there need be none."""
     import ray
 
     ray.init(
         address="local",
         num_cpus=cpus,
+        num_gpus=gpus,
         include_dashboard=False,
         log_to_driver=False,
         object_store_memory=store_mb * 2**20,

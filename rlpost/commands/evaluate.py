@@ -103,7 +103,7 @@ def run(request: Request) -> int:
             merge_adapter(Path(model), folder, config.model, dtype)
             return str(folder)
 
-        engines = Engines(config, base, cluster.place(config), longest, merged)
+        engines = Engines(config, base, cluster.place(config, cluster.ENGINES), longest, merged)
         stack.callback(engines.shutdown)
         with starting("the engines", config, "rollout", "model"):
             engines.ready()
@@ -218,7 +218,8 @@ def _resolve(request: Request) -> tuple[str, Config, RunFolder | None]:
     values: dict[str, Any] = config.model_dump(mode="json") if config else {"model": {}, "learner": {}, "rollout": {}}
     if config is None:
         values["model"] = {"dtype": "float32" if not device.present() else "bfloat16"}
-        values["cluster"] = {"gpus_per_node": 2 if device.present() else 0}
+        # Room for a rank too, without which there is no configuration; none is started.
+        values["cluster"] = {"gpus_per_node": 1, "colocate": True} if device.present() else {}
     adapter = adapter_of(model)
     base = adapter.base if adapter else model
     if base != values["model"].get("path"):

@@ -120,7 +120,7 @@ def _teach(
             "row_tokens": max(row_tokens, longest) if row_tokens else None,
         }
     )
-    placement = cluster.place(config)
+    placement = cluster.place(config, cluster.RANKS)
     group = start_learner(config, _spec(config, learner, start, sft.steps, tokenizer.pad_token_id), placement)
     try:
         console.phase("warm-up: starting the learner")

@@ -229,8 +229,9 @@ class Engines:
         if self._config.model.lora is not None and adapters is None:
             dtype = merged_dtype(self._config, self._path)
             path = self._merged(dtype) if self._merged else path
-        spec = engine_spec(self._config, path, self._where[1])
-        return start_fleet(self._config, replace(spec, adapters=adapters, dtype=dtype), self._where[0])
+        placement, longest = self._where
+        spec = engine_spec(self._config, path, longest, placement.engine_share)
+        return start_fleet(self._config, replace(spec, adapters=adapters, dtype=dtype), placement)
 
     def ready(self) -> dict[str, Any]:
         """Wait for the engines; for others, where these cannot serve the adapters. Returns `Fleet.ready`."""
@@ -252,7 +253,11 @@ class Engines:
         self.fleet.shutdown()
 
 
-def engine_spec(config: Config, path: str, max_model_len: int | None = None) -> EngineSpec:
+def engine_spec(config: Config, path: str, max_model_len: int | None = None, share: float = 1.0) -> EngineSpec:
+    """
+    Args:
+        share: the part of a GPU that is the engine's own.
+    """
     ro = config.rollout
     return EngineSpec(
         source=ModelSource.of(config.model, path),
@@ -262,7 +267,7 @@ def engine_spec(config: Config, path: str, max_model_len: int | None = None) -> 
         tensor_parallel=ro.tensor_parallel,
         enforce_eager=ro.enforce_eager if ro.enforce_eager is not None else not config.on_gpu,
         prefix_caching=ro.prefix_caching,
-        gpu_memory_utilization=ro.gpu_memory_utilization * (0.5 if config.cluster.colocate else 1.0),
+        gpu_memory_utilization=ro.gpu_memory_utilization * share,
         kv_cache_gb=ro.kv_cache_gb,
         threads=cluster.threads(config)[0],
         weight_transfer=config.weight_transfer,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rlpost import cli, exit_codes
+from rlpost import cli, cluster, exit_codes
 from rlpost.cluster import placement_plan
 from rlpost.config import ConfigError, dump, load, parse
 from tests.conftest import merge, tiny
@@ -79,6 +79,19 @@ def test_a_ready_file_fits_its_cluster_without_splitting_a_bundle_over_nodes(pat
         assert node is not None, f"no node has room for {bundle}; free {free}"
         free[node] -= bundle.get("GPU", 0)
     assert sum(free) == 0, "a GPU that is paid for and not used"
+
+
+@ready
+def test_who_is_not_started_takes_no_room(path: Path):
+    """An evaluation has no learner, a warm-up no engines."""
+    config = load([path])
+    for parts, who, each, gpus in (
+        (cluster.ENGINES, "engine", config.rollout.engines, config.rollout.tensor_parallel),
+        (cluster.RANKS, "rank", config.learner.ranks, 1),
+    ):
+        bundles = cluster.placement_plan(config, parts)["bundles"]
+        assert [bundle["for"] for bundle in bundles] == [f"{who} {i}" for i in range(each)]
+        assert {bundle.get("GPU", 0) for bundle in bundles} == {gpus if config.on_gpu else 0}
 
 
 @ready
