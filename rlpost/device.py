@@ -22,6 +22,24 @@ def present() -> bool:
     return torch.cuda.is_available()
 
 
+def memory_in_use() -> list[str]:
+    """What each GPU of this machine has in use, by whomever: asked of the driver, without a context of this process's."""
+    try:
+        import pynvml
+    except ImportError:  # not among what is installed for CPU
+        return []
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:  # no driver, so no GPU
+        return []
+    try:
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+        found = [pynvml.nvmlDeviceGetMemoryInfo(handle) for handle in handles]
+    finally:
+        pynvml.nvmlShutdown()
+    return [f"GPU {i} {one.used / 2**30:.1f} of {one.total / 2**30:.1f} GiB" for i, one in enumerate(found)]
+
+
 def take(on_gpu: bool) -> torch.device:
     """The device this process computes on. An actor sees no GPU but its own, so that is the first."""
     import torch

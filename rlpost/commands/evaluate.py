@@ -84,6 +84,7 @@ def run(request: Request) -> int:
     from rlpost.learner.merge import merge_adapter
     from rlpost.run.adapters import saved_adapter
     from rlpost.run.failed import starting
+    from rlpost.run.lost import accounted
     from rlpost.run.start import Engines
 
     own = config.test_sets if on == "test" and request.max_tokens is None else {}
@@ -105,9 +106,10 @@ def run(request: Request) -> int:
 
         engines = Engines(config, base, cluster.place(config, cluster.ENGINES), longest, merged)
         stack.callback(engines.shutdown)
-        with starting("the engines", config, "rollout", "model"):
+        with starting("the engines", config, "rollout", "model"), accounted(engines.fleet.crew):
             engines.ready()
         fleet = engines.fleet
+        stack.enter_context(accounted(fleet.crew))
         if fleet.spec.adapters is not None:
             fleet.load_adapters(*saved_adapter(Path(model), fleet.dtype, version=1), version=1)
         sampler = GroupSampler(fleet, pool, config.seed, config.rollout.deadline)

@@ -10,6 +10,7 @@ import numpy as np
 import ray
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from rlpost.actors import crew
 from rlpost.config import DType, Learner
 from rlpost.faults import wait
 from rlpost.learner.batch import Batch, MicroBatch, plan
@@ -45,6 +46,7 @@ class LearnerGroup:
             ).remote(rank, len(slots), spec.threads, spec.on_gpu)
             for rank, slot in enumerate(slots)
         ]
+        self.crew = crew("learner rank", self.ranks)
         master = wait(self.ranks[0].rendezvous.remote(), start_deadline, "learner rank 0 to start")
         self._starting = [r.start.remote(spec, master, patience(spec.learner, start_deadline)) for r in self.ranks]
         self._start_deadline = start_deadline

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rlpost import device
+from rlpost.actors import Reachable
 from rlpost.cluster import set_thread_environment
 from rlpost.learner.delivery import Delivery
 from rlpost.learner.learning_rate import course_state, fresh_course, learning_rate, resumed_course
@@ -18,7 +19,7 @@ from rlpost.learner.steps import Steps
 from rlpost.models.source import ModelSource
 
 
-class LearnerRank(Steps, Delivery):
+class LearnerRank(Reachable, Steps, Delivery):
     """A Ray actor. Methods that hold a collective must be called on all ranks at once."""
 
     def __init__(self, rank: int, world: int, threads: int, on_gpu: bool) -> None:

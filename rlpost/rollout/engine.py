@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from rlpost.actors import Reachable
 from rlpost.cluster import set_thread_environment
 from rlpost.config.checks import refuse_engine_args
 from rlpost.faults import failpoint
@@ -55,7 +56,7 @@ class _Group:
     expires: float
 
 
-class Engine:
+class Engine(Reachable):
     """A Ray actor around `vllm.v1.engine.llm_engine.LLMEngine`, run inside this process."""
 
     def __init__(self, spec: EngineSpec) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import ray
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from rlpost.actors import crew
 from rlpost.config import DType
 from rlpost.faults import failpoint, wait
 from rlpost.rollout.engine import Engine
@@ -51,6 +52,7 @@ class Fleet:
             ).remote(spec)
             for slot in slots
         ]
+        self.crew = crew("engine", self.engines)
         self._running = [0] * len(self.engines)
         self._starting = [e.start.remote() for e in self.engines]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from rlpost.models.source import ModelSource
 from rlpost.observe import Recorder
 from rlpost.run.cache import made_once
 from rlpost.run.failed import starting
+from rlpost.run.lost import accounted
 from rlpost.run.start import start_learner
 from rlpost.types import Prompt
 from rlpost.verify.references import checker
@@ -120,12 +122,16 @@ def _teach(
             "row_tokens": max(row_tokens, longest) if row_tokens else None,
         }
     )
-    placement = cluster.place(config, cluster.RANKS)
-    group = start_learner(config, _spec(config, learner, start, sft.steps, tokenizer.pad_token_id), placement)
-    try:
+    with ExitStack() as stack:
+        placement = cluster.place(config, cluster.RANKS)
+        stack.callback(placement.release)
+        group = start_learner(config, _spec(config, learner, start, sft.steps, tokenizer.pad_token_id), placement)
+        stack.callback(group.shutdown)
         console.phase("warm-up: starting the learner")
-        with starting("the learner of the warm-up", config, "learner", "warmup", "model", log=recorder.folder.logs):
+        begin = starting("the learner of the warm-up", config, "learner", "warmup", "model", log=recorder.folder.logs)
+        with begin, accounted(group.crew):
             group.ready()
+        stack.enter_context(accounted(group.crew))
         into.parent.mkdir(parents=True, exist_ok=True)
         if unshared := group.unshared(into.parent):
             raise ConfigError(unshared)
@@ -147,9 +153,6 @@ def _teach(
                 f"warm-up: only {share:.3f} of what the adapters learned survives in {config.model.dtype}; the model is "
                 "written in float32"
             )
-    finally:
-        group.shutdown()
-        placement.release()
     return share
 
 

@@ -25,6 +25,7 @@ from rlpost.run.adapters import adapter_spec, merged_dtype
 from rlpost.run.failed import starting
 from rlpost.run.lab import RunLab
 from rlpost.run.likelihood import LikelihoodReward
+from rlpost.run.lost import accounted
 from rlpost.run.roles import Roles
 from rlpost.run.training import Run
 from rlpost.types import Prompt
@@ -108,13 +109,16 @@ def running(
                 spec = replace(spec, source=ModelSource.of(config.model, str(resume.model)))
             else:
                 spec = replace(spec, adapter=str(resume.model))
-        with starting("the learner", config, "learner", "model", log=recorder.folder.logs):
+        crew = [*engines.fleet.crew]
+        with starting("the learner", config, "learner", "model", log=recorder.folder.logs), accounted(crew):
             learner = start_learner(config, spec, placement)
             stack.callback(learner.shutdown)
+            crew += learner.crew
             model = learner.ready()
-        with starting("the engines", config, "rollout", "model", log=recorder.folder.logs):
+        with starting("the engines", config, "rollout", "model", log=recorder.folder.logs), accounted(crew):
             engine = engines.ready()
         fleet = engines.fleet
+        stack.enter_context(accounted([*fleet.crew, *learner.crew]))
         check_same_routers(config, model["routing"], engine.get("routing"))
         fleet.connect(learner)
         console.info(

@@ -1,0 +1,162 @@
+"""The actors as whoever waits for them knows them: their names, where each runs, and what it last said and did.
+
+The end of an actor reaches the driver as an identity of Ray's. A person wants to know which one it was, where its log is,
+how that ends, and what the others were doing meanwhile.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import re
+import signal
+import tempfile
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlpost import device
+
+LINES = 50  # of a log
+WIDTH = 300  # characters of a line of it
+MARKS = (":job_id:", ":actor_name:", ":task_name:")  # lines that Ray writes into it for itself
+FRAME = re.compile(r'  File "(.*)", line (\d+) in (.*)')
+THREAD = re.compile(r"(Current thread|Thread) 0x")
+
+
+@dataclass(frozen=True)
+class Whereabouts:
+    """Where an actor runs.
+
+    Attributes:
+        node: Ray's identity of the machine, whose address `host` is.
+        logs: what it prints goes to these files of that machine.
+        stacks: a file of that machine, to which it writes where its threads are when it is sent SIGUSR2.
+    """
+
+    node: str
+    host: str
+    pid: int
+    logs: tuple[str, ...]
+    stacks: str
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What can be seen of an actor from its machine.
+
+    Attributes:
+        lines: the end of its log.
+        doing: where in rlpost its process is; None when it is gone.
+        gpus: what is in use of each of the machine's GPUs.
+    """
+
+    lines: list[str]
+    doing: str | None
+    gpus: list[str]
+
+
+@dataclass(frozen=True)
+class Member:
+    """An actor and its name, such as `engine 1`; `found` is Ray's reference to its `Whereabouts`."""
+
+    name: str
+    handle: Any
+    found: Any
+
+    @property
+    def actor(self) -> str:
+        """Ray's identity of it."""
+        return str(self.handle._actor_id.hex())
+
+
+class Reachable:
+    """What an actor answers first: a class that says where it runs."""
+
+    def whereabouts(self) -> Whereabouts:
+        import ray
+
+        context = ray.get_runtime_context()
+        logs = [*dict.fromkeys(os.readlink(f"/proc/self/fd/{number}") for number in (1, 2))]
+        logs = [name for name in logs if name.startswith("/") and Path(name).is_file()]
+        folder = Path(logs[0]).parent if logs else None  # Ray's own, which goes when the logs go
+        handle, stacks = tempfile.mkstemp(prefix="stacks_", suffix=".txt", dir=folder)
+        faulthandler.register(signal.SIGUSR2, file=handle, all_threads=True)
+        return Whereabouts(
+            node=context.get_node_id(),
+            host=ray.util.get_node_ip_address(),
+            pid=os.getpid(),
+            logs=tuple(logs),
+            stacks=stacks,
+        )
+
+
+def crew(name: str, handles: Sequence[Any]) -> list[Member]:
+    """These actors by name and number. Asked at once, or one that dies while it starts could not be found."""
+    return [Member(f"{name} {i}", handle, handle.whereabouts.remote()) for i, handle in enumerate(handles)]
+
+
+def look(at: Whereabouts, patience: float = 2.0) -> Sight:
+    """What can be seen of an actor, on its own machine."""
+    return Sight(_ends(at.logs), _doing(at, patience), device.memory_in_use())
+
+
+def _ends(logs: Sequence[str]) -> list[str]:
+    ends = []
+    for name in logs:
+        try:
+            with open(name, encoding="utf-8", errors="replace") as log:
+                ends.append(_unlike(deque((line.rstrip()[:WIDTH] for line in log), 100 * LINES)))
+        except OSError as error:
+            ends.append([f"({name}: {error.strerror})"])
+    full = [end for end in ends if end]
+    return [line for end in full for line in end[-(LINES // len(full)) :]]
+
+
+def _unlike(lines: Sequence[str]) -> list[str]:
+    """The last of them; of those that differ in their numbers alone, as a warning at every step does, one."""
+    kept: dict[str, str] = {}
+    for line in lines:
+        if line and not line.startswith(MARKS):
+            alike = re.sub(r"\d+", "", line)
+            kept.pop(alike, None)
+            kept[alike] = line
+    return [*kept.values()]
+
+
+def _doing(at: Whereabouts, patience: float) -> str | None:
+    """The innermost place in rlpost of the thread that is deepest in it."""
+    stacks = Path(at.stacks)
+    try:
+        before = stacks.stat().st_size
+        os.kill(at.pid, signal.SIGUSR2)
+    except OSError:
+        return None
+    size, until = before, time.monotonic() + patience
+    while time.monotonic() < until:
+        time.sleep(0.05)
+        now = stacks.stat().st_size
+        if now == size > before:  # all is written
+            break
+        size = now
+    with stacks.open(encoding="utf-8", errors="replace") as file:
+        file.seek(before)
+        return place(file.read())
+
+
+def place(stacks: str) -> str:
+    """Where in rlpost a process is, or `idle`, by what `faulthandler` writes of its threads, innermost frame first.
+
+    A thread that waits in Ray for what to do next has no frame of ours, and one that waits for a job has few.
+    """
+    threads: list[list[str]] = []
+    for line in stacks.splitlines():
+        if THREAD.match(line):
+            threads.append([])
+        elif threads and (frame := FRAME.match(line)) and "/rlpost/" in frame[1] and "rlpost/actors.py" not in frame[1]:
+            threads[-1].append(f"{frame[3]} (rlpost/{frame[1].rpartition('/rlpost/')[2]}:{frame[2]})")
+    deepest = max(threads, key=len, default=[])
+    return deepest[0] if deepest else "idle"
