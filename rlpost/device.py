@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -53,3 +54,20 @@ def take(on_gpu: bool) -> torch.device:
 def collectives(on_gpu: bool) -> Literal["nccl", "gloo"]:
     """The backend of torch.distributed between learner ranks."""
     return "nccl" if on_gpu else "gloo"
+
+
+def settle(tensors: Iterable[torch.Tensor]) -> None:
+    """Wait until work that was queued for these tensors is done, so that any stream may read them."""
+    import torch
+
+    if any(tensor.is_cuda for tensor in tensors):
+        torch.cuda.current_stream().synchronize()
+
+
+def lend(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor, whose memory is not used again before what the current stream is asked for until then is done."""
+    import torch
+
+    if tensor.is_cuda:
+        tensor.record_stream(torch.cuda.current_stream())
+    return tensor

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -68,24 +68,50 @@ def tail(name: str) -> str:
     return ".".join(name.rsplit(".", 2)[-2:])
 
 
-def make_probes(arrays: dict[str, np.ndarray], readable: Mapping[str, Held], version: int) -> dict[str, Probe]:
-    """Probes for up to `PROBED_TENSORS` of the tensors engines can be asked for, others with each version.
+class Probing:
+    """Probes of up to `PROBED_TENSORS` tensors, others with each version: chosen before any is sent, read as they pass.
 
-    They are of the bits that an engine makes of an array when it holds it in another dtype.
+    They are of the bits that an engine makes of a tensor when it holds it in another dtype.
+
+    Args:
+        shapes: of what will be sent, by name.
+        readable: what engines can be asked for.
+
+    Raises:
+        ValueError: nothing of it could be read back.
     """
-    import torch
 
-    candidates = [n for n, held in sorted(readable.items()) if n in arrays and _fits(arrays[n].shape, held.shape)]
-    if not candidates:
-        raise ValueError(
-            f"no tensor of the learner ({sorted(arrays)[:3]} ...) can be read back from the engine "
-            f"({sorted(readable)[:3]} ...): an update could not be checked"
-        )
-    kept = {
-        name: to_numpy(to_tensor(arrays[name]).to(getattr(torch, readable[name].dtype)))
-        for name in chosen(candidates, version)
-    }
-    return {name: Probe(array.shape, checksum(array)) for name, array in kept.items()}
+    def __init__(self, shapes: Mapping[str, Sequence[int]], readable: Mapping[str, Held], version: int) -> None:
+        candidates = [n for n, held in sorted(readable.items()) if n in shapes and _fits(tuple(shapes[n]), held.shape)]
+        if not candidates:
+            raise ValueError(
+                f"no tensor of the learner ({sorted(shapes)[:3]} ...) can be read back from the engine "
+                f"({sorted(readable)[:3]} ...): an update could not be checked"
+            )
+        self._dtypes = {name: readable[name].dtype for name in chosen(candidates, version)}
+        self._read: dict[str, Probe] = {}
+
+    def watch(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+        """The same tensors, as they are sent. Those that were chosen, and no others, leave their device to be read."""
+        import torch
+
+        for name, tensor in tensors:
+            if name in self._dtypes:
+                array = to_numpy(tensor.to(getattr(torch, self._dtypes[name])).cpu())
+                self._read[name] = Probe(array.shape, checksum(array))
+            yield name, tensor
+
+    def probes(self) -> dict[str, Probe]:
+        """Of all that were chosen.
+
+        Raises:
+            RuntimeError: one of them was not sent.
+        """
+        if missing := sorted(self._dtypes.keys() - self._read.keys()):
+            raise RuntimeError(
+                f"the engines' {', '.join(missing)} were to be checked, and were not among what was sent"
+            )
+        return self._read
 
 
 def chosen(names: Sequence[str], version: int) -> list[str]:

@@ -20,10 +20,14 @@ from rlpost.models.source import ModelSource
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from rlpost.learner.survival import Survival
+
 # What `peft` puts before the names of a model's modules when it writes them.
 PREFIX = "base_model.model."
 # The name under which peft holds the one adapter there is.
 OWN = "default"
+# What is merged at once of a weight: a part of it, unless that is so little that a product of it is another kernel's.
+BLOCKS, LEAST_ROWS = 16, 64
 
 
 def add_lora(model: PreTrainedModel, lora: Lora) -> None:
@@ -123,21 +127,39 @@ def factors(name: str, layer: Any, adapters: Mapping[str, torch.Tensor]) -> tupl
     return a, b * layer.scaling[OWN]
 
 
-def merged(name: str, layer: Any, weight: torch.Tensor, adapters: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """float32 (as `weight`): the layer's weight with its adapter, by the formulas of LoRA and, where asked for, DoRA.
+def merged(
+    name: str,
+    layer: Any,
+    weight: torch.Tensor,
+    adapters: Mapping[str, torch.Tensor],
+    dtype: torch.dtype,
+    survival: Survival | None = None,
+) -> torch.Tensor:
+    """The layer's weight with its adapter, by the formulas of LoRA and, where asked for, DoRA (shaped as `weight`).
+
+    It is added in float32 and rounded once to `dtype`, some rows at a time: in float32 nothing of its size is made.
 
     Args:
         weight: of the layer below the adapter, as the model holds it.
         adapters: `trained`, on the device of the weight or the CPU.
+        survival: told what is left of the adapter when the base is rounded as the sum is.
     """
     a, b = (factor.to(weight.device) for factor in factors(name, layer, adapters))
     transposed = bool(getattr(layer, "fan_in_fan_out", False))
-    base = weight.float().T if transposed else weight.float()
-    whole = base + b @ a
+    base = weight.T if transposed else weight
     magnitude = adapters.get(f"{name}.lora_magnitude_vector.{OWN}.weight")
-    if magnitude is not None:  # arXiv:2402.09353, equation 5
-        whole = whole * (magnitude.to(weight.device) / whole.norm(dim=1)).unsqueeze(1)
-    return whole.T if transposed else whole
+    found = torch.empty(base.shape, dtype=dtype, device=base.device)
+    step = max(LEAST_ROWS, -(-len(base) // BLOCKS))
+    for first in range(0, len(base), step):
+        rows = slice(first, first + step)
+        start = base[rows].float()
+        whole = start + b[rows] @ a
+        if magnitude is not None:  # arXiv:2402.09353, equation 5
+            whole = whole * (magnitude[rows].to(weight.device) / whole.norm(dim=1)).unsqueeze(1)
+        found[rows] = whole
+        if survival is not None:
+            survival.add(whole - start, found[rows].float() - start.to(dtype).float())
+    return found.T if transposed else found
 
 
 def as_served(model: nn.Module, adapters: Mapping[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:

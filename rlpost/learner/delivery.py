@@ -3,13 +3,40 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlpost.config import DType
 from rlpost.faults import amount
 from rlpost.learner.spec import LearnerSpec
 from rlpost.weights import Held
+
+if TYPE_CHECKING:
+    import torch
+
+    from rlpost.learner.stream import WeightStream
+    from rlpost.learner.survival import Survival
+    from rlpost.weights import Probing
+
+    Pairs = Iterator[tuple[str, torch.Tensor]]
+
+
+@dataclass
+class _Outgoing:
+    """A pass over the weights for the engines. `survival` and `probing`, of rank 0, are complete when it is.
+
+    Attributes:
+        described: what comes, on the meta device.
+    """
+
+    described: Mapping[str, torch.Tensor]
+    parts: Iterable[Pairs]
+    survival: Survival
+    probing: Probing | None
 
 
 class Delivery:
@@ -26,32 +53,35 @@ class Delivery:
         """The Hugging Face model inside the engine."""
         return self.engine.module.model
 
+    @cached_property
+    def stream(self) -> WeightStream:
+        """The model's weights, whoever gets them."""
+        from rlpost.learner.stream import WeightStream
+
+        return WeightStream(self.model, self._masters)
+
     def weights(self, dtype: DType, readable: dict[str, Held], version: int) -> tuple[Any, Any]:
-        """All weights as numpy arrays by checkpoint name, and probes of a few; (None, None) but from rank 0.
+        """All weights in Ray's object store, a part at a time, and probes of a few; (None, None) but from rank 0.
 
         Args:
             dtype: the engine's.
             readable: names, shapes and dtypes of what the engines can be asked for.
-        """
-        from rlpost.learner.model import DTYPES, checkpoint_tensors
-        from rlpost.weights import held_wide, make_probes, to_numpy
 
-        survival = self._begin_survival(dtype)
-        tensors = checkpoint_tensors(
-            self.model,
-            self.rank == 0,
-            DTYPES[dtype],
-            wide=held_wide(readable),
-            survival=survival,
-            masters=self._masters(),
-        )
-        self._survived = survival.share
-        if self.rank != 0:
-            return None, None
-        if (noise := amount("router.noise", version)) is not None:
-            _disturb_routers(tensors, noise, version)
-        arrays = {name: to_numpy(tensor) for name, tensor in tensors.items()}
-        return arrays, make_probes(arrays, readable, version)
+        Returns:
+            references to numpy arrays by checkpoint name, disjoint and together all of them.
+        """
+        import ray
+
+        from rlpost.weights import to_numpy
+
+        sent = self._outgoing(dtype, readable, version, keep=self.rank == 0)
+        buckets = []
+        for part in sent.parts:
+            if arrays := {name: to_numpy(tensor.cpu()) for name, tensor in part}:
+                buckets.append(ray.put(arrays))
+            del arrays
+        self._survived = sent.survival.share
+        return (buckets, sent.probing.probes()) if sent.probing else (None, None)
 
     def adapters(self, dtype: DType, version: int) -> tuple[Any, Any]:
         """The adapters alone as engines serve them, and probes; (None, None) but from rank 0. All ranks.
@@ -91,32 +121,59 @@ class Delivery:
         """Which share of all that was trained the latest weights for the engines hold; None before anything was."""
         return self._survived
 
-    def connect(self, backend: str, engines: list[Any], world_size: int, master: tuple[str, int]) -> None:
-        """Join vLLM's own weight transfer, as its trainer side. GPUs only."""
+    def connect(self, backend: str, engines: list[Any], world_size: int, dtype: DType, master: tuple[str, int]) -> None:
+        """Join vLLM's own weight transfer, as its trainer side. GPUs only.
+
+        Args:
+            dtype: the engines'.
+        """
         from vllm.distributed.weight_transfer.clients import RayVLLMWeightSyncClient
         from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
         from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
         from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
+        from rlpost.learner.model import DTYPES
         from rlpost.learner.source import LearnerWeights
 
+        # Bytes are sent in buffers that hold the largest tensor: smaller ones vLLM refuses or warns of, and each is held
+        # beside the weights by both sides.
+        largest = max(tensor.nbytes for tensor in self.stream.described(DTYPES[dtype]).values())
+        buffers: dict[str, Any] = {"packed": True, "packed_buffer_size_bytes": largest}
         info: Any = (
-            NCCLTrainerInitInfo(rank=self.rank, master_address=master[0], master_port=master[1], world_size=world_size)
+            NCCLTrainerInitInfo(
+                rank=self.rank, master_address=master[0], master_port=master[1], world_size=world_size, **buffers
+            )
             if backend == "nccl"
-            else IPCTrainerInitInfo(rank=self.rank)
+            else IPCTrainerInitInfo(rank=self.rank, **buffers)
         )
-        self._source = LearnerWeights(self.model, self.spec.model.dtype, self._masters)
+        self._backend = backend
+        self._source = LearnerWeights()
         self._sender = WeightTransferTrainerFactory.trainer_init(
             info, client=RayVLLMWeightSyncClient(engines), source=self._source
         )
 
     def send_weights(self, dtype: DType, readable: dict[str, Held], version: int) -> Any:
         """Send all weights to the connected engines. Returns probes from rank 0. All ranks."""
-        survival = self._begin_survival(dtype)
-        self._source.begin(dtype, readable, version)
-        self._survived = (self._source.survival if self._sample is None else survival).share
+        # An engine reads what the rank on its own GPU holds, or what rank 0 sends to all.
+        sent = self._outgoing(dtype, readable, version, keep=self.rank == 0 or self._backend == "ipc")
+        self._source.begin(sent.described, chain.from_iterable(sent.parts))
         self._sender.send_weights()
-        return self._source.probes
+        self._survived = sent.survival.share
+        return sent.probing.probes() if sent.probing else None
+
+    def _outgoing(self, dtype: DType, readable: dict[str, Held], version: int, keep: bool) -> _Outgoing:
+        """A pass over the weights for the engines. All ranks; rank 0 alone reads probes."""
+        from rlpost.learner.model import DTYPES
+        from rlpost.weights import Probing, held_wide
+
+        survival, wide = self._begin_survival(dtype), held_wide(readable)
+        described = self.stream.described(DTYPES[dtype], wide)
+        shapes = {name: tuple(tensor.shape) for name, tensor in described.items()}
+        probing = Probing(shapes, readable, version) if self.rank == 0 else None
+        parts = self.stream.parts(DTYPES[dtype], wide, keep, survival)
+        if (noise := amount("router.noise", version)) is not None:
+            parts = _disturbed(parts, noise, version)
+        return _Outgoing(described, parts if probing is None else map(probing.watch, parts), survival, probing)
 
     def address(self) -> tuple[str, int]:
         """A host and free port where rank 0 will listen for the engines."""
@@ -133,33 +190,43 @@ class Delivery:
         Returns:
             Which share of the adapters survives in `model.dtype`; None without any.
         """
-        from rlpost.learner.model import DTYPES, checkpoint_tensors
+        from rlpost.learner.model import DTYPES
         from rlpost.learner.survival import Survival
-        from rlpost.models.save import save_pretrained
         from rlpost.weights import LEAST_SURVIVING
 
-        dtype, survival = DTYPES[self.spec.model.dtype], Survival()
-        masters = self._masters()
-        tensors = checkpoint_tensors(self.model, self.rank == 0, dtype, survival=survival, masters=masters)
+        survival = Survival()
+        self._write(folder, DTYPES[self.spec.model.dtype], survival)
         lost = [survival.share is not None and survival.share < LEAST_SURVIVING]
         if self.spec.model.lora is not None:
             import torch
 
             torch.distributed.broadcast_object_list(lost, src=0)
         if lost[0]:
-            dtype = DTYPES["float32"]
-            tensors = checkpoint_tensors(self.model, self.rank == 0, dtype, masters=masters)
-        if self.rank == 0:
-            save_pretrained(Path(folder), self.spec.source, tensors, dtype)
+            self._write(folder, DTYPES["float32"], None)
         return survival.share
 
+    def _write(self, folder: str, dtype: Any, survival: Any) -> None:
+        from rlpost.models.save import save_pretrained
 
-def _disturb_routers(tensors: dict[str, Any], share: float, seed: int) -> None:
+        tensors = self.stream.tensors(dtype, keep=self.rank == 0, survival=survival)
+        if self.rank == 0:
+            save_pretrained(Path(folder), self.spec.source, self.stream.described(dtype), tensors, dtype)
+        else:
+            for _ in tensors:
+                raise AssertionError("a rank that keeps nothing got a tensor")
+
+
+def _disturbed(parts: Iterable[Pairs], share: float, seed: int) -> Iterator[Pairs]:
     """The `router.noise` failpoint: what the engines get of the routers is not quite what the learner has."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
-    for name, tensor in tensors.items():
-        if name.endswith((".gate.weight", ".router.weight")):
-            noise = torch.randn(tensor.shape, generator=generator) * share * tensor.float().std()
-            tensors[name] = (tensor.float() + noise).to(tensor.dtype)
+
+    def noisy(part: Pairs) -> Pairs:
+        for name, tensor in part:
+            if name.endswith((".gate.weight", ".router.weight")):
+                noise = torch.randn(tensor.shape, generator=generator).to(tensor.device) * share * tensor.float().std()
+                tensor = (tensor.float() + noise).to(tensor.dtype)
+            yield name, tensor
+
+    return map(noisy, parts)

@@ -138,12 +138,12 @@ class LearnerGroup:
         """anchor <- (1 - amount) anchor + amount policy on all ranks; then, if asked, the optimizer forgets."""
         self._all("move_anchor", name, amount, clear_optimizer, what=f"anchor {name} to move")
 
-    def weights(self, dtype: DType, readable: dict[str, Held], version: int) -> tuple[Any, dict[str, Any]]:
-        """A reference to all weights in Ray's object store, and probes to check an engine by."""
-        pairs = [r.weights.options(num_returns=2).remote(dtype, readable, version) for r in self.ranks]
-        wait([probes for _, probes in pairs], self.deadline, "the learner to gather its weights")
-        arrays, probes = pairs[0]
-        return arrays, ray.get(probes)
+    def weights(self, dtype: DType, readable: dict[str, Held], version: int) -> tuple[list[Any], dict[str, Any]]:
+        """References to all weights in Ray's object store, a part each, and probes to check an engine by."""
+        found: tuple[list[Any], dict[str, Any]] = self._all(
+            "weights", dtype, readable, version, what="the learner to gather its weights"
+        )[0]
+        return found
 
     def adapters(self, dtype: DType, version: int) -> tuple[Any, dict[str, Any]]:
         """A reference to the adapters alone, as engines serve them, and probes: `LearnerRank.adapters`."""
@@ -157,10 +157,10 @@ class LearnerGroup:
         share: float | None = wait(self.ranks[0].survived.remote(), self.deadline, "what survived the weight update")
         return share
 
-    def connect(self, backend: str, engines: list[Any], world_size: int) -> None:
-        """Set vLLM's own transfer (`nccl` or `ipc`) up between rank 0 and the engines' workers."""
+    def connect(self, backend: str, engines: list[Any], world_size: int, dtype: DType) -> None:
+        """Set vLLM's own transfer (`nccl` or `ipc`) up between rank 0 and the engines' workers, which compute in `dtype`."""
         master = wait(self.ranks[0].address.remote(), self.deadline, "an address for the weight transfer")
-        self._all("connect", backend, engines, world_size, master, what="the weight transfer to connect")
+        self._all("connect", backend, engines, world_size, dtype, master, what="the weight transfer to connect")
 
     def send_weights(self, dtype: DType, readable: dict[str, Held], version: int) -> dict[str, Any]:
         """Send all weights to the connected engines. Returns probes to check them by."""

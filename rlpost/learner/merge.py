@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from rlpost.config import ConfigError, DType, Model
 from rlpost.learner.adapters import load_adapter
-from rlpost.learner.model import DTYPES, checkpoint_tensors, load_model
+from rlpost.learner.model import DTYPES, load_model
+from rlpost.learner.stream import WeightStream
 from rlpost.learner.survival import Survival
 from rlpost.models.adapters import adapter_of
 from rlpost.models.save import save_pretrained
@@ -36,8 +38,7 @@ def merge_adapter(folder: Path, into: Path, model: Model, dtype: DType) -> float
             parameter.data = parameter.data.float()
     load_adapter(loaded, folder)
     survival = Survival()
-    tensors = checkpoint_tensors(loaded, True, DTYPES[dtype], survival=survival)
-    save_pretrained(into, base, tensors, DTYPES[dtype])
+    _write(loaded, into, base, dtype, survival)
     return survival.share
 
 
@@ -49,4 +50,9 @@ def convert(folder: Path, into: Path, model: Model, dtype: DType) -> None:
     """
     source = ModelSource.of(model, str(folder))
     loaded = load_model(source, model, trainable=False)
-    save_pretrained(into, source, checkpoint_tensors(loaded, True, DTYPES[dtype]), DTYPES[dtype])
+    _write(loaded, into, source, dtype)
+
+
+def _write(model: Any, into: Path, source: ModelSource, dtype: DType, survival: Survival | None = None) -> None:
+    stream, kind = WeightStream(model), DTYPES[dtype]
+    save_pretrained(into, source, stream.described(kind), stream.tensors(kind, survival=survival), kind)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlpost.models.load import config_values, load_tokenizer
+from rlpost.models.shards import write_shards
 from rlpost.models.source import ModelSource
 
 if TYPE_CHECKING:
@@ -29,21 +31,23 @@ TRAVELS = (
 )
 
 
-def save_pretrained(folder: Path, source: ModelSource, tensors: dict[str, torch.Tensor], dtype: torch.dtype) -> None:
+def save_pretrained(
+    folder: Path,
+    source: ModelSource,
+    described: Mapping[str, torch.Tensor],
+    tensors: Iterable[tuple[str, torch.Tensor]],
+    dtype: torch.dtype,
+) -> None:
     """Write weights in the Hugging Face format beside all else of the model they were made from.
 
     The configuration is the source's but for its dtype; tokenizer, generation configuration and code are copied file by
     file. Read and written by a library they would be what that version makes of them.
 
     Args:
-        tensors: under checkpoint names, in `dtype`.
+        described, tensors: under checkpoint names, in `dtype`: see `rlpost.models.shards.write_shards`.
     """
-    import torch
-    from huggingface_hub import save_torch_state_dict
-
     folder.mkdir(parents=True, exist_ok=True)
-    # Experts are slices of the stack they are held in, which would go to disk whole with each of them.
-    save_torch_state_dict({n: t.clone(memory_format=torch.contiguous_format) for n, t in tensors.items()}, folder)
+    write_shards(folder, described, tensors)
     values = {key: value for key, value in config_values(source).items() if key != "torch_dtype"}
     values["dtype"] = str(dtype).removeprefix("torch.")
     (folder / "config.json").write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -125,15 +125,16 @@ class Engine(Reachable):
     async def finish_weight_update(self) -> None:
         await self._do(lambda: self._rpc("finish_weight_update"))
 
-    async def load_weights(self, arrays: dict[str, np.ndarray], version: int) -> None:
-        """A whole update from the object store, between two decoding steps."""
+    async def load_weights(self, version: int, *parts: dict[str, np.ndarray]) -> None:
+        """A whole update from the object store, between two decoding steps; `parts` have no name in common."""
         self.stale = True
 
         def load() -> None:
             if failpoint("engine.drop_update", version):
                 return
             self._begin_update()
-            self._rpc("update_weights", {"arrays": arrays})
+            for part in parts:
+                self._rpc("update_weights", {"arrays": part})
             self._rpc("finish_weight_update")
 
         await self._do(load)

@@ -76,7 +76,7 @@ class Fleet:
         """Set up the transport of weights, where it needs setting up."""
         if self.spec.adapters is None and self.spec.weight_transfer != "object_store":
             workers = len(self.engines) * self.spec.tensor_parallel
-            learner.connect(self.spec.weight_transfer, self.engines, world_size=1 + workers)
+            learner.connect(self.spec.weight_transfer, self.engines, 1 + workers, self.dtype)
 
     def submit(self, request: SampleRequest) -> Future[list[Rollout]]:
         """Sample a group on the engine with the fewest running groups."""
@@ -104,8 +104,8 @@ class Fleet:
             arrays, probes = learner.adapters(dtype, version)
             self._all("load_adapters", arrays, version, what="load adapters")
         elif self.spec.weight_transfer == "object_store":
-            arrays, probes = learner.weights(dtype, self._readable, version)
-            self._all("load_weights", arrays, version, what="load weights")
+            parts, probes = learner.weights(dtype, self._readable, version)
+            self._all("load_weights", version, *parts, what="load weights")
         else:
             probes = learner.send_weights(dtype, self._readable, version)
         self._all("accept_version", version, probes, what="accept a weight version")

@@ -31,7 +31,7 @@ class NoInit(WeightTransferInitInfo):
 
 @dataclass
 class Arrays(WeightTransferUpdateInfo):
-    """All weights by checkpoint name, as `rlpost.weights.to_numpy` makes them."""
+    """Some or all of the weights by checkpoint name, as `rlpost.weights.to_numpy` makes them."""
 
     arrays: dict[str, np.ndarray]
 
@@ -96,25 +96,25 @@ class _Whole(WeightTransferEngine[Any, Any]):
                 module.quant_method.process_weights_after_loading(module)
 
 
-class _InOnePiece(_Whole):
+class _InPieces(_Whole):
+    """An update comes in as many calls as the sender likes, and is refused before vLLM's reload is closed."""
+
+    def finish_weight_update(self) -> None:
+        self._update.refuse_unless_whole()
+        super().finish_weight_update()
+
+
+class ObjectStoreReceiver(_InPieces, _Arrays):
+    pass
+
+
+class IPCReceiver(_InPieces, IPCWeightTransferEngine):
+    pass
+
+
+class NCCLReceiver(_Whole, NCCLWeightTransferEngine):
     """One call brings all of an update. Refused there, it leaves a worker that can take another."""
 
     def receive_weights(self, update_info: Any) -> None:
         super().receive_weights(update_info)
         self._update.refuse_unless_whole()
-
-
-class ObjectStoreReceiver(_InOnePiece, _Arrays):
-    pass
-
-
-class NCCLReceiver(_InOnePiece, NCCLWeightTransferEngine):
-    pass
-
-
-class IPCReceiver(_Whole, IPCWeightTransferEngine):
-    """An update comes in pieces, as many as the sender's buffer is filled."""
-
-    def finish_weight_update(self) -> None:
-        self._update.refuse_unless_whole()
-        super().finish_weight_update()

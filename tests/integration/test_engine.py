@@ -47,10 +47,10 @@ def test_log_probs_agree_with_the_learner_after_every_update(served):
 def test_what_is_asked_for_just_before_an_update_is_sampled_after_it(served):
     fleet, learner = served
     version = fleet.version + 1
-    arrays, probes = learner.weights("float32", fleet._readable, version)
+    parts, probes = learner.weights("float32", fleet._readable, version)
     busy = fleet.submit(ask(50, samples=64))
     late = [fleet.submit(ask(51 + i, samples=4)) for i in range(8)]
-    ray.get(fleet.engines[0].load_weights.remote(arrays, version), timeout=60)
+    ray.get(fleet.engines[0].load_weights.remote(version, *parts), timeout=60)
     ray.get(fleet.engines[0].accept_version.remote(version, probes), timeout=60)
     fleet.version = version
     for future in (busy, *late):

@@ -91,9 +91,14 @@ def trained(learner_spec: LearnerSpec, ranks: int) -> tuple[np.ndarray, list[dic
         learner.shutdown()
 
 
+def sent(learner: LearnerGroup, dtype: str = "float32") -> dict[str, np.ndarray]:
+    """What engines of this dtype would get."""
+    parts, _ = learner.weights(dtype, READABLE, version=0)
+    return {name: array for part in ray.get(parts) for name, array in part.items()}
+
+
 def flat(learner: LearnerGroup) -> np.ndarray:
-    arrays, _ = learner.weights("float32", READABLE, version=0)
-    found = ray.get(arrays)
+    found = sent(learner)
     return np.concatenate([found[name].ravel() for name in sorted(found)])
 
 
@@ -177,12 +182,10 @@ def test_only_adapters_learn_under_lora_and_they_are_merged_into_what_is_sent(ra
     lora = {"lora": Lora(rank=4, alpha=8).model_dump()}
     learner = group(spec(small_model, model=lora, zero_stage=2), 2)
     try:
-        arrays, _ = learner.weights("float32", READABLE, version=0)
-        before = {k: v.copy() for k, v in ray.get(arrays).items()}
+        before = {k: v.copy() for k, v in sent(learner).items()}
         for batch in ragged_batches():
             learn(learner, batch)
-        arrays, _ = learner.weights("float32", READABLE, version=1)
-        after = ray.get(arrays)
+        after = sent(learner)
         changed = {name for name in after if not np.array_equal(before[name], after[name])}
         assert set(after) == set(before)
         assert changed == {name for name in after if name.endswith("_proj.weight")}
@@ -204,10 +207,9 @@ def test_bfloat16_with_zero_3_trains_and_exports_what_it_holds(ray_cluster, smal
         for batch in ragged_batches():
             assert np.isfinite(learn(learner, batch)["loss"])
         learner.save_model(tmp_path / "model")
-        arrays, _ = learner.weights("bfloat16", READABLE, version=1)
-        sent = {name: to_tensor(array) for name, array in ray.get(arrays).items()}
+        found = {name: to_tensor(array) for name, array in sent(learner, "bfloat16").items()}
         saved = load_file(tmp_path / "model" / "model.safetensors")
-        assert set(saved) == set(sent)
-        assert all((saved[name] == sent[name]).all() for name in saved)
+        assert set(saved) == set(found)
+        assert all((saved[name] == found[name]).all() for name in saved)
     finally:
         learner.shutdown()

@@ -55,7 +55,9 @@ def update(model: nn.Module, arrays: dict[str, np.ndarray]) -> None:
     receiver.model = model
     with torch.no_grad():
         receiver.start_weight_update()
-        receiver.receive_weights(Arrays(arrays))
+        for name, array in arrays.items():
+            receiver.receive_weights(Arrays({name: array}))
+        receiver._update.refuse_unless_whole()
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rlpost.rollout.probes import readable, wrong_probes
-from rlpost.weights import PROBED_TENSORS, Held, checksum, held_wide, make_probes, to_numpy, to_tensor
+from rlpost.weights import PROBED_TENSORS, Held, Probe, Probing, checksum, held_wide, to_numpy, to_tensor
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -33,6 +33,12 @@ def worker(**tensors: torch.Tensor) -> SimpleNamespace:
     return SimpleNamespace(model_runner=SimpleNamespace(get_model=lambda: model))
 
 
+def probes_of(sent: dict[str, torch.Tensor], held: dict[str, Held], version: int) -> dict[str, Probe]:
+    probing = Probing({name: tuple(t.shape) for name, t in sent.items()}, held, version)
+    assert dict(probing.watch(sent.items())) == sent
+    return probing.probes()
+
+
 def test_packed_tensors_are_not_readable():
     held = readable(worker(norm=torch.ones(4), packed=torch.empty(0)))
     assert held == {"norm": Held((4,), "float32")}
@@ -40,10 +46,9 @@ def test_packed_tensors_are_not_readable():
 
 def test_probes_find_a_tensor_that_was_not_updated_also_behind_a_padded_vocabulary():
     norm, embedding = torch.randn(4), torch.randn(6, 3)
-    arrays = {"norm": to_numpy(norm), "embed": to_numpy(embedding)}
     padded = torch.cat([embedding, torch.zeros(2, 3)])
     engine = worker(norm=norm, embed=padded)
-    probes = make_probes(arrays, readable(engine), version=3)
+    probes = probes_of({"norm": norm, "embed": embedding}, readable(engine), version=3)
     assert set(probes) == {"norm", "embed"}
     assert wrong_probes(engine, probes) == []
     assert wrong_probes(worker(norm=norm + 1, embed=padded), probes) == ["norm"]
@@ -51,23 +56,23 @@ def test_probes_find_a_tensor_that_was_not_updated_also_behind_a_padded_vocabula
 
 
 def test_other_tensors_are_probed_with_each_version():
-    arrays = {f"n{i}": np.ones(2, np.float32) for i in range(40)}
-    held = {name: Held((2,), "float32") for name in arrays}
-    chosen = [set(make_probes(arrays, held, version=v)) for v in range(5)]
+    sent = {f"n{i}": torch.ones(2) for i in range(40)}
+    held = {name: Held((2,), "float32") for name in sent}
+    chosen = [set(probes_of(sent, held, version=v)) for v in range(5)]
     assert all(len(c) == PROBED_TENSORS for c in chosen)
     assert len(set().union(*chosen)) > PROBED_TENSORS
 
 
 def test_an_update_that_could_not_be_checked_is_refused():
     with pytest.raises(ValueError, match="no tensor of the learner"):
-        make_probes({"a": np.ones(2, np.float32)}, {"b": Held((2,), "float32")}, version=0)
+        Probing({"a": (2,)}, {"b": Held((2,), "float32")}, version=0)
 
 
 def test_a_probe_is_of_the_dtype_an_engine_holds_a_tensor_in():
     """vLLM keeps states of linear attention and biases of routers in float32 in a bfloat16 engine."""
     sent = torch.randn(8).bfloat16()
     engine = worker(A_log=sent.float(), norm=sent)
-    probes = make_probes({"A_log": to_numpy(sent), "norm": to_numpy(sent)}, readable(engine), version=0)
+    probes = probes_of({"A_log": sent, "norm": sent}, readable(engine), version=0)
     assert wrong_probes(engine, probes) == []
     assert wrong_probes(worker(A_log=sent.float() + 1e-4, norm=sent), probes) == ["A_log"]
 

@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from rlpost.learner.model import DTYPES, checkpoint_tensors
+from rlpost.learner.model import DTYPES
+from rlpost.learner.stream import WeightStream
 from rlpost.models.source import ModelSource
 from rlpost.rollout.engine import Engine
 from rlpost.rollout.probes import readable
 from rlpost.rollout.request import EngineSpec, SampleRequest, Sampling
 from rlpost.types import Rollout
-from rlpost.weights import held_wide, make_probes, to_numpy
+from rlpost.weights import Probing, held_wide, to_numpy
 from tests.conftest import merge
 
 BLOCK = 32
@@ -92,14 +93,14 @@ class Hand:
         """The next version, as the fleet gives it; `without` the tensors whose names have one of these in them."""
         version = self.engine.version + 1
         held = self.engine._engine.collective_rpc(readable)[0]
-        tensors = checkpoint_tensors(weights, keep=True, dtype=DTYPES[self.engine.spec.dtype], wide=held_wide(held))
-        arrays = {n: to_numpy(t) for n, t in tensors.items()}
-        arrays = {n: a for n, a in arrays.items() if not any(w in n for w in without)}
-        probes = make_probes(arrays, held, version)
+        stream, how = WeightStream(weights), (DTYPES[self.engine.spec.dtype], held_wide(held))
+        sent = {n: t for n, t in stream.tensors(*how) if not any(w in n for w in without)}
+        probing = Probing({n: tuple(t.shape) for n, t in sent.items()}, held, version)
+        arrays = {n: to_numpy(t) for n, t in probing.watch(sent.items())}
 
         async def both() -> None:
-            await self.engine.load_weights(arrays, version)
-            await self.engine.accept_version(version, probes)
+            await self.engine.load_weights(version, arrays)
+            await self.engine.accept_version(version, probing.probes())
 
         async def served() -> None:
             running = asyncio.ensure_future(both())

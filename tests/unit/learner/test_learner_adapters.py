@@ -15,7 +15,7 @@ from rlpost.data import make_tokenizer
 from rlpost.learner.adapters import OWN, PREFIX, add_lora, as_served, lora_layers, save_adapter, trained
 from rlpost.learner.masters import Masters
 from rlpost.learner.merge import merge_adapter
-from rlpost.learner.model import checkpoint_tensors
+from rlpost.learner.stream import WeightStream
 from rlpost.learner.survival import Survival
 from rlpost.models.adapters import adapter_of
 from rlpost.models.source import ModelSource
@@ -107,7 +107,7 @@ def test_merged_weights_are_those_that_peft_merges_and_files_are_those_that_peft
     loaded, adapted = PeftModel.from_pretrained(base, tmp_path / "adapter").eval(), adapted.eval()
     tokens = torch.arange(20)[None]
     torch.testing.assert_close(loaded(tokens).logits, adapted(tokens).logits)
-    ours = checkpoint_tensors(adapted, True, torch.float32)
+    ours = dict(WeightStream(adapted).tensors(torch.float32))
     theirs = loaded.merge_and_unload().state_dict()
     for name, tensor in ours.items():
         torch.testing.assert_close(tensor, theirs[name], msg=name)
