@@ -89,7 +89,7 @@ class Workload:
 
     def threads(self) -> int:
         """CPU threads of every side: what rlpost gives its engine and its learner, which compute in turns."""
-        return cluster.threads(self.config())[0]
+        return cluster.threads(self.config())[0].here()
 
     def save(self) -> None:
         (self.folder / "workload.json").write_text(json.dumps({**asdict(self), "folder": str(self.folder)}))

@@ -188,13 +188,31 @@ def place(config: Config, parts: Parts = BOTH) -> Placement:
     )
 
 
-def threads(config: Config) -> tuple[int, int]:
-    """CPU threads of an engine and of a rank. In turns they share all cores; overlapping, half each."""
-    cores = os.cpu_count() or 1
-    share = cores if config.rollout.max_staleness == 0 else max(1, cores // 2)
-    engine = config.rollout.threads or max(1, share // config.rollout.engines)
-    rank = config.learner.threads or max(1, share // config.learner.ranks)
-    return engine, rank
+@dataclass(frozen=True)
+class Threads:
+    """CPU threads of an actor: as many as were asked for, or its part of the cores of the machine that it is on.
+
+    Attributes:
+        among: actors that compute on one machine at a time.
+    """
+
+    asked: int | None
+    among: int = 1
+
+    def here(self) -> int:
+        """On this machine. A driver may have far fewer cores than the nodes."""
+        return self.asked or max(1, (os.cpu_count() or 1) // self.among)
+
+
+def threads(config: Config) -> tuple[Threads, Threads]:
+    """CPU threads of an engine and of a rank. In turns they share all cores of a machine; overlapping, half each."""
+    ro, le = config.rollout, config.learner
+    sides = 1 if ro.max_staleness == 0 else 2
+    # Where GPUs are, no more of them than a machine has GPUs for.
+    gpus = config.cluster.gpus_per_node
+    engines = min(ro.engines, gpus // ro.tensor_parallel) if config.on_gpu else ro.engines
+    ranks = min(le.ranks, gpus) if config.on_gpu else le.ranks
+    return Threads(ro.threads, sides * engines), Threads(le.threads, sides * ranks)
 
 
 def set_thread_environment(count: int) -> None:

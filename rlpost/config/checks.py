@@ -56,6 +56,22 @@ def check_batch(c: Config) -> None:
         )
 
 
+def check_optimizer(c: Config) -> None:
+    """ZeRO stage 0 hands the optimizer the weights themselves, where they are and as they are."""
+    if c.learner.zero_stage > 0:
+        return
+    if c.model.dtype == "bfloat16":
+        raise ValueError(
+            "learner.zero_stage: 0 with model.dtype: bfloat16 would add up a step's gradients in bfloat16, and shorten the "
+            "first update: set learner.zero_stage: 1, or leave it out"
+        )
+    if c.learner.offload_optimizer:
+        raise ValueError(
+            "learner.offload_optimizer: true leaves the weights with the optimizer, and learner.zero_stage: 0 has no others: "
+            "set learner.zero_stage: 1"
+        )
+
+
 def check_placement(c: Config) -> None:
     cl, ro, le = c.cluster, c.rollout, c.learner
     if not c.on_gpu:

@@ -12,7 +12,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
 
-from rlpost.config.checks import check_batch, check_best, check_evaluation, check_method, check_placement, check_routing
+from rlpost.config.checks import (
+    check_batch,
+    check_best,
+    check_evaluation,
+    check_method,
+    check_optimizer,
+    check_placement,
+    check_routing,
+)
 from rlpost.config.data import Data, ScoredSource, TemplatedSource, TestSource
 from rlpost.config.model import Model
 from rlpost.config.objective import Objective
@@ -114,7 +122,9 @@ class Rollout(Section):
     prefix_caching: bool = Field(True, description="share the keys and values of a common prompt")
     gpu_memory_utilization: float = Field(0.85, gt=0, le=1, description="share of a GPU vLLM may take")
     kv_cache_gb: float = Field(1.0, gt=0, description="CPU only")
-    threads: int | None = Field(None, ge=1, description="CPU threads of an engine; the cores divided by the engines")
+    threads: int | None = Field(
+        None, ge=1, description="CPU threads of an engine; its part of the cores of its machine"
+    )
     weight_transfer: Literal["auto", "object_store", "nccl", "ipc"] = "auto"
     adapters: Literal["auto", "merged"] = Field(
         "auto",
@@ -147,7 +157,9 @@ class Learner(Optimizer):
 
     ranks: int = Field(1, ge=1, description="DeepSpeed ranks, one GPU (or actor on CPU) each")
     zero_stage: Literal[0, 1, 2, 3] = Field(
-        0, description="what is sharded over ranks: 1 optimizer, 2 and gradients, 3 and weights"
+        0,
+        description="what is sharded over ranks: 1 optimizer, 2 and gradients, 3 and weights; in bfloat16 1 by default, and "
+        "at least 1",
     )
     prompts_per_step: int = Field(64, ge=1, le=2**24, description="prompts sampled and learned from in a step")
     optimizer_steps_per_batch: int = Field(1, ge=1, description="updates made of one batch of samples")
@@ -161,8 +173,8 @@ class Learner(Optimizer):
     )
     logits_chunk_tokens: int = Field(1024, ge=1, description="tokens whose vocabulary-wide logits are held at once")
     gradient_checkpointing: bool = Field(False, description="make activations again in the backward pass")
-    offload_optimizer: bool = Field(False, description="keep the optimizer in CPU memory")
-    threads: int | None = Field(None, ge=1, description="CPU threads of a rank; the cores divided by the ranks")
+    offload_optimizer: bool = Field(False, description="keep the optimizer in CPU memory; zero_stage 1 or more")
+    threads: int | None = Field(None, ge=1, description="CPU threads of a rank; its part of the cores of its machine")
     deadline: float = Field(1800.0, gt=0, description="seconds one update may take")
     deepspeed: dict[str, Any] = Field(
         default_factory=dict,
@@ -405,8 +417,16 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _masters_in_float32(self) -> Config:
+        # Under stage 0 DeepSpeed keeps no float32 sums of bfloat16 gradients, and its first Adam step is 0.77 of one.
+        if self.model.dtype == "bfloat16" and "zero_stage" not in self.learner.model_fields_set:
+            self.learner = self.learner.model_copy(update={"zero_stage": 1})
+        return self
+
+    @model_validator(mode="after")
     def _fits_together(self) -> Config:
         check_batch(self)
+        check_optimizer(self)
         check_placement(self)
         check_method(self)
         check_evaluation(self)

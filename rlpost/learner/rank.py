@@ -11,7 +11,7 @@ from typing import Any
 
 from rlpost import device
 from rlpost.actors import Reachable
-from rlpost.cluster import set_thread_environment
+from rlpost.cluster import Threads, set_thread_environment
 from rlpost.learner.delivery import Delivery
 from rlpost.learner.learning_rate import course_state, fresh_course, learning_rate, resumed_course
 from rlpost.learner.spec import LearnerSpec
@@ -22,9 +22,9 @@ from rlpost.models.source import ModelSource
 class LearnerRank(Reachable, Steps, Delivery):
     """A Ray actor. Methods that hold a collective must be called on all ranks at once."""
 
-    def __init__(self, rank: int, world: int, threads: int, on_gpu: bool) -> None:
+    def __init__(self, rank: int, world: int, threads: Threads, on_gpu: bool) -> None:
         os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK="0")
-        set_thread_environment(threads)
+        set_thread_environment(threads.here())
         if not on_gpu:
             os.environ["DS_ACCELERATOR"] = "cpu"
         self.rank, self.world = rank, world
@@ -67,7 +67,7 @@ class LearnerRank(Reachable, Steps, Delivery):
         from rlpost.learner.survival import Sample
         from rlpost.objective import Objective as Terms
 
-        torch.set_num_threads(spec.threads)
+        torch.set_num_threads(spec.threads.here())
         torch.manual_seed(spec.seed)
         self.device = device.take(spec.on_gpu)
         # DeepSpeed would compile a collective that only its inference calls: half a minute of a first start, and behind a
@@ -201,11 +201,8 @@ class LearnerRank(Reachable, Steps, Delivery):
         lo = self.spec.learner
         parameters = [p for p in policy.parameters() if p.requires_grad]
         settings: dict[str, Any] = dict(lr=lo.lr, **self._constants())
-        if lo.offload_optimizer:
-            from deepspeed.ops.adam import DeepSpeedCPUAdam
-
-            return DeepSpeedCPUAdam(parameters, adamw_mode=True, **settings)
-        return torch.optim.AdamW(parameters, **settings)
+        # On CPU the fused one is the vectorised one. DeepSpeed's own would be compiled at the first use, which needs nvcc.
+        return torch.optim.AdamW(parameters, fused=lo.offload_optimizer or None, **settings)
 
     def _constants(self) -> dict[str, Any]:
         """What the optimizer is told once; the learning rate it is told at every step."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from rlpost.cluster import Threads
 from rlpost.config import Learner, Model, Objective, Routing
 from rlpost.learner.batch import MicroBatch
 from rlpost.learner.references import AnchorSpec
@@ -38,7 +39,7 @@ class LearnerSpec:
     pad_id: int
     seed: int
     on_gpu: bool
-    threads: int
+    threads: Threads
     routing: Routing = field(default_factory=Routing)
     longest: int | None = None
     adapter: str | None = None

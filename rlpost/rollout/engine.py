@@ -60,7 +60,7 @@ class Engine(Reachable):
     """A Ray actor around `vllm.v1.engine.llm_engine.LLMEngine`, run inside this process."""
 
     def __init__(self, spec: EngineSpec) -> None:
-        set_thread_environment(spec.threads)
+        set_thread_environment(spec.threads.here())
         self.spec = spec
         self.version = 0
         self.stale = False
@@ -291,7 +291,7 @@ class Engine(Reachable):
         if s.adapters is not None:
             self._refuse_unknown(s.adapters)
         if not s.on_gpu:
-            torch.set_num_threads(s.threads)
+            torch.set_num_threads(s.threads.here())
         self._decode = Decoder(load_tokenizer(s.source))
         self._stop_ids = eos_token_ids(s.source)
         if s.capture_routes:

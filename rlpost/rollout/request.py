@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from rlpost.cluster import Threads
 from rlpost.config import DType
 from rlpost.models.source import ModelSource
 from rlpost.rollout.adapters import AdapterSpec
@@ -60,7 +61,7 @@ class EngineSpec:
     prefix_caching: bool
     gpu_memory_utilization: float
     kv_cache_gb: float
-    threads: int
+    threads: Threads
     weight_transfer: str
     stop_strings: bool
     on_gpu: bool

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import ray
 
+from rlpost.cluster import Threads
 from rlpost.config import Learner, Lora, Model, Objective
 from rlpost.learner.batch import Batch
 from rlpost.learner.group import LearnerGroup
@@ -65,7 +66,7 @@ def spec(path: Path, model: dict | None = None, **learner: object) -> LearnerSpe
         pad_id=0,
         seed=0,
         on_gpu=False,
-        threads=1,
+        threads=Threads(1),
     )
 
 
@@ -142,6 +143,12 @@ def test_two_ranks_under_every_zero_stage_learn_what_one_rank_learns(reference, 
 def test_the_update_does_not_depend_on_how_the_batch_is_cut(reference, small_model, settings):
     found, _ = trained(spec(small_model, **settings), ranks=1)
     assert_same(found, reference, 1e-6)
+
+
+@pytest.mark.parametrize("zero_stage", [1, 3])
+def test_an_optimizer_in_cpu_memory_learns_the_same(reference, small_model, zero_stage):
+    found, _ = trained(spec(small_model, zero_stage=zero_stage, offload_optimizer=True), ranks=2)
+    assert_same(found, reference, 1e-5)
 
 
 def test_three_ranks_with_packing_learn_the_same(reference, small_model):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import ray
 
+from rlpost.cluster import Placement
 from rlpost.commands.export import transformers_logp, vllm_logp
 from rlpost.config import CreateModel, parse
 from rlpost.models.create import create_model
@@ -54,7 +54,7 @@ def started(request, tmp_path):
             "lr": 1e-4,
             "threads": 1,
             "ranks": case.get("ranks", 1),
-            "zero_stage": case.get("zero_stage", 0),
+            **({"zero_stage": case["zero_stage"]} if "zero_stage" in case else {}),
         },
     )
     given["model"] = {
@@ -63,9 +63,7 @@ def started(request, tmp_path):
         "lora": {"rank": 8, "alpha": 16, **case.get("lora", {})},
     }
     config = parse({**given, "warmup": None})
-    where = SimpleNamespace(
-        engines=[None] * config.rollout.engines, ranks=[None] * config.learner.ranks, engine_gpus=0, rank_gpus=0
-    )
+    where = Placement([None] * config.rollout.engines, [None] * config.learner.ranks, 0, 0, group=None)
     engines = Engines(config, str(tmp_path / "base"), where)
     learner = start_learner(config, learner_spec(config, Roles(config), str(tmp_path / "base"), 0), where)
     learner.ready()

@@ -186,6 +186,47 @@ def test_an_impossible_batch_is_refused_with_its_arithmetic(change: dict, parts:
     assert all(part in message for part in parts), message
 
 
+def test_weights_of_bfloat16_have_masters_unless_a_stage_is_asked_for_that_has_none():
+    half = {"dtype": "bfloat16"}
+    assert parse(tiny()).learner.zero_stage == 0
+    assert parse(tiny(model=half)).learner.zero_stage == 1
+    assert parse(tiny(model=half, learner={"zero_stage": 3})).learner.zero_stage == 3
+    message = refused(tiny(model=half, learner={"zero_stage": 0}))
+    assert "learner.zero_stage: 0 with model.dtype: bfloat16" in message
+    assert "set learner.zero_stage: 1" in message
+
+
+def test_an_optimizer_is_kept_elsewhere_only_where_it_has_weights_of_its_own():
+    message = refused(tiny(learner={"offload_optimizer": True}))
+    assert "learner.offload_optimizer: true" in message
+    assert "set learner.zero_stage: 1" in message
+    parse(tiny(learner={"offload_optimizer": True, "zero_stage": 1}))
+
+
+@pytest.mark.parametrize(
+    ("change", "cores", "engine", "rank"),
+    [
+        ({}, 2, 2, 2),
+        ({"rollout": {"engines": 4, "max_staleness": 1}, "learner": {"ranks": 2}}, 16, 2, 4),
+        ({"rollout": {"threads": 3}}, 64, 3, 64),
+        (  # four nodes, of which one holds two engines or eight ranks
+            {
+                "cluster": {"nodes": 4, "gpus_per_node": 8},
+                "rollout": {"engines": 4, "tensor_parallel": 4, "max_staleness": 1},
+                "learner": {"ranks": 16},
+            },
+            128,
+            32,
+            8,
+        ),
+    ],
+)
+def test_threads_are_a_part_of_the_cores_where_an_actor_runs(change, cores, engine, rank, monkeypatch):
+    found = cluster.threads(parse(tiny(**change)))
+    monkeypatch.setattr("os.cpu_count", lambda: cores)  # of the node: the driver was asked nothing
+    assert tuple(each.here() for each in found) == (engine, rank)
+
+
 @pytest.mark.parametrize(
     ("change", "parts"),
     [

@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from rlpost.cluster import Threads
 from rlpost.config import Learner, Model, Objective, Routing
 from rlpost.learner.batch import Batch
 from rlpost.learner.group import LearnerGroup
@@ -81,7 +82,7 @@ def spec(path: Path, replay: str = "r3", **learner: object) -> LearnerSpec:
         pad_id=0,
         seed=0,
         on_gpu=False,
-        threads=1,
+        threads=Threads(1),
         routing=Routing(replay=replay),
     )
 
