@@ -30,6 +30,14 @@ Arguments = Annotated[
         show_default=False,
     ),
 ]
+OptionalArguments = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[CONFIG] [key=value ...]",
+        help="A configuration whose cluster's nodes are looked at, too.",
+        show_default=False,
+    ),
+]
 RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A run's folder, such as runs/quickstart.")]
 
 
@@ -239,11 +247,12 @@ def plan(arguments: Arguments) -> None:
 
 
 @app.command()
-def doctor() -> None:
-    """Installed versions against the tested ones, and what this machine can do."""
+def doctor(arguments: OptionalArguments = None) -> None:
+    """Is this machine, and with a CONFIG its cluster, what a run needs: versions, driver, limits, shared folders."""
+    config = _load(arguments) if arguments else None
     from rlpost.commands.doctor import show
 
-    raise typer.Exit(show())
+    raise typer.Exit(show(config))
 
 
 @app.command(name="list")

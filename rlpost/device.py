@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     import torch
-
-
-def names() -> list[str]:
-    """The GPUs this process sees."""
-    import torch
-
-    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if present() else []
 
 
 def present() -> bool:
@@ -23,22 +17,57 @@ def present() -> bool:
     return torch.cuda.is_available()
 
 
-def memory_in_use() -> list[str]:
-    """What each GPU of this machine has in use, by whomever: asked of the driver, without a context of this process's."""
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU of this machine; sizes in GiB."""
+
+    name: str
+    used_gb: float
+    total_gb: float
+
+
+@dataclass(frozen=True)
+class Driver:
+    """NVIDIA's driver of this machine, and the GPUs it knows."""
+
+    version: str
+    gpus: tuple[Gpu, ...]
+
+
+def driver() -> Driver | None:
+    """What the driver says of this machine's GPUs, whoever uses them, without a context of this process's; None: there is
+    no driver."""
     try:
         import pynvml
     except ImportError:  # not among what is installed for CPU
-        return []
+        return None
     try:
         pynvml.nvmlInit()
-    except pynvml.NVMLError:  # no driver, so no GPU
-        return []
+    except pynvml.NVMLError:
+        return None
     try:
         handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-        found = [pynvml.nvmlDeviceGetMemoryInfo(handle) for handle in handles]
+        sizes = [pynvml.nvmlDeviceGetMemoryInfo(handle) for handle in handles]
+        names = [pynvml.nvmlDeviceGetName(handle) for handle in handles]
+        version = pynvml.nvmlSystemGetDriverVersion()
     finally:
         pynvml.nvmlShutdown()
-    return [f"GPU {i} {one.used / 2**30:.1f} of {one.total / 2**30:.1f} GiB" for i, one in enumerate(found)]
+    gpus = (Gpu(n, one.used / 2**30, one.total / 2**30) for n, one in zip(names, sizes, strict=True))
+    return Driver(version, tuple(gpus))
+
+
+def memory_in_use() -> list[str]:
+    """What each GPU of this machine has in use, in words."""
+    found = driver()
+    gpus = found.gpus if found is not None else ()
+    return [f"GPU {i} {gpu.used_gb:.1f} of {gpu.total_gb:.1f} GiB" for i, gpu in enumerate(gpus)]
+
+
+def nccl() -> str | None:
+    """The version of NCCL that torch has; None: it has none."""
+    import torch
+
+    return ".".join(map(str, torch.cuda.nccl.version())) if torch.version.cuda is not None else None
 
 
 def take(on_gpu: bool) -> torch.device:

@@ -1,51 +1,80 @@
-"""`rlpost doctor`: is this the machine and the set of versions that was tested?"""
+"""`rlpost doctor`: is this the machine, and are these the nodes, that a run needs?"""
 
 from __future__ import annotations
 
 import os
-import shutil
-import sys
-from importlib.metadata import distributions
+import tempfile
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from rlpost import device
+from rlpost.config import Config, ConfigError
 from rlpost.exit_codes import BAD_USAGE, DONE
+from rlpost.machine import Finding, Machine, examine, here
 
-TESTED = {
-    "torch": "2.13.0",
-    "vllm": "0.30.0",
-    "transformers": "5.23.0",
-    "ray": "2.60.0",
-    "deepspeed": "0.19.8",
-    "datasets": "5.2.0",
-    "peft": "0.21.2",
-    "math-verify": "0.9.0",
-    "reasoning-gym": "0.1.25",
-}
+DEADLINE = 60.0  # seconds for a node to answer
 
 
-def show() -> int:
-    """Print what is here; exit code 2 when a package is missing or of an untested version."""
+def show(config: Config | None = None) -> int:
+    """Print what is here, and on the nodes of the configuration's cluster; exit code 2 when something is to be done."""
     out = Console(soft_wrap=True)
-    table = Table("package", "installed", "tested", "", box=None)
-    wrong = []
-    for name, tested in TESTED.items():
-        installed = _installed(name)
-        good = installed is not None and installed.split("+")[0] == tested
-        if not good:
-            wrong.append(name)
-        table.add_row(name, installed or "missing", tested, "ok" if good else "not the tested one")
-    out.print(table)
-    out.print(f"python {sys.version.split()[0]}, {os.cpu_count()} cores, {_memory_gb():.0f} GiB memory")
-    out.print(f"free disk here: {shutil.disk_usage('.').free / 2**30:.0f} GiB")
-    out.print(f"accelerators: {_accelerators()}")
+    store = config.cluster.object_store_gb if config is not None else 1.0
+    machine = examine(store)
+    findings = list(machine.findings)
+    if config is not None and (config.cluster.address or os.environ.get("RAY_ADDRESS")):
+        findings += nodes(config, machine)
+    table = Table("", "found", "", box=None)
+    for finding in [Finding("python", machine.python), *findings]:
+        table.add_row(finding.what, finding.found, finding.remedy or "ok")
+    out.print(table, markup=False)
     _show_sandbox(out)
+    wrong = [finding.what for finding in findings if finding.remedy]
     if wrong:
-        out.print(f"install the tested versions: make setup (requirements/*.lock); differing: {', '.join(wrong)}")
+        out.print(f"to be mended, see above: {', '.join(wrong)}", markup=False)
         return BAD_USAGE
     return DONE
+
+
+def nodes(config: Config, machine: Machine) -> list[Finding]:
+    """What is wrong on the nodes of the cluster that the configuration joins, and what of it is not as it is here.
+
+    A folder made in `runs_dir` is looked for from all of them, and so are files that the configuration names.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    from rlpost.cluster import check_address, connected
+
+    check_address(config)
+    runs = Path(config.runs_dir)
+    try:
+        runs.mkdir(parents=True, exist_ok=True)
+        made = tempfile.TemporaryDirectory(prefix=".doctor-", dir=runs)
+    except OSError as error:
+        raise ConfigError(f"runs_dir: {config.runs_dir!r}: cannot be written: {error.strerror}") from None
+    with made as shared, connected(config):
+        looked = [str(Path(shared).resolve())]
+        if config.model.path and Path(config.model.path).expanduser().is_dir():
+            looked.append(str(Path(config.model.path).expanduser().resolve()))
+        asking, asked = ray.remote(examine), []
+        for node in ray.nodes():
+            if node["Alive"]:
+                there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+                told = asking.options(num_cpus=0, max_retries=0, scheduling_strategy=there).remote(0.0, tuple(looked))
+                asked.append((node["NodeManagerAddress"], told))
+        ray.wait([ref for _, ref in asked], num_returns=len(asked), timeout=DEADLINE)
+        findings = [Finding("nodes", f"{len(asked)}: {', '.join(address for address, _ in asked)}")]
+        for address, ref in asked:
+            try:
+                found = ray.get(ref, timeout=0)
+            except ray.exceptions.RayError as error:
+                said = " ".join(str(error).split())[-200:] or f"no answer in {DEADLINE:.0f} s"
+                findings.append(Finding(f"node {address}", said, "install rlpost there, in the same environment"))
+                continue
+            wrong = [finding for finding in found.findings if finding.remedy]
+            findings += [*here(wrong, address), *here(found.unlike(machine), address)]
+    return findings
 
 
 def _show_sandbox(out: Console) -> None:
@@ -64,19 +93,3 @@ def _show_sandbox(out: Console) -> None:
         refuse_unsafe(found.tier, allow_unsafe=False, reason=found.reason)
     except SandboxError as error:
         out.print(f"  code rewards will refuse to start: {error}")
-
-
-def _installed(name: str) -> str | None:
-    """Version of a distribution, or of its CPU build."""
-    found = [d.version for d in distributions() if d.name.lower().replace("_", "-") in (name, f"{name}-cpu")]
-    return found[0] if found else None
-
-
-def _memory_gb() -> float:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-
-
-def _accelerators() -> str:
-    if _installed("torch") is None:
-        return "unknown (torch is missing)"
-    return ", ".join(device.names()) or "none: rlpost runs on CPU"
