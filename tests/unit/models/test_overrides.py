@@ -57,7 +57,7 @@ def test_deepspeed_settings_of_speed_alone_pass(given):
 
 def test_how_the_optimizer_is_offloaded_may_be_said_once_it_is():
     given = {"zero_optimization": {"offload_optimizer": {"device": "cpu", "ratio": 0.5}}}
-    parse(tiny(learner={"deepspeed": given, "offload_optimizer": True}))
+    parse(tiny(learner={"deepspeed": given, "offload_optimizer": True, "zero_stage": 1}))
 
 
 @pytest.mark.parametrize(
