@@ -40,7 +40,7 @@ def measure(workload: Workload) -> tuple[str, list[Step]]:
         model=str(workload.model),
         dtype=config.rollout_dtype,
         max_model_len=config.max_sequence_tokens,
-        max_num_seqs=config.rollout.max_sequences,
+        max_num_seqs=config.rollout.max_sequences or 256,
         enforce_eager=True,
         enable_prefix_caching=config.rollout.prefix_caching,
         enable_chunked_prefill=False,

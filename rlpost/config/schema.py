@@ -117,7 +117,13 @@ class Rollout(Section):
         0, ge=0, description="weight versions a consumed token may be behind; 1 or more overlaps"
     )
     dtype: DType | None = Field(None, description="model.dtype by default")
-    max_sequences: int = Field(256, ge=1, le=2**24, description="sequences an engine decodes at once")
+    max_sequences: int | None = Field(
+        None,
+        ge=1,
+        le=2**24,
+        description="sequences an engine decodes at once; 256 on CPU, as vLLM has it for the memory of a GPU (1,024 from "
+        "70 GiB on, 256 on an A100 and below) by default",
+    )
     enforce_eager: bool | None = Field(None, description="true on CPU, false on GPU by default")
     prefix_caching: bool = Field(True, description="share the keys and values of a common prompt")
     gpu_memory_utilization: float = Field(0.85, gt=0, le=1, description="share of a GPU vLLM may take")

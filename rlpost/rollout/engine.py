@@ -26,7 +26,6 @@ from rlpost.models.load import eos_token_ids, load_tokenizer
 from rlpost.rollout import adapters, capture
 from rlpost.rollout import probes as read_back
 from rlpost.rollout.decode import Decoder
-from rlpost.rollout.plugin import RECEIVERS
 from rlpost.rollout.request import EngineSpec, SampleRequest
 from rlpost.routing import Routes
 from rlpost.types import FinishReason, Rollout
@@ -246,33 +245,12 @@ class Engine(Reachable):
         import vllm
         from vllm.engine.arg_utils import EngineArgs
         from vllm.plugins import load_general_plugins
+        from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.llm_engine import LLMEngine
 
         load_general_plugins()
         folder = str(s.source.folder())
-        arguments: dict[str, Any] = dict(
-            model=folder,
-            dtype=s.dtype,
-            max_model_len=s.max_model_len,
-            max_num_seqs=s.max_sequences,
-            tensor_parallel_size=s.tensor_parallel,
-            enforce_eager=s.enforce_eager,
-            enable_prefix_caching=s.prefix_caching,
-            gpu_memory_utilization=s.gpu_memory_utilization,
-            trust_remote_code=s.source.trust_remote_code,
-            skip_tokenizer_init=not s.stop_strings,
-            # Of the distribution really sampled from: after temperature. The default is before it.
-            logprobs_mode="processed_logprobs",
-            weight_transfer_config={"backend": RECEIVERS[s.weight_transfer][0]},
-            seed=0,
-            disable_log_stats=True,
-        )
-        if s.tensor_parallel > 1:
-            # In an actor of a placement group vLLM takes Ray, asks for the GPUs that this actor holds, and refuses.
-            arguments["distributed_executor_backend"] = "mp"
-        if not s.on_gpu:
-            # A prompt cut in chunks rewinds its seeded generator, which a CPU generator cannot do.
-            arguments |= dict(enable_chunked_prefill=False, max_num_batched_tokens=max(4096, s.max_model_len))
+        arguments = s.arguments(folder)
         if s.capture_routes:
             capture.refuse_version(vllm.__version__)
             refuse_engine_args(s.engine_args)
@@ -283,7 +261,8 @@ class Engine(Reachable):
         if s.capture_routes:
             capture.refuse_dense(engine_args.create_model_config().get_num_experts(), s.source.path)
         try:
-            self._engine = LLMEngine.from_engine_args(engine_args)
+            # As vLLM's own batch inference has it: how many tokens and sequences a step takes follows the GPU's memory.
+            self._engine = LLMEngine.from_engine_args(engine_args, UsageContext.LLM_CLASS)
         except ValueError as error:
             if s.adapters is not None and "LoRA target module" in str(error):
                 raise adapters.AdaptersRefusedError(str(error)) from error

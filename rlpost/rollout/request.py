@@ -12,6 +12,7 @@ from rlpost.cluster import Threads
 from rlpost.config import DType
 from rlpost.models.source import ModelSource
 from rlpost.rollout.adapters import AdapterSpec
+from rlpost.rollout.plugin import RECEIVERS
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class SampleRequest:
 class EngineSpec:
     """Everything an engine actor needs to know, decided by the driver.
 
+    `max_sequences`: None leaves it to vLLM, by the memory of the GPU.
     `capture_routes`: bring the experts chosen for every token (`Rollout.routes`); needs a mixture-of-experts model.
     `adapters`: serve these beside the weights of `source`, which stay; None serves weights alone.
     """
@@ -55,7 +57,7 @@ class EngineSpec:
     source: ModelSource
     dtype: DType
     max_model_len: int
-    max_sequences: int
+    max_sequences: int | None
     tensor_parallel: int
     enforce_eager: bool
     prefix_caching: bool
@@ -68,6 +70,37 @@ class EngineSpec:
     engine_args: dict[str, Any]
     capture_routes: bool = False
     adapters: AdapterSpec | None = None
+
+    def arguments(self, folder: str) -> dict[str, Any]:
+        """What vLLM's EngineArgs are told of all this, but for adapters, routes and `engine_args`.
+
+        Args:
+            folder: of the model, on this machine.
+        """
+        arguments: dict[str, Any] = dict(
+            model=folder,
+            dtype=self.dtype,
+            max_model_len=self.max_model_len,
+            max_num_seqs=self.max_sequences,
+            tensor_parallel_size=self.tensor_parallel,
+            enforce_eager=self.enforce_eager,
+            enable_prefix_caching=self.prefix_caching,
+            gpu_memory_utilization=self.gpu_memory_utilization,
+            trust_remote_code=self.source.trust_remote_code,
+            skip_tokenizer_init=not self.stop_strings,
+            # Of the distribution really sampled from: after temperature. The default is before it.
+            logprobs_mode="processed_logprobs",
+            weight_transfer_config={"backend": RECEIVERS[self.weight_transfer][0]},
+            seed=0,
+            disable_log_stats=True,
+        )
+        if self.tensor_parallel > 1:
+            # In an actor of a placement group vLLM takes Ray, asks for the GPUs that this actor holds, and refuses.
+            arguments["distributed_executor_backend"] = "mp"
+        if not self.on_gpu:
+            # A prompt cut in chunks rewinds its seeded generator, which a CPU generator cannot do.
+            arguments |= dict(enable_chunked_prefill=False, max_num_batched_tokens=max(4096, self.max_model_len))
+        return arguments
 
 
 def sample_seed(run_seed: int, step: int, prompt_id: str, sample: int) -> int:
