@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -167,8 +168,10 @@ class LearnerGroup:
         return self._all("send_weights", dtype, readable, version, what="the weights to be sent")[0]
 
     def unshared(self, folder: Path) -> str | None:
-        """What is wrong when ranks, on which machines, do not see a folder the driver has made."""
-        seen = self._all("sees", str(folder), what=f"the learner to look for {folder}")
+        """What is wrong when ranks, on which machines, do not see what the driver makes in a folder."""
+        # Of a name that no other machine's disk can have: one of the same path may be there too.
+        with tempfile.TemporaryDirectory(prefix=".shared-", dir=folder) as made:
+            seen = self._all("sees", made, what=f"the learner to look for {folder}")
         blind = [f"rank {rank} on {machine}" for rank, (sees, machine) in enumerate(seen) if not sees]
         if not blind:
             return None

@@ -17,7 +17,7 @@ from rlpost.learner.group import LearnerGroup
 from rlpost.learner.spec import LearnerSpec
 from rlpost.models.load import load_tokenizer
 from rlpost.models.source import ModelSource
-from rlpost.observe import Recorder
+from rlpost.observe import Recorder, RunFolder
 from rlpost.rollout.adapters import AdapterSpec, AdaptersRefusedError
 from rlpost.rollout.fleet import Fleet
 from rlpost.rollout.request import EngineSpec
@@ -109,14 +109,9 @@ def running(
                 spec = replace(spec, source=ModelSource.of(config.model, str(resume.model)))
             else:
                 spec = replace(spec, adapter=str(resume.model))
-        crew = [*engines.fleet.crew]
-        with starting("the learner", config, "learner", "model", log=recorder.folder.logs), accounted(crew):
-            learner = start_learner(config, spec, placement)
-            stack.callback(learner.shutdown)
-            crew += learner.crew
-            model = learner.ready()
-        with starting("the engines", config, "rollout", "model", log=recorder.folder.logs), accounted(crew):
-            engine = engines.ready()
+        learner, model, engine = started(
+            config, engines, lambda: start_learner(config, spec, placement), recorder.folder, stack
+        )
         fleet = engines.fleet
         stack.enter_context(accounted([*fleet.crew, *learner.crew]))
         check_same_routers(config, model["routing"], engine.get("routing"))
@@ -136,6 +131,42 @@ def running(
         if resume is None or not config.resume.takes("data"):
             run.strategy.prepare(RunLab(run))
         yield run
+
+
+def started(
+    config: Config, engines: Engines, start: Callable[[], LearnerGroup], folder: RunFolder, stack: ExitStack
+) -> tuple[LearnerGroup, dict[str, Any], dict[str, Any]]:
+    """Start the learner and wait for it and for the engines, which are on their way.
+
+    Args:
+        start: makes the learner's ranks.
+        folder: of the run; all ranks must see it.
+        stack: takes the learner down.
+
+    Returns:
+        the learner, what it says of its model, and what an engine says (`LearnerGroup.ready`, `Fleet.ready`).
+
+    Raises:
+        ConfigError: `runs_dir` is not on all nodes.
+        StartError: a part does not start.
+    """
+    crew = [*engines.fleet.crew]
+
+    def serving() -> dict[str, Any]:
+        with starting("the engines", config, "rollout", "model", log=folder.logs), accounted(crew):
+            return engines.ready()
+
+    # An engine takes what is gone from its GPU by the end of its start for its own, and ends where memory came back: one
+    # that shares the GPU must have measured before a learner is there.
+    engine = serving() if config.cluster.colocate else None
+    with starting("the learner", config, "learner", "model", log=folder.logs), accounted(crew):
+        learner = start()
+        stack.callback(learner.shutdown)
+        crew += learner.crew
+        model = learner.ready()
+    if unshared := learner.unshared(folder.path):
+        raise ConfigError(unshared)
+    return learner, model, engine or serving()
 
 
 def steps_of(config: Config, prompts: Mapping[str, Sequence[Prompt]]) -> int:

@@ -380,17 +380,22 @@ def test_a_run_does_not_start_anew_over_what_it_had(start, capsys, lost):
 
 def test_ranks_that_do_not_see_the_folder_are_named_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr("socket.gethostname", lambda: "node-7")
-    (tmp_path / "here").mkdir()
+    for disk in ("driver", "other"):
+        (tmp_path / disk / "runs").mkdir(parents=True)
     ranks = [SimpleNamespace(sees=lambda folder: LearnerRank.sees(None, folder)) for _ in range(2)]
     group = LearnerGroup.__new__(LearnerGroup)
     group._all = lambda method, *args, what: [getattr(rank, method)(*args) for rank in ranks]
-    assert group.unshared(tmp_path / "here") is None
-    assert "by rank 0 on node-7, rank 1 on node-7: " in group.unshared(tmp_path / "elsewhere")
-    ranks[1].sees = lambda folder: (False, "node-7")
+    assert group.unshared(tmp_path / "driver" / "runs") is None
+    # A disk of the node's own, on which a folder of the same path happens to be.
+    ranks[1].sees = lambda folder: LearnerRank.sees(None, folder.replace("/driver/", "/other/"))
+    assert f"{tmp_path}/driver/runs cannot be seen by rank 1 on node-7: " in group.unshared(
+        tmp_path / "driver" / "runs"
+    )
+    assert not any((tmp_path / "driver" / "runs").iterdir())
     learner = SimpleNamespace(unshared=group.unshared, log_probs=lambda batch: [])
     made = SimpleNamespace(
         say=lambda text: None,
-        store=checkpoint.Store(tmp_path / "checkpoints", "a"),
+        store=checkpoint.Store(tmp_path / "driver" / "checkpoints", "a"),
         learner=learner,
         step=1,
         state_dict=dict,

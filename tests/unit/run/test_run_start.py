@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 
-from rlpost.config import Config, parse
-from rlpost.run.start import repetitions, steps_of
+from rlpost.config import Config, ConfigError, parse
+from rlpost.run.start import repetitions, started, steps_of
 from rlpost.types import Prompt
 from tests.conftest import tiny
 
@@ -65,3 +70,44 @@ def test_epochs_are_rounded_up_to_whole_steps(epochs: float, steps: int):
 )
 def test_a_mixture_ends_with_the_step_in_which_its_first_or_last_source_was_seen(until: str, length: dict, steps: int):
     assert steps_of(mixed(8, until, length, a=3, b=1), sources(a=90, b=10)) == steps
+
+
+class Parts:
+    """Stand-ins of a run's engines and learner, and what happened to them in its order."""
+
+    def __init__(self, tmp_path: Path, blind: str | None = None) -> None:
+        self.happened: list[str] = []
+        self.folder = SimpleNamespace(path=tmp_path, logs=tmp_path)
+        self.engines: Any = SimpleNamespace(fleet=SimpleNamespace(crew=[]), ready=lambda: self._ready("engines"))
+        self.learner = SimpleNamespace(
+            crew=[],
+            ready=lambda: self._ready("learner"),
+            unshared=lambda folder: blind,
+            shutdown=lambda: self.happened.append("learner taken down"),
+        )
+
+    def _ready(self, who: str) -> dict[str, str]:
+        self.happened.append(f"{who} ready")
+        return {"of": who}
+
+    def start(self) -> Any:
+        self.happened.append("learner started")
+        return self.learner
+
+
+@pytest.mark.parametrize("colocate", [True, False])
+def test_an_engine_that_shares_its_gpu_has_measured_it_before_a_learner_is_there(colocate: bool, tmp_path: Path):
+    config = parse(tiny(cluster={"gpus_per_node": 1 if colocate else 2, "colocate": colocate}))
+    parts = Parts(tmp_path)
+    with ExitStack() as stack:
+        learner, model, engine = started(config, parts.engines, parts.start, parts.folder, stack)
+    assert (learner, model, engine) == (parts.learner, {"of": "learner"}, {"of": "engines"})
+    assert parts.happened.index("engines ready") < parts.happened.index("learner started") or not colocate
+    assert sorted(parts.happened) == ["engines ready", "learner ready", "learner started", "learner taken down"]
+
+
+def test_a_folder_that_is_not_on_all_nodes_is_refused_before_the_first_sample(tmp_path: Path):
+    parts = Parts(tmp_path, blind="it cannot be seen by rank 1 on node-7")
+    with ExitStack() as stack, pytest.raises(ConfigError, match="rank 1 on node-7"):
+        started(parse(tiny()), parts.engines, parts.start, parts.folder, stack)
+    assert parts.happened[-1] == "learner taken down"
