@@ -63,6 +63,29 @@ def test_other_tensors_are_probed_with_each_version():
     assert len(set().union(*chosen)) > PROBED_TENSORS
 
 
+def test_only_what_was_chosen_leaves_its_device_to_be_read():
+    moved = []
+
+    class OnDevice(torch.Tensor):
+        def cpu(self):
+            moved.append(self.nbytes)
+            return self.as_subclass(torch.Tensor).clone()
+
+    sent = {f"n{i}": torch.randn(2 + i).as_subclass(OnDevice) for i in range(40)}
+    held = {name: Held(tuple(t.shape), "float32") for name, t in sent.items()}
+    probes = probes_of(sent, held, version=1)
+    assert len(moved) == PROBED_TENSORS
+    assert sum(moved) == sum(sent[name].nbytes for name in probes)
+    assert all(probe.checksum == checksum(sent[name].numpy()) for name, probe in probes.items())
+
+
+def test_a_tensor_that_was_to_be_checked_and_was_not_sent_is_an_error():
+    probing = Probing({"a": (2,), "b": (2,)}, {name: Held((2,), "float32") for name in "ab"}, version=0)
+    list(probing.watch([("a", torch.ones(2))]))
+    with pytest.raises(RuntimeError, match="engines' b were to be checked"):
+        probing.probes()
+
+
 def test_an_update_that_could_not_be_checked_is_refused():
     with pytest.raises(ValueError, match="no tensor of the learner"):
         Probing({"a": (2,)}, {"b": Held((2,), "float32")}, version=0)

@@ -4,83 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
-from transformers.core_model_loading import revert_weight_conversion
 
-from rlpost.config import Lora
 from rlpost.learner import stream as streams
-from rlpost.learner.adapters import add_lora, lora_layers
 from rlpost.learner.delivery import _disturbed
 from rlpost.learner.masters import Masters
 from rlpost.learner.stream import WeightStream
 from rlpost.learner.survival import Survival
 from rlpost.models.load import load_causal_lm
 from rlpost.models.source import ModelSource
-from rlpost.weights import tail
-from tests.learner_memory import Memory, largest_layer
-from tests.moe_models import FAMILIES, make_model
-
-DENSE = {
-    "vocab_size": 40,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 32,
-    "pad_token_id": 0,
-}
-PLAIN = {
-    "qwen2": {"tie_word_embeddings": False},
-    "gemma2": {"tie_word_embeddings": True},
-    "glm4": {},
-    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2},
-    "gpt_neox": {},
-    "falcon_mamba": {},
-    "lfm2": {"tie_word_embeddings": True},
-}
-LARGE = {"qwen2": {"hidden_size": 256, "intermediate_size": 512}, **{key: {"hidden_size": 256} for key in FAMILIES}}
-MEASURED = ("qwen2", "qwen3_moe", "deepseek_v3", "gpt_oss")
-
-
-def made(family: str, dtype: torch.dtype = torch.float32, **sizes: object):
-    if family in FAMILIES:
-        return make_model(family, dtype=dtype, num_hidden_layers=4, **sizes)
-    known = AutoConfig.for_model(family).to_dict()
-    values = {name: value for name, value in {**DENSE, **PLAIN[family], **sizes}.items() if name in known}
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **values), dtype=dtype)
-
-
-def adapted(model, **lora: object):
-    """As if something had been learned."""
-    add_lora(model, Lora(rank=4, **lora))
-    generator = torch.Generator().manual_seed(1)
-    for name, parameter in model.named_parameters():
-        if "lora_" in name:
-            parameter.data += (0.02 * torch.randn(parameter.shape, generator=generator)).to(parameter.dtype)
-    return model
-
-
-def at_once(model, dtype: torch.dtype, wide: tuple[str, ...] = ()) -> dict[str, torch.Tensor]:
-    """The whole model converted by transformers, and adapters merged by peft's own formula."""
-    layers = {f"{name}.base_layer.weight": layer for name, layer in lora_layers(model).items()}
-    tensors = {}
-    for name, tensor in {**dict(model.named_parameters()), **dict(model.named_buffers())}.items():
-        if "lora_" not in name and name in model.state_dict():
-            value = tensor.detach()
-            if name in layers:
-                layer = layers[name]
-                (a, b) = (m["default"].weight.detach().float() for m in (layer.lora_A, layer.lora_B))
-                whole = value.float() + b * layer.scaling["default"] @ a
-                value = whole.to(dtype)
-            tensors[name.replace(".base_layer.", ".")] = value
-    exact = tuple(model._keep_in_fp32_modules_strict or ())
-    return {
-        name: tensor.to(torch.float32 if tail(name) in wide or any(part in name for part in exact) else dtype)
-        for name, tensor in revert_weight_conversion(model, tensors).items()
-    }
+from tests.moe_models import FAMILIES
+from tests.weight_streams import LARGE, MEASURED, PLAIN, Memory, adapted, at_once, largest_layer, made
 
 
 def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
