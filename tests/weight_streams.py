@@ -50,12 +50,14 @@ def made(family: str, dtype: torch.dtype = torch.float32, **sizes: object):
 
 
 def adapted(model, **lora: object):
-    """As if something had been learned."""
-    add_lora(model, Lora(rank=4, **lora))
+    """As if something had been learned, the same each time."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        add_lora(model, Lora(rank=4, **lora))
     generator = torch.Generator().manual_seed(1)
     for name, parameter in model.named_parameters():
         if "lora_" in name:
-            parameter.data += (0.02 * torch.randn(parameter.shape, generator=generator)).to(parameter.dtype)
+            parameter.data.add_(0.02 * torch.randn(parameter.shape, generator=generator))
     return model
 
 
