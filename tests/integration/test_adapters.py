@@ -82,8 +82,8 @@ def test_adapters_are_served_saved_resumed_evaluated_and_exported_as_adapters(wr
     assert json.loads((tmp_path / "eval.json").read_text())["decoding"]["dtype"] == "bfloat16"
 
     done = rlpost("export", run, "--to", tmp_path / "adapter", "--adapter")
-    assert "transformers: largest log-prob difference" in done.stdout
-    assert "vllm: largest log-prob difference" in done.stdout
+    assert "transformers: log-probs against the learner's: mean" in done.stdout
+    assert "vllm: log-probs against the learner's: mean" in done.stdout
     done = rlpost("export", run, "--to", tmp_path / "narrow", "--check", "transformers", expect=2)
     said = " ".join((done.stdout + done.stderr).split())
     assert "--dtype bfloat16: only 0." in said

@@ -102,8 +102,8 @@ def test_a_run_trains_evaluates_records_saves_exports_and_is_evaluated_again(con
 
     exported = tmp_path / "exported"
     done = rlpost("export", run, "--to", exported)
-    assert "transformers: largest log-prob difference" in done.stdout
-    assert "vllm: largest log-prob difference" in done.stdout
+    assert "transformers: log-probs against the learner's: mean" in done.stdout
+    assert "vllm: log-probs against the learner's: mean" in done.stdout
     assert (exported / "tokenizer.json").is_file()
     rlpost("export", run, "--to", exported, expect=2)
 
