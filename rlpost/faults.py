@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import time
 from typing import Any
 
@@ -45,6 +46,26 @@ def wait(refs: Any, seconds: float, what: str) -> Any:
             f"waited {time.monotonic() - started:.0f} s for {what}: {len(late)} of {len(pending)} did not answer "
             f"(numbers {[pending.index(r) for r in late][:8]}); deadline {seconds:.0f} s"
         ) from None
+
+
+def reach(host: str, port: int, seconds: float) -> None:
+    """Wait until something listens at `host`:`port`.
+
+    Raises:
+        DeadlineError: nothing did for so many seconds.
+    """
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=max(0.1, end - time.monotonic())).close()
+            return
+        except OSError as error:
+            if time.monotonic() >= end:
+                raise DeadlineError(
+                    f"{socket.gethostname()} could not reach {host}:{port} for {seconds:.0f} s ({error}): do firewalls "
+                    "between the nodes leave their ports open?"
+                ) from None
+            time.sleep(0.05)
 
 
 def failpoint(name: str, step: int) -> bool:

@@ -10,6 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlpost import rehearsal
 from rlpost.config import DType
 from rlpost.faults import amount
 from rlpost.learner.spec import LearnerSpec
@@ -121,43 +122,34 @@ class Delivery:
         """Which share of all that was trained the latest weights for the engines hold; None before anything was."""
         return self._survived
 
-    def connect(self, backend: str, engines: list[Any], world_size: int, dtype: DType, master: tuple[str, int]) -> None:
-        """Join vLLM's own weight transfer, as its trainer side. GPUs only.
+    def connect(
+        self, backend: str, engines: list[Any], workers: int, dtype: DType, master: tuple[str, int], deadline: float
+    ) -> None:
+        """Set vLLM's own weight transfer up: `rlpost.learner.transfer.connect`.
 
         Args:
             dtype: the engines'.
         """
-        from vllm.distributed.weight_transfer.clients import RayVLLMWeightSyncClient
-        from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
-        from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
-        from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
-
+        if self.spec.stand_in:
+            rehearsal.tell(True)
+            rehearsal.install()
         from rlpost.learner.model import DTYPES
         from rlpost.learner.source import LearnerWeights
+        from rlpost.learner.transfer import connect
 
         # Bytes are sent in buffers that hold the largest tensor: smaller ones vLLM refuses or warns of, and each is held
         # beside the weights by both sides.
         largest = max(tensor.nbytes for tensor in self.stream.described(DTYPES[dtype]).values())
-        buffers: dict[str, Any] = {"packed": True, "packed_buffer_size_bytes": largest}
-        info: Any = (
-            NCCLTrainerInitInfo(
-                rank=self.rank, master_address=master[0], master_port=master[1], world_size=world_size, **buffers
-            )
-            if backend == "nccl"
-            else IPCTrainerInitInfo(rank=self.rank, **buffers)
-        )
         self._backend = backend
         self._source = LearnerWeights()
-        self._sender = WeightTransferTrainerFactory.trainer_init(
-            info, client=RayVLLMWeightSyncClient(engines), source=self._source
-        )
+        self._transfer = connect(backend, engines, workers, self.rank, master, self._source, largest, deadline)
 
-    def send_weights(self, dtype: DType, readable: dict[str, Held], version: int) -> Any:
-        """Send all weights to the connected engines. Returns probes from rank 0. All ranks."""
+    def send_weights(self, dtype: DType, readable: dict[str, Held], version: int, deadline: float) -> Any:
+        """Send all weights to the connected engines, within a deadline. Returns probes from rank 0. All ranks."""
         # An engine reads what the rank on its own GPU holds, or what rank 0 sends to all.
         sent = self._outgoing(dtype, readable, version, keep=self.rank == 0 or self._backend == "ipc")
         self._source.begin(sent.described, chain.from_iterable(sent.parts))
-        self._sender.send_weights()
+        self._transfer.send(deadline)
         self._survived = sent.survival.share
         return sent.probing.probes() if sent.probing else None
 

@@ -20,6 +20,8 @@ from rlpost.learner.spec import LearnerSpec, StepPlan
 from rlpost.meter import Meter
 from rlpost.weights import Held
 
+JOIN_DEADLINE = 60.0  # seconds for engines to join a weight transfer: they are up, and have nothing else to do
+
 
 class LearnerGroup:
     """Starts the ranks, deals batches to them, and speaks to all of them at once.
@@ -158,14 +160,23 @@ class LearnerGroup:
         share: float | None = wait(self.ranks[0].survived.remote(), self.deadline, "what survived the weight update")
         return share
 
-    def connect(self, backend: str, engines: list[Any], world_size: int, dtype: DType) -> None:
-        """Set vLLM's own transfer (`nccl` or `ipc`) up between rank 0 and the engines' workers, which compute in `dtype`."""
-        master = wait(self.ranks[0].address.remote(), self.deadline, "an address for the weight transfer")
-        self._all("connect", backend, engines, world_size, dtype, master, what="the weight transfer to connect")
+    def connect(
+        self, backend: str, engines: list[Any], workers: int, dtype: DType, deadline: float = JOIN_DEADLINE
+    ) -> None:
+        """Set vLLM's own transfer (`nccl` or `ipc`) up between the ranks and the engines, which compute in `dtype`.
 
-    def send_weights(self, dtype: DType, readable: dict[str, Held], version: int) -> dict[str, Any]:
-        """Send all weights to the connected engines. Returns probes to check them by."""
-        return self._all("send_weights", dtype, readable, version, what="the weights to be sent")[0]
+        Args:
+            workers: of each engine.
+            deadline: seconds for the engines to join.
+        """
+        master = wait(self.ranks[0].address.remote(), self.deadline, "an address for the weight transfer")
+        what = "the weight transfer to connect"
+        self._all("connect", backend, engines, workers, dtype, master, deadline, what=what)
+
+    def send_weights(self, dtype: DType, readable: dict[str, Held], version: int, deadline: float) -> dict[str, Any]:
+        """Send all weights to the connected engines, within a deadline. Returns probes to check them by."""
+        what = "the weights to be sent"
+        return self._all("send_weights", dtype, readable, version, deadline, what=what)[0]
 
     def unshared(self, folder: Path) -> str | None:
         """What is wrong when ranks, on which machines, do not see what the driver makes in a folder."""

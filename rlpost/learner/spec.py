@@ -26,6 +26,7 @@ class LearnerSpec:
         longest: tokens of the longest sequence the engines take, which some rotary embeddings depend on; None: there
             are no engines.
         adapter: folder of saved adapters to begin with, in PEFT's format.
+        stand_in: send weights as on GPUs where there are none: `rlpost.rehearsal`.
     """
 
     source: ModelSource
@@ -43,6 +44,7 @@ class LearnerSpec:
     routing: Routing = field(default_factory=Routing)
     longest: int | None = None
     adapter: str | None = None
+    stand_in: bool = False
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,11 @@ from typing import Any
 
 import numpy as np
 
+from rlpost import rehearsal
 from rlpost.actors import Reachable
 from rlpost.cluster import set_thread_environment
 from rlpost.config.checks import refuse_engine_args
-from rlpost.faults import failpoint
+from rlpost.faults import failpoint, reach
 from rlpost.models.load import eos_token_ids, load_tokenizer
 from rlpost.rollout import adapters, capture
 from rlpost.rollout import probes as read_back
@@ -71,6 +72,7 @@ class Engine(Reachable):
         self._busy_seconds = 0.0
         self._layout: capture.Layout | None = None
         self._lora_request: Any = None
+        self._joining = "was not reached"
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     async def start(self) -> dict[str, Any]:
@@ -111,8 +113,23 @@ class Engine(Reachable):
     # The four calls of vLLM's weight-sync protocol (`VLLMWeightSyncClient`), so that its own trainer engines can
     # drive this actor, and one that closes an update by version.
 
-    async def init_weight_transfer_engine(self, request: Any) -> None:
-        await self._do(lambda: self._rpc("init_weight_transfer_engine", request.init_info))
+    async def init_weight_transfer_engine(self, request: Any, deadline: float) -> None:
+        self._joining = "is at work, and has not begun to join"
+
+        def join() -> None:
+            info = request.init_info
+            if "master_address" in info:
+                self._joining = f"finds nobody at {info['master_address']}:{info['master_port']}"
+                reach(info["master_address"], info["master_port"], deadline)
+            self._joining = "waits for the others"
+            self._rpc("init_weight_transfer_engine", info)
+            self._joining = "has joined"
+
+        await self._do(join)
+
+    async def joining(self) -> str:
+        """How far this engine has come in joining a weight transfer."""
+        return self._joining
 
     async def start_weight_update(self) -> None:
         self.stale = True  # until the update has been closed and checked
@@ -248,6 +265,7 @@ class Engine(Reachable):
         from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.llm_engine import LLMEngine
 
+        rehearsal.tell(s.stand_in)
         load_general_plugins()
         folder = str(s.source.folder())
         arguments = s.arguments(folder)

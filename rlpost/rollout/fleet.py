@@ -75,8 +75,7 @@ class Fleet:
     def connect(self, learner: LearnerGroup) -> None:
         """Set up the transport of weights, where it needs setting up."""
         if self.spec.adapters is None and self.spec.weight_transfer != "object_store":
-            workers = len(self.engines) * self.spec.tensor_parallel
-            learner.connect(self.spec.weight_transfer, self.engines, 1 + workers, self.dtype)
+            learner.connect(self.spec.weight_transfer, self.engines, self.spec.tensor_parallel, self.dtype)
 
     def submit(self, request: SampleRequest) -> Future[list[Rollout]]:
         """Sample a group on the engine with the fewest running groups."""
@@ -107,7 +106,7 @@ class Fleet:
             parts, probes = learner.weights(dtype, self._readable, version)
             self._all("load_weights", version, *parts, what="load weights")
         else:
-            probes = learner.send_weights(dtype, self._readable, version)
+            probes = learner.send_weights(dtype, self._readable, version, self.sync_deadline)
         self._all("accept_version", version, probes, what="accept a weight version")
         self.version = version
         share = None if probes is None else learner.survived()

@@ -9,6 +9,8 @@ import logging
 import textwrap
 from typing import Any
 
+from rlpost import rehearsal
+
 logger = logging.getLogger(__name__)
 
 REPAIRED_VERSIONS = ("0.30.",)
@@ -28,6 +30,8 @@ def register() -> None:
     for name, receiver in RECEIVERS.values():
         if name not in WeightTransferEngineFactory._registry:
             WeightTransferEngineFactory.register_engine(name, "rlpost.rollout.receive", receiver)
+    if rehearsal.told():
+        rehearsal.install()
     repair_expert_reload()
     repair_rotary()
     repair_router_bias()

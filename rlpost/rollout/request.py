@@ -52,6 +52,7 @@ class EngineSpec:
     `max_sequences`: None leaves it to vLLM, by the memory of the GPU.
     `capture_routes`: bring the experts chosen for every token (`Rollout.routes`); needs a mixture-of-experts model.
     `adapters`: serve these beside the weights of `source`, which stay; None serves weights alone.
+    `stand_in`: take weights as on GPUs where there are none: `rlpost.rehearsal`.
     """
 
     source: ModelSource
@@ -70,6 +71,7 @@ class EngineSpec:
     engine_args: dict[str, Any]
     capture_routes: bool = False
     adapters: AdapterSpec | None = None
+    stand_in: bool = False
 
     def arguments(self, folder: str) -> dict[str, Any]:
         """What vLLM's EngineArgs are told of all this, but for adapters, routes and `engine_args`.
