@@ -238,12 +238,17 @@ def submit(
 
 
 @app.command()
-def plan(arguments: Arguments) -> None:
+def plan(
+    arguments: Arguments,
+    gpu_memory: Annotated[
+        float | None, typer.Option(min=1, help="GiB of a GPU, in place of cluster.gpu_memory_gb.")
+    ] = None,
+) -> None:
     """What a configuration asks for: batch arithmetic, placement, memory. Starts nothing."""
     config = _load(arguments)
     from rlpost.commands.plan import show
 
-    raise typer.Exit(show(config))
+    raise typer.Exit(show(config, gpu_memory))
 
 
 @app.command()

@@ -9,17 +9,23 @@ from rich.table import Table
 
 from rlpost.cluster import placement_plan
 from rlpost.config import Config
-from rlpost.exit_codes import DONE
+from rlpost.exit_codes import BAD_USAGE, DONE
+from rlpost.memory import memory_of
+from rlpost.memory.table import lines, tables
 from rlpost.models.architecture import experts_of, hf_config
 from rlpost.models.facts import Facts
 from rlpost.models.fits import longest
 from rlpost.routing import bytes_per_token
 
-BYTES = {"float32": 4, "bfloat16": 2}
 
-
-def show(config: Config) -> int:
+def show(config: Config, gpu_memory: float | None = None) -> int:
     """Print the plan.
+
+    Args:
+        gpu_memory: GiB of a GPU, in place of `cluster.gpu_memory_gb`.
+
+    Returns:
+        `BAD_USAGE` where it does not fit.
 
     Raises:
         ConfigError, DataError, VerifierError: a run would be refused.
@@ -47,12 +53,14 @@ def show(config: Config) -> int:
     for bundle in placed["bundles"]:
         table.add_row(bundle["for"], f"{bundle.get('GPU', 0):g}", f"{bundle['CPU']:g}")
     out.print(table)
-    memory = memory_plan(config, ready.facts.parameters if ready.facts else None)
+    memory = memory_of(config, ready.facts, gpu_memory)
     if memory is None:
         out.print("memory: unknown; set model.parameters (a count), or give model.path as a folder")
     else:
-        out.print(_sizes("memory, GiB at least", memory))
-        out.print("activations and the engines' cache come on top")
+        for each in tables(memory):
+            out.print(each)
+        for line in lines(memory):
+            out.print(line, highlight=False, markup=False)
     out.print(f"weights travel by {config.weight_transfer}")
     if config.routing.replay == "r3":
         routes = routes_plan(config)
@@ -61,7 +69,7 @@ def show(config: Config) -> int:
         else:
             out.print(_sizes("routes, GiB at most", routes))
             out.print("groups that are refilled come on top")
-    return DONE
+    return BAD_USAGE if memory and memory.problems else DONE
 
 
 def described(facts: Facts, config: Config) -> dict[str, str]:
@@ -128,29 +136,3 @@ def routes_plan(config: Config) -> dict[str, float] | None:
         "memory of the driver": step + shares / le.ranks,
         "a rank's share": shares / le.ranks,
     }
-
-
-def memory_plan(config: Config, parameters: int | None) -> dict[str, float] | None:
-    """Bytes by holder that do not depend on the data; None when the size of the model is not known.
-
-    Args:
-        parameters: of the model, where it could be looked at; `model.parameters` goes before.
-    """
-    count = config.model.parameters or parameters
-    if count is None:
-        return None
-    le, width = config.learner, BYTES[config.model.dtype]
-    shard = {0: (1, 1, 1), 1: (1, 1, le.ranks), 2: (1, le.ranks, le.ranks), 3: (le.ranks,) * 3}[le.zero_stage]
-    trained: float = 0.02 * count if config.model.lora else count
-    # AdamW's two moments in float32, and a float32 master copy beside bfloat16 weights.
-    optimizer = trained * (12 if width == 2 else 8)
-    plan: dict[str, float] = {
-        "weights, a rank": count * width / shard[0],
-        "gradients, a rank": trained * width / shard[1],
-        "optimizer, a rank" + (" (on CPU)" if le.offload_optimizer else ""): optimizer / shard[2],
-        "weights, an engine's GPU": count * BYTES[config.rollout_dtype] / config.rollout.tensor_parallel,
-        "a checkpoint": count * width + optimizer,
-    }
-    for anchor in config.objective.anchor_models():
-        plan[f"anchor {anchor}, a rank"] = count * width / shard[0]
-    return plan

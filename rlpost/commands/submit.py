@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from rlpost.commands.travel import below, check_travels, pack
 from rlpost.config import Config, ConfigError, load_arguments, paths_of, split_arguments
 from rlpost.exit_codes import DONE, FAULT
-from rlpost.run.check import checked
+from rlpost.run.check import check_memory, checked
 
 # What of the user's environment the job gets. No secrets: Ray shows a job's environment in its dashboard.
 TRAVELS = ("RLPOST_FAULTS", "HF_HUB_OFFLINE", "MLFLOW_TRACKING_URI")
@@ -48,6 +48,7 @@ def run(arguments: list[str], address: str, working_dir: Path, detach: bool, dea
         luggage = pack(folder, config.runs_dir)
         notes = check_travels(config, [Path(f) for f in files], luggage, here)
         looked = checked(config, elsewhere=True)
+        check_memory(looked.config, looked.facts)
     for line in luggage.lines():
         print(line)
     for note in [*looked.lines, *notes]:

@@ -342,6 +342,11 @@ class Cluster(Section):
     address: str | None = None
     nodes: int = Field(1, ge=1)
     gpus_per_node: int = Field(0, ge=0, description="0 runs on CPU")
+    gpu_memory_gb: float | None = Field(
+        None,
+        gt=0,
+        description="GiB of each GPU, such as 80; what cannot fit is refused before anything starts",
+    )
     colocate: bool = Field(False, description="engines and learner ranks share GPUs; weights travel by CUDA IPC")
     cpus_per_engine: float = Field(1.0, gt=0, description="CPUs Ray sets aside for an engine")
     cpus_per_rank: float = Field(1.0, gt=0, description="CPUs Ray sets aside for a rank")

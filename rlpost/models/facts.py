@@ -69,6 +69,7 @@ class Facts:
         parameters: how many numbers its weights are.
         dtypes: of floating-point weights on disk; empty for a model that is made, or whose weights are not here yet.
         tokenizer: the model's.
+        config: the model's, as transformers understands it.
     """
 
     source: ModelSource | None
@@ -84,6 +85,7 @@ class Facts:
     parameters: int
     dtypes: tuple[str, ...]
     tokenizer: PreTrainedTokenizerBase = field(repr=False, compare=False)
+    config: PretrainedConfig = field(repr=False, compare=False)
 
 
 def outline_of(model: Model, source: ModelSource | None = None) -> Outline:
@@ -157,6 +159,7 @@ def facts_of(model: Model, outline: Outline) -> Facts:
         parameters=sum(parameter.numel() for parameter in network.parameters()),
         dtypes=tuple(sorted({DTYPES[t.dtype] for t in on_disk.values() if t.dtype in DTYPES})),
         tokenizer=tokenizer,
+        config=config,
     )
 
 

@@ -68,7 +68,27 @@ def checked(config: Config, base: str | None = None, elsewhere: bool = False, se
             raise
         Roles(config)
         return Checked(config, None, [f"not looked at: {error}"])
+    if not elsewhere:
+        check_memory(config, facts, served)
     return Checked(config, facts, [*lines, *unseen])
+
+
+def check_memory(config: Config, facts: Facts | None, served: bool = True) -> None:
+    """Refuse what GPUs of `cluster.gpu_memory_gb` have no room for. Not asked where that is left out.
+
+    Args:
+        served: whether engines are to serve the policy, too.
+
+    Raises:
+        ConfigError: naming the key, and a value with which it would fit.
+    """
+    if config.cluster.gpu_memory_gb is None or not config.on_gpu:
+        return
+    from rlpost.memory import memory_of
+
+    memory = memory_of(config, facts, served=served)
+    if memory is not None and memory.problems:
+        raise ConfigError("\n".join(memory.problems))
 
 
 def _check_anchors(config: Config, roles: Roles, policy: Facts) -> None:

@@ -72,6 +72,7 @@ ABOVE = {
     "rlpost.rollout": {"learner", "checkpoint", "run", "commands"},
     "rlpost.learner": {"rollout", "verify", "checkpoint", "observe", "run", "commands"},
     "rlpost.verify": {"rollout", "learner", "checkpoint", "observe", "run", "commands"},
+    "rlpost.memory": {"rollout", "verify", "checkpoint", "observe", "run", "commands"},
     "rlpost.run": {"commands"},
 }
 
