@@ -14,6 +14,7 @@ from rlpost.memory.rank import BUFFERS, CONTEXT, WIDTH
 from rlpost.memory.shapes import Shapes
 
 GRAPHS = 0.5 * GIB  # an estimate, measured on no GPU
+LARGE = 70 * GIB
 # float32 copies of the logits of all sequences that are sampled at once: logits, log-probs after temperature, noise.
 SAMPLED = 3
 
@@ -39,7 +40,7 @@ def phases(
         if not config.rollout.enforce_eager:
             parts["CUDA graphs"] = GRAPHS
     if shapes.network is not None:
-        parts["at work"] = _at_work(config, shapes, notes)
+        parts["at work"] = _at_work(config, shapes, room, notes)
     budget = (config.rollout.kv_cache_gb * GIB + sum(parts.values())) if not config.on_gpu else None
     if config.on_gpu and room is not None:
         budget = share(config) * room
@@ -84,21 +85,31 @@ def sequence_bytes(config: Config, text: Any, notes: list[str]) -> float:
     return sum(seen.get(kind, 0) for kind in kinds) * per_token
 
 
-def _at_work(config: Config, shapes: Shapes, notes: list[str]) -> float:
+def _at_work(config: Config, shapes: Shapes, room: float | None, notes: list[str]) -> float:
     """A forward pass of the largest batch, in transformers' layers and undivided, and the logits that are sampled from."""
     from rlpost.memory.activations import UncountedError, forward_peak
 
-    rows = shapes.network.get_input_embeddings().weight.shape[0]
-    logits = SAMPLED * 4 * config.rollout.max_sequences * rows
+    tokens, sequences = batch(config, room)
+    logits = SAMPLED * 4 * sequences * shapes.network.get_input_embeddings().weight.shape[0]
     try:
-        return forward_peak(shapes.network, batched_tokens(config)) + logits
+        return forward_peak(shapes.network, tokens) + logits
     except UncountedError as error:
         notes.append(f"an engine's forward pass is not counted: {error}")
         return logits
 
 
-def batched_tokens(config: Config) -> int:
-    """Tokens of an engine's largest forward pass."""
-    given = config.rollout.engine_args.get("max_num_batched_tokens")
-    # vLLM's default for an engine in a process of somebody else's (engine/arg_utils.py), and ours on CPU.
-    return int(given or (2048 if config.on_gpu else max(4096, config.max_served_tokens)))
+def batch(config: Config, room: float | None) -> tuple[int, int]:
+    """Tokens of an engine's largest forward pass, and sequences at once.
+
+    By default those of vLLM's own batch inference for the memory of a GPU (vLLM 0.30, `engine/arg_utils.py`,
+    `get_batch_defaults`; those of a large one where it is not known), and on CPU ours (`rlpost.rollout.request`).
+
+    Args:
+        room: bytes of a GPU.
+    """
+    ro = config.rollout
+    large = room is None or room >= LARGE
+    tokens, sequences = (16384, 1024) if large else (8192, 256)
+    if not config.on_gpu:
+        tokens, sequences = max(4096, config.max_served_tokens), 256
+    return int(ro.engine_args.get("max_num_batched_tokens") or tokens), ro.max_sequences or sequences
