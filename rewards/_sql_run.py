@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import binascii
 import inspect
+import io
 import json
-import marshal
-import os
 import sqlite3
-import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
-from rewards._sql_databases import Cell, opened
+from rewards._sql_databases import Cell
 
 HEAP_MB = 256  # what SQLite may allocate in the sandbox beyond the database
 OUTPUT_KB = 64 * 1024  # six bytes of JSON for a character, at worst, on each database
 
-# The functions up to `_program` are also the text of the sandbox's program, so they use nothing but their imports.
+# The functions up to `_rehearsed` are also the text of the sandbox's program, so they use nothing but their imports.
 
 
-def run(image: bytes, query: str, seconds: float, max_rows: int) -> dict[str, Any]:
-    """{"columns", "names", "rows", "reads"}, or {"error": reason, "message"}; `reads`: tables read, and which columns
-    of them, as pairs."""
-    connection = opened(image)
+def _limited() -> sqlite3.Connection:
+    """A connection without data, under SQLite's own limits."""
+    connection = sqlite3.connect(":memory:", isolation_level=None, cached_statements=0)
+    connection.text_factory = lambda text: text.decode("utf-8", "surrogateescape")
     connection.execute("PRAGMA temp_store = MEMORY")
     connection.execute("PRAGMA query_only = ON")
     for limit, value in (
@@ -41,6 +39,16 @@ def run(image: bytes, query: str, seconds: float, max_rows: int) -> dict[str, An
         (sqlite3.SQLITE_LIMIT_WORKER_THREADS, 0),
     ):
         connection.setlimit(limit, value)
+    return connection
+
+
+def run(
+    image: bytes, query: str, seconds: float, max_rows: int, on: sqlite3.Connection | None = None
+) -> dict[str, Any]:
+    """{"columns", "names", "rows", "reads"}, or {"error": reason, "message"}; `reads`: tables read, and which columns
+    of them, as pairs. `on`: a connection of `_limited`, whose data the image replaces; after an error it is of no use."""
+    connection = on or _limited()
+    connection.deserialize(image)
     actions = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
     # A verdict must not be drawn by lot, and what is not a question to the data is not needed.
     tables = {row[0].lower() for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
@@ -90,43 +98,61 @@ def run(image: bytes, query: str, seconds: float, max_rows: int) -> dict[str, An
         else:
             reason = "runtime_error"
         return {"error": reason, "message": message}
+    finally:  # they are asked about what `deserialize` does, too
+        connection.set_authorizer(None)
+        connection.set_progress_handler(None, 0)
     names = [column[0] for column in cursor.description]
     return {"columns": len(names), "names": names, "rows": rows, "reads": sorted(reads)}
 
 
-def _program() -> None:
-    """On standard input one line of JSON, then the databases; on standard output "ready", then a result a line.
+def _answer(connection: sqlite3.Connection, source: BinaryIO, sink: BinaryIO) -> None:
+    """From the source one line of JSON, then the databases; to the sink "ready", then a result a line.
 
     For a service, which takes text alone, the databases are in the JSON.
     """
-    source = sys.stdin.buffer
     task = json.loads(source.readline())
     images = [binascii.a2b_base64(text) for text in task["images"]] or [source.read(size) for size in task["sizes"]]
-    sqlite3.connect(":memory:").execute(f"PRAGMA hard_heap_limit = {task['heap']}")
-    opened(images[0]).close()
-    os.write(1, b"ready\n")
+    connection.execute(f"PRAGMA hard_heap_limit = {task['heap']}")
+    connection.deserialize(images[0])
+    sink.write(b"ready\n")
+    sink.flush()
     for image, max_rows in zip(images, task["max_rows"]):  # noqa: B905
         try:
-            result = run(image, task["query"], task["seconds"], max_rows)
+            result = run(image, task["query"], task["seconds"], max_rows, connection)
             text = json.dumps(result, default=lambda blob: {"hex": blob.hex()})
         except MemoryError:
             result, text = {"error": "memory"}, '{"error": "memory"}'
-        sys.stdout.write(text + "\n")
+        sink.write(text.encode() + b"\n")
         if "error" in result:
             break
-    sys.stdout.flush()
+    sink.flush()
+
+
+def _rehearsed() -> sqlite3.Connection:
+    """A connection for `_answer`, after some requests: what SQLite and the interpreter make and learn at first is there
+    before the fork that has the query, which would have to do it anew each time."""
+    other = sqlite3.connect(":memory:")
+    other.execute("CREATE TABLE t AS SELECT 1 AS x, 'a' AS y, 0.5 AS z")
+    image = other.serialize()
+    query = (
+        "SELECT x, y, z FROM t AS a JOIN (SELECT max(x) AS m FROM t GROUP BY y) ON x = m WHERE y LIKE '%a' ORDER BY z"
+    )
+    task = {"query": query, "sizes": [len(image)] * 2, "images": [], "heap": 0, "seconds": 1, "max_rows": [1, 1]}
+    connection = _limited()
+    for _ in range(16):
+        _answer(connection, io.BytesIO(json.dumps(task).encode() + b"\n" + image * 2), io.BytesIO())
+    return connection
 
 
 PROGRAM = "\n\n".join(
     [
         "from __future__ import annotations",
-        "import binascii, json, os, sqlite3, sys, time",
-        *(inspect.getsource(part) for part in (opened, run, _program)),
-        "_program()",
+        "import binascii, io, json, sqlite3, sys, time",
+        *(inspect.getsource(part) for part in (_limited, run, _answer, _rehearsed)),
+        "connection = _rehearsed()",
+        "def main():\n    _answer(connection, sys.stdin.buffer, sys.stdout.buffer)",
     ]
 )
-# For this machine's own sandbox it is compiled once and not in each of its processes, which would take most of the time.
-COMPILED = f"import marshal\nexec(marshal.loads({marshal.dumps(compile(PROGRAM, 'sql', 'exec'))!r}))\n"
 
 
 def run_sandboxed(
@@ -138,7 +164,7 @@ def run_sandboxed(
         SandboxError: the sandbox, or what runs the query in it, failed before the query began.
     """
     # Not needed, and so not there, for who only reads this file or compares rows.
-    from rlpost.verify.sandbox import Limits, SandboxError, sandbox
+    from rlpost.verify.sandbox import Limits, Sandbox, SandboxError, sandbox
 
     try:
         query.encode()
@@ -163,7 +189,12 @@ def run_sandboxed(
         output_kb=OUTPUT_KB,
     )
     stdin = json.dumps(task).encode() + b"\n" + (b"".join(images) if service is None else b"")
-    outcome = sandbox(service).run(COMPILED if service is None else PROGRAM, stdin=stdin, limits=limits)
+    # This machine's own sandbox loads it once; a service, each time.
+    place = sandbox(service)
+    if isinstance(place, Sandbox):
+        outcome = place.ask(PROGRAM, stdin, limits=limits)
+    else:
+        outcome = place.run(f"{PROGRAM}\n\nmain()\n", stdin=stdin, limits=limits)
     ready, _, output = outcome.stdout.partition(b"\n")
     if ready != b"ready":
         raise SandboxError(

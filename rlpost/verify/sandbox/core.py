@@ -21,6 +21,7 @@ from rlpost.verify.sandbox.host import Host, ZygoteLostError
 from rlpost.verify.sandbox.limits import Limits, Outcome, Program, Resident, SandboxError, Tier
 from rlpost.verify.sandbox.packages import with_requirements
 from rlpost.verify.sandbox.remote import RemoteSandbox
+from rlpost.verify.sandbox.session import Session
 from rlpost.verify.sandbox.tiers import Probe, missing, refuse_unsafe, tier_of
 
 log = logging.getLogger(__name__)
@@ -60,7 +61,8 @@ class Sandbox:
         self._lock = threading.RLock()
         self._owner = os.getpid()
         self._host: Host | None = None
-        self._second: Host | None = None  # for the other of two programs
+        self._second: Host | None = None  # for the other of two programs, or the one that stays
+        self._session: Session | None = None
         self._start: Callable[[], Host] | None = None
         self.probe = self._choose()
         log.info("sandbox tier %s: %s", self.tier, ", ".join(self.layers))
@@ -121,6 +123,22 @@ class Sandbox:
         """
         return self._run(kind="call", source=request, limits=limits)
 
+    def ask(self, source: str, request: bytes, *, limits: Limits = Limits()) -> Outcome:
+        """Have `main()` of a program of ours read the request on standard input; its standard output is the reply.
+
+        The program is loaded and confined once and stays until another one is asked. Each request has a fork of it, which
+        may neither fork nor write a file, and ends with the reply: for programs that take too long to start for each.
+
+        Args:
+            limits: of the fork; all but `seconds`, `memory_mb` and `output_kb` are the defaults.
+
+        Raises:
+            SandboxError: the sandbox failed, not the program.
+        """
+        self._check_owner()
+        with self._lock:
+            return self._trying(lambda: self._staying(source, limits).ask(request, limits))
+
     def converse(self, one: Program, other: Program) -> tuple[Outcome, Outcome]:
         """Run two Python programs at the same time, whose standard input is a socket to each other.
 
@@ -136,9 +154,11 @@ class Sandbox:
 
     def close(self) -> None:
         with self._lock:
-            for host in (self._host, self._second):
-                if host is not None and self._owner == os.getpid():
-                    host.close()
+            if self._owner == os.getpid():
+                self._end_session()
+                for host in (self._host, self._second):
+                    if host is not None:
+                        host.close()
             self._host = self._second = None
 
     def _run(self, **program: Any) -> Outcome:
@@ -156,6 +176,24 @@ class Sandbox:
             self._host = self._start()
         return self._host
 
+    def _beside(self) -> Host:
+        """The second, with nothing in it."""
+        self._end_session()
+        if self._second is None:
+            assert self._start is not None
+            self._second = self._start()
+        return self._second
+
+    def _staying(self, source: str, limits: Limits) -> Session:
+        if self._session is None or not self._session.serves(source, limits):
+            self._session = Session(self._beside(), self.layers, source, limits)
+        return self._session
+
+    def _end_session(self) -> None:
+        if self._session is not None:
+            self._session.close()
+        self._session = None
+
     def _trying(self, action: Callable[[], Any]) -> Any:
         """Twice, if the zygote is lost."""
         isolation.ran(self.tier, self.layers)
@@ -169,11 +207,8 @@ class Sandbox:
         raise AssertionError("unreachable")
 
     def _converse(self, one: Program, other: Program) -> tuple[Outcome, Outcome]:
-        first = self._first()
-        if self._second is None:
-            assert self._start is not None
-            self._second = self._start()
-        second, ends, ended = self._second, socket.socketpair(), threading.Event()
+        first, second = self._first(), self._beside()
+        ends, ended = socket.socketpair(), threading.Event()
 
         def run(host: Host, program: Program, end: socket.socket, partner: threading.Event | None) -> Outcome:
             with end:  # closed here as soon as the program has it, or the other could wait for one that is gone

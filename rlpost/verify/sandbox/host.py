@@ -90,7 +90,7 @@ class Host:
     ) -> None:
         self.namespaces = namespaces
         self._closed = False
-        self._calling = False  # of what is run now
+        self._direct = False  # what is run now is pid 1 of its namespace, and not below it
         self._runs = itertools.count(1)
         self._scratch = None if namespaces else tempfile.mkdtemp(prefix="rlpost-sandbox-")
         settings = {
@@ -150,6 +150,11 @@ class Host:
     def pid(self) -> int:
         return self._process.pid
 
+    @property
+    def folder(self) -> str:
+        """Where a program that has none of its own is."""
+        return "/box" if self._scratch is None else self._scratch
+
     def _hello(self) -> dict[str, Any]:
         while True:
             hello = self._answer(time.monotonic() + START_SECONDS)
@@ -203,6 +208,63 @@ class Host:
             self._group.close()
         self._remove_scratch()
 
+    def prepare(self, kind: Kind, layers: Sequence[str], limits: Limits, box: str) -> dict[str, Any]:
+        """What the zygote is told of the next program; the limits of its cgroup are set."""
+        self._direct = kind in ("call", "session")
+        if self._group is not None:
+            most = limits.memory_mb * 2**20 + max(MIN_BOX_MB, 2 * limits.file_mb) * 2**20 + self._zygote_bytes
+            self._group.limit(most, GROUP_TASKS)
+        return {
+            "run": next(self._runs),
+            "kind": kind,
+            "layers": list(layers),
+            "box": box,
+            "box_bytes": max(MIN_BOX_MB, 2 * limits.file_mb) * 2**20,
+            "memory_bytes": limits.memory_mb * 2**20,
+            "file_bytes": limits.file_mb * 2**20,
+            "cpu_seconds": cpu_seconds(limits),
+            "tasks": TASKS if self.namespaces else TASKS + _tasks_of_user(),
+            "processes": limits.processes,
+            "stack_bytes": limits.stack_mb * 2**20,
+        }
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ZygoteLostError("it was ended because it did not end a program")
+
+    def begin(self, request: Mapping[str, Any], fds: Sequence[int]) -> None:
+        """Hand a program to the zygote, with its descriptors, which are closed here.
+
+        Raises:
+            ZygoteLostError: try a fresh one.
+        """
+        try:
+            self._check_open()
+            socket.send_fds(self._control, [json.dumps(request).encode()], fds)
+        except OSError as error:
+            raise ZygoteLostError(f"the sandbox's process is gone: {error}") from error
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def kill(self, number: int) -> None:
+        with contextlib.suppress(OSError):  # it is gone: seen at the control socket
+            self._control.send(json.dumps({"kill": number}).encode())
+
+    def end(self, number: int) -> None:
+        """Kill a program that nobody follows and wait for its end; a zygote that does not end it is ended with it."""
+        self.kill(number)
+        deadline = time.monotonic() + KILL_SECONDS
+        try:
+            while self._answer(deadline).get("ended") != number:
+                pass
+        except ZygoteLostError:
+            self.close()
+
+    def out_of_memory(self) -> int:
+        """How often the kernel ended a program of its group for want of memory."""
+        return self._group.out_of_memory() if self._group is not None else 0
+
     def _end_programs(self) -> None:
         ended: set[int] = set()
         while found := set(self.programs()) - ended:  # what they start meanwhile too
@@ -220,7 +282,7 @@ class Host:
         level = _children(self.pid)
         if self.namespaces:  # ours is the keeper; below it the zygote, and pid 1 of the program's namespace
             level = [init for zygote in level for init in _children(zygote)]
-            if not self._calling:  # else it is the program
+            if not self._direct:
                 level = [pid for init in level for pid in _children(init)]
         found = []
         while level:
@@ -253,20 +315,15 @@ class Host:
             ZygoteLostError: try a fresh one.
             SandboxError: a layer does not come into force, or the command is not there.
         """
-        if self._closed:
-            raise ZygoteLostError("it was ended because it did not end a program")
-        self._calling = kind == "call"
+        self._check_open()
         box = "/box"
         if self._scratch is not None:
             box = tempfile.mkdtemp(dir=self._scratch)
             if os.geteuid() == 0 and "user" in layers:
                 os.chown(box, UID, UID)
-        if self._group is not None:
-            most = limits.memory_mb * 2**20 + max(MIN_BOX_MB, 2 * limits.file_mb) * 2**20 + self._zygote_bytes
-            self._group.limit(most, GROUP_TASKS)
         try:
-            run = _Run(self, box, layers, limits, kind, stdin, partner)
-            return run.go(_payload(source, argv, kind, files or {}))
+            run = _Run(self, self.prepare(kind, layers, limits, box), limits, stdin, partner)
+            return run.go(payload(source, argv, kind, files or {}))
         finally:
             if self._scratch is not None:
                 scratch.remove(box)
@@ -278,10 +335,8 @@ class _Run:
     def __init__(
         self,
         host: Host,
-        box: str,
-        layers: Sequence[str],
+        request: Mapping[str, Any],
         limits: Limits,
-        kind: Kind,
         stdin: bytes | socket.socket,
         partner: threading.Event | None,
     ) -> None:
@@ -289,23 +344,9 @@ class _Run:
         self._partner = partner
         self._alone = False
         self._limits = limits
-        self._box = box
-        self._number = next(host._runs)
-        self._request = {
-            "run": self._number,
-            "kind": kind,
-            "layers": list(layers),
-            "box": box,
-            "box_bytes": max(MIN_BOX_MB, 2 * limits.file_mb) * 2**20,
-            "memory_bytes": limits.memory_mb * 2**20,
-            "file_bytes": limits.file_mb * 2**20,
-            # A backstop for when the clock here is lost; several threads may use several seconds in one.
-            "cpu_seconds": math.ceil(limits.seconds) * (os.cpu_count() or 1) + 1,
-            "tasks": TASKS if host.namespaces else TASKS + _tasks_of_user(),
-            "processes": limits.processes,
-            "stack_bytes": limits.stack_mb * 2**20,
-        }
-        self._killed_before = self._out_of_memory()
+        self._request = request
+        self._number: int = request["run"]
+        self._killed_before = host.out_of_memory()
         self._socket = None if isinstance(stdin, bytes) else stdin
         self._stdin = memoryview(stdin if isinstance(stdin, bytes) else b"")
         self._kept = {"stdout": bytearray(), "stderr": bytearray()}
@@ -329,13 +370,7 @@ class _Run:
                 theirs.append(other)
             for fd in ends.values():
                 os.set_blocking(fd, False)
-            try:
-                socket.send_fds(self._host._control, [json.dumps(self._request).encode()], theirs)
-            except OSError as error:
-                raise ZygoteLostError(f"the sandbox's process is gone: {error}") from error
-            finally:
-                for fd in theirs:
-                    os.close(fd)
+            self._host.begin(self._request, theirs)
             return self._follow(ends)
         finally:
             for fd in ends.values():
@@ -411,7 +446,7 @@ class _Run:
     def _time_left(self) -> float:
         """Seconds until the program may have reached a limit."""
         assert self._started is not None
-        running, waiting = _schedule(self._host.programs())
+        running, waiting = schedule(self._host.programs())
         if self._limits.waits:
             return self._limits.seconds - running
         wall = time.monotonic() - self._started
@@ -450,8 +485,7 @@ class _Run:
 
     def _kill(self, reason: Status) -> float:
         self._reason = reason
-        with contextlib.suppress(OSError):  # it is gone: seen at the control socket
-            self._host._control.send(json.dumps({"kill": self._number}).encode())
+        self._host.kill(self._number)
         return time.monotonic() + KILL_SECONDS
 
     def _outcome(self, ended: dict[str, Any] | None, seconds: float) -> Outcome:
@@ -468,20 +502,12 @@ class _Run:
             return Outcome(self._reason, None, out, err, seconds, cpu)
         assert ended is not None
         code = os.waitstatus_to_exitcode(ended["status"])
-        if code == 0:
-            return Outcome("ok", 0, out, err, seconds, cpu)
-        if code == -9 and ended["cpu"] >= self._request["cpu_seconds"]:
-            return Outcome("timeout", None, out, err, seconds, cpu)
-        if self._out_of_memory() > self._killed_before:
-            return Outcome("memory", code, out, err, seconds, cpu)
-        if any(sign in line for line in err.splitlines()[-1:] for sign in OUT_OF_MEMORY):
-            return Outcome("memory", code, out, err, seconds, cpu)
-        return Outcome("nonzero" if code > 0 else "killed", code, out, err, seconds, cpu)
+        late = ended["cpu"] >= self._request["cpu_seconds"]
+        short = self._host.out_of_memory() > self._killed_before
+        status = status_of(code, err, late=late, short_of_memory=short)
+        return Outcome(status, None if status == "timeout" else code, out, err, seconds, cpu)
 
     # -- what only a look from outside tells
-
-    def _out_of_memory(self) -> int:
-        return self._host._group.out_of_memory() if self._host._group is not None else 0
 
     def _too_much_memory(self) -> bool:
         """Of all processes together; a page that several of them map is counted for each of them.
@@ -502,7 +528,7 @@ class _Run:
         if self._host.namespaces:
             return False
         held, entries, most = 0, 0, max(MIN_BOX_MB, 2 * self._limits.file_mb) * 2**20
-        folders = [self._box]
+        folders = [self._request["box"]]
         while folders:
             folder = folders.pop()
             if len(os.fsencode(folder)) > MAX_PATH:
@@ -524,6 +550,22 @@ class _Run:
         return False
 
 
+def cpu_seconds(limits: Limits) -> int:
+    """A backstop for when the clock here is lost; several threads may use several seconds in one."""
+    return math.ceil(limits.seconds) * (os.cpu_count() or 1) + 1
+
+
+def status_of(code: int, stderr: bytes, *, late: bool, short_of_memory: bool) -> Status:
+    """What ended a program that was not ended from here: with this exit code, minus the signal's number for a signal."""
+    if code == 0:
+        return "ok"
+    if code == -signal.SIGKILL and late:
+        return "timeout"
+    if short_of_memory or any(sign in line for line in stderr.splitlines()[-1:] for sign in OUT_OF_MEMORY):
+        return "memory"
+    return "nonzero" if code > 0 else "killed"
+
+
 def _tasks(pid: int) -> list[Path]:
     try:
         return list(Path(f"/proc/{pid}/task").iterdir())
@@ -540,7 +582,7 @@ def _children(pid: int) -> list[int]:
     return found
 
 
-def _schedule(pids: Sequence[int]) -> tuple[float, float]:
+def schedule(pids: Sequence[int]) -> tuple[float, float]:
     """Seconds that all their threads have run, and that the one which waited longest was ready and had no processor."""
     running = longest = 0.0
     for task in [task for pid in pids for task in _tasks(pid)]:
@@ -561,7 +603,7 @@ def _tasks_of_user() -> int:
     return count
 
 
-def _payload(source: bytes, argv: Sequence[str], kind: Kind, files: Mapping[str, bytes]) -> int:
+def payload(source: bytes, argv: Sequence[str], kind: Kind, files: Mapping[str, bytes]) -> int:
     """What the program gets, as a file in memory that it alone reads."""
     for name in files:
         path = PurePosixPath(name)

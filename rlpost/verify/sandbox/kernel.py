@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
+from collections.abc import Callable
 
 CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x02000000, 0x04000000, 0x08000000
 CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
@@ -34,6 +35,7 @@ _SCOPE_ABSTRACT_SOCKETS_AND_SIGNALS = 3
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
+_fork = ctypes.PyDLL(None, use_errno=True).fork  # holding the interpreter's lock, which the child then holds too
 
 
 def _done(result: int, what: str) -> int:
@@ -46,6 +48,12 @@ def _done(result: int, what: str) -> int:
 def _syscall(what: str, number: int, *arguments: int | bytes | None) -> int:
     wide = [ctypes.c_long(a) if isinstance(a, int) else a for a in arguments]
     return _done(_libc.syscall(ctypes.c_long(number), *wide), what)
+
+
+def fork() -> int:
+    """`os.fork` for a process of one thread: without the interpreter's own work afterwards, most of it for threads, which
+    writes to more pages than all that a small request needs."""
+    return _done(_fork(), "fork")
 
 
 def unshare(flags: int) -> None:
@@ -111,11 +119,15 @@ def drop_capabilities() -> None:
     _done(_libc.capset(header, nothing), "capset")
 
 
-def seccomp(program: bytes) -> None:
-    """Install a filter for this process and all it starts; needs `no_new_privileges`."""
+def seccomp(program: bytes) -> Callable[[], None]:
+    """What installs a filter for the process that calls it and all it starts; needs `no_new_privileges`."""
     code = ctypes.create_string_buffer(program, len(program))
-    descriptor = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(code))
-    _done(_libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, descriptor, 0, 0), "prctl(PR_SET_SECCOMP)")
+
+    def install() -> None:
+        descriptor = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(code))
+        _done(_libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, descriptor, 0, 0), "prctl(PR_SET_SECCOMP)")
+
+    return install
 
 
 def landlock_abi() -> int:
@@ -132,13 +144,13 @@ def landlock_rights(abi: int) -> int:
     return _FS_ALL | extra
 
 
-def landlock(abi: int, rules: list[tuple[int, int]], writable: int) -> None:
+def landlock(abi: int, rules: list[tuple[int, int]], writable: int | None) -> None:
     """Restrict this process and all it starts.
 
     Args:
         abi: of `landlock_abi`, at least 1.
         rules: (O_PATH descriptor, `FS_*` rights) of what may be reached.
-        writable: descriptor of the directory where all is allowed but making devices.
+        writable: descriptor of the directory where all is allowed but making devices, if there is one.
     """
     everything = landlock_rights(abi)
     # struct landlock_ruleset_attr grew: files; TCP by ABI 4; signals and abstract sockets by ABI 6.
@@ -146,7 +158,10 @@ def landlock(abi: int, rules: list[tuple[int, int]], writable: int) -> None:
     size = 24 if abi >= 6 else 16 if abi >= 4 else 8
     ruleset = _syscall("landlock_create_ruleset", _LANDLOCK_CREATE, attributes, size, 0)
     try:
-        for fd, rights in [*rules, (writable, everything & ~(_FS_MAKE_CHAR | _FS_MAKE_BLOCK))]:
+        granted = [*rules]
+        if writable is not None:
+            granted.append((writable, everything & ~(_FS_MAKE_CHAR | _FS_MAKE_BLOCK)))
+        for fd, rights in granted:
             _syscall("landlock_add_rule", _LANDLOCK_ADD, ruleset, 1, struct.pack("=Qi", rights, fd), 0)
         _syscall("landlock_restrict_self", _LANDLOCK_RESTRICT, ruleset, 0)
     finally:

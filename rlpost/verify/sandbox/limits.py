@@ -10,7 +10,7 @@ STDIN = ".stdin"  # a file by this name beside a program is what it finds as /de
 WALL = 4.0  # a program has had this many times its seconds of wall clock: it is over, however busy the machine is
 Status = Literal["ok", "nonzero", "timeout", "memory", "output", "killed"]
 Tier = Literal["A", "B", "C", "D"]
-Kind = Literal["script", "command", "call"]  # a call is one of the sandbox's resident
+Kind = Literal["script", "command", "call", "session"]  # call: of the resident; session: a program that stays
 
 
 class SandboxError(RuntimeError):

@@ -3,8 +3,10 @@
 Three processes. The *keeper* outlives nothing: it waits for the zygote or the worker to end and takes the other down.
 The *zygote* is pid 1 of a pid namespace, in a user, mount, network, ipc, uts and cgroup namespace of its own, on a
 read-only root. Each *program* is the one child of pid 1 of one more pid namespace, with a mount and an ipc namespace of
-its own (a call of the resident, which starts no process, is that pid 1): when it ends, or that pid 1 is killed, the kernel ends all it started. What a program is given goes from the
-worker to the program past the zygote, so no program finds another's in its memory. Imports nothing of rlpost but its neighbours: `host` starts it without the packages above.
+its own (a call of the resident, which starts no process, is that pid 1, and so is a session): when it ends, or that
+pid 1 is killed, the kernel ends all it started. What a program is given goes from the worker to the program past the
+zygote, so no program finds another's in its memory. Imports nothing of rlpost but its neighbours: `host` starts it without
+the packages above.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import signal
 import socket
 import struct
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 from rlpost.verify.sandbox import fork, kernel, resident, seccomp
@@ -34,6 +36,7 @@ TASKS = 64
 DEVICES = ("null", "zero", "full", "random", "urandom")
 ETC = ("ld.so.cache", "localtime", "alternatives")
 MAX_REQUEST = 2**16
+NOBODY = 2**30  # a pid that the kernel never gives
 DESCRIPTORS = 5  # payload, stdin, stdout, stderr, report
 
 
@@ -222,7 +225,7 @@ class _Zygote:
         pid = os.fork()
         if pid == 0:
             os.close(ended)
-            if self._own_pids is not None and request["kind"] != "call":
+            if self._own_pids is not None and request["kind"] not in ("call", "session"):
                 self._init(fds, tell)
             self._program(request, fds)
         if self._own_pids is not None:
@@ -292,6 +295,8 @@ class _Zygote:
         if request["kind"] == "call":
             assert self._resident is not None
             fork.call(self._resident, source)
+        if request["kind"] == "session":
+            fork.attend(source, self._strict if "seccomp" in request["layers"] else lambda: None)
         fork.interpret(source, header["argv"])
 
     def _confine(self, request: dict[str, Any], fds: list[int]) -> tuple[dict[str, Any], bytes]:
@@ -300,6 +305,7 @@ class _Zygote:
         box = request["box"]
         if self._own_pids is not None:
             kernel.unshare(kernel.CLONE_NEWNS | kernel.CLONE_NEWIPC)
+        if self._own_pids is not None and request["kind"] != "session":
             data = f"size={request['box_bytes']},nr_inodes=16384,mode=700,uid={UID},gid={UID}"
             kernel.mount("tmpfs", box, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, data)
         for fd, at in ((stdin, 0), (stdout, 1), (stderr, 2)):
@@ -323,8 +329,11 @@ class _Zygote:
                 with open(name, "wb", opener=_executable) as out:
                     out.write(file.read(length))
         if "landlock" in layers:
-            with contextlib.closing(_Descriptor(box)) as scratch:
-                kernel.landlock(self._abi, self._rules, scratch.fd)
+            # What one request leaves in a folder the next would find: there is none for them.
+            where = None if request["kind"] == "session" else os.open(box, os.O_PATH | os.O_CLOEXEC)
+            kernel.landlock(self._abi, self._rules, where)
+            if where is not None:
+                os.close(where)
         # Nothing of the zygote's stays open: its control socket, its rules, the machine's namespaces.
         os.closerange(3, report)
         os.closerange(report + 1, max(OPEN_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[0]))
@@ -333,28 +342,25 @@ class _Zygote:
         if "user" in layers or os.geteuid() != 0:
             kernel.drop_capabilities()
         if "seccomp" in layers and self._machine is not None:
-            kernel.seccomp(self._filter(request, layers))
+            kernel.seccomp(self._filter(request, layers))()
         return header, source
 
     def _filter(self, request: Mapping[str, Any], layers: set[str]) -> bytes:
         assert self._machine is not None
         return seccomp.build(
             self._machine,
-            processes=request["processes"],
+            processes=request["processes"] or request["kind"] == "session",
             execute=request["processes"] or request["kind"] == "command",
             only_pid=None if self._own_pids is not None else os.getpid(),
             own_files=self._own_pids is not None or "user" in layers,
         )
 
-
-class _Descriptor:
-    """A directory, opened only to be named in a rule."""
-
-    def __init__(self, path: str) -> None:
-        self.fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
-
-    def close(self) -> None:
-        os.close(self.fd)
+    @property
+    def _strict(self) -> Callable[[], None]:
+        """Installs the filter for what a session forks: alone, with no other process to signal or to limit."""
+        assert self._machine is not None
+        program = seccomp.build(self._machine, processes=False, execute=False, only_pid=NOBODY, own_files=False)
+        return kernel.seccomp(program)
 
 
 def _executable(path: str, flags: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import sqlite3
 import sys
 
@@ -69,15 +70,25 @@ HOSTILE = {
     "attach": ("ATTACH DATABASE '/tmp/x.sqlite' AS x", {"forbidden"}),
     "attach in memory": ("ATTACH DATABASE ':memory:' AS x", {"forbidden"}),
     "pragma": ("PRAGMA writable_schema = ON", {"forbidden"}),
+    "a pragma that changes what LIKE means": ("PRAGMA case_sensitive_like = ON", {"forbidden"}),
+    "a pragma that lets write": ("PRAGMA query_only = OFF", {"forbidden"}),
+    "a pragma that lifts the limit on memory": ("PRAGMA hard_heap_limit = 0", {"forbidden"}),
     "a pragma as a table": ("SELECT * FROM pragma_database_list", {"forbidden"}),
     "drop": ("DROP TABLE t", {"forbidden"}),
     "delete": ("DELETE FROM t", {"forbidden"}),
     "insert behind a common table expression": ("WITH c AS (SELECT 1) INSERT INTO t (id) SELECT 9999", {"forbidden"}),
     "update with returning": ("UPDATE t SET name = 'x' RETURNING name", {"forbidden"}),
     "a temporary table": ("CREATE TEMP TABLE x AS SELECT 1", {"forbidden"}),
+    "a temporary view by the name of a table": ("CREATE TEMP VIEW t AS SELECT 1 AS name", {"forbidden"}),
+    "a trigger": ("CREATE TEMP TRIGGER x AFTER INSERT ON t BEGIN SELECT 1; END", {"forbidden"}),
+    "the schema": ("UPDATE sqlite_master SET sql = 'x'", {"forbidden", "runtime_error"}),
+    "statistics": ("ANALYZE", {"forbidden"}),
+    "an index made anew": ("REINDEX", {"forbidden", "syntax_error"}),
+    "detach": ("DETACH DATABASE main", {"forbidden"}),
     "a virtual table": ("CREATE VIRTUAL TABLE x USING fts5(y)", {"forbidden"}),
     "vacuum into a file": ("VACUUM INTO '/tmp/x.sqlite'", {"forbidden"}),
     "a transaction": ("BEGIN EXCLUSIVE", {"forbidden"}),
+    "a savepoint": ("SAVEPOINT x", {"forbidden"}),
     "loading a library": ("SELECT load_extension('/lib/x.so') FROM t", {"forbidden", "runtime_error"}),
     "reading a file": ("SELECT readfile('/etc/passwd') FROM t", {"runtime_error"}),
     "a pointer as a tokenizer": ("SELECT fts3_tokenizer('simple', x'4141414141414141') FROM t", {"forbidden", "runtime_error"}),
@@ -106,6 +117,20 @@ def test_a_hostile_query_is_wrong_and_leaves_nothing_behind(database, name):
     assert reason in reasons
     assert (database.read_bytes(), sorted(os.listdir(database.parent))) == before
     assert score(database, "SELECT name FROM t") == (1.0, "")
+
+
+def test_honest_verdicts_between_hostile_ones_are_what_they_are_alone(database):
+    honest = {
+        "SELECT name FROM t WHERE name LIKE 'NAME 1%'": (1.0, ""),
+        "SELECT name FROM t WHERE name LIKE 'name 2%'": (0.0, "mismatch"),
+        "SELECT name FROM t WHERE NOT name NOT LIKE 'name 1%' ORDER BY id DESC": (1.0, ""),
+    }
+    reference, draw = "SELECT name FROM t WHERE name LIKE 'name 1%'", random.Random(0)
+    slow = {name for name, (_, reasons) in HOSTILE.items() if reasons & {"candidate_timeout", "memory"}}
+    for name in draw.choices(sorted(set(HOSTILE) - slow), k=60):
+        assert score(database, HOSTILE[name][0])[0] == 0.0, name
+        query = draw.choice(sorted(honest))
+        assert score(database, query, reference) == honest[query], (name, query)
 
 
 @pytest.mark.parametrize(
