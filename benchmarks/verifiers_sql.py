@@ -16,7 +16,8 @@ Right: the reference in other words, by rules that hold on every database; check
 differs there is dropped and counted.
 
 Verdicts are compared in this process, where the verifier runs queries without its sandbox, under the same limits; the
-milliseconds are of `verify` itself, sandbox and all, for queries on databases that are made already.
+milliseconds are of `verify` itself, sandbox and all, for queries on databases that are made already: by the clock, and of
+processor time, in this process and in the query's.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from verifiers_sql_data import Sampler, different, readable, references, returne
 from verifiers_sql_queries import HELD_OUT, right_queries, wrong_queries
 
 from rewards import _sql_run, sql
+from rlpost.verify.sandbox import Outcome, Sandbox
 
 
 def in_process(query: str, images: Any, seconds: float, most: Any, service: str | None = None) -> list[dict[str, Any]]:
@@ -125,7 +127,7 @@ def main() -> None:
         if len(timed) < arguments.timed:
             timed.append((reference, script))
     sql.run_sandboxed = whole
-    milliseconds = timings(timed)
+    milliseconds, worked = timings(timed)
     known = {side: sum(n for kind, n in of.items() if kind not in HELD_OUT) for side, of in tally.items()}
     held = {side: sum(n for kind, n in of.items() if kind in HELD_OUT) for side, of in tally.items()}
     print(
@@ -151,6 +153,9 @@ def main() -> None:
     print(
         f"verdict, ms warm: fastest {min(milliseconds):.1f}, p50 {quantile(milliseconds, 0.5):.1f}, p99 {quantile(milliseconds, 0.99):.1f}; load {os.getloadavg()[0]:.1f} on {os.cpu_count()} CPUs"
     )
+    print(
+        f"the same, CPU ms: fastest {min(worked):.1f}, p50 {quantile(worked, 0.5):.1f}, p99 {quantile(worked, 0.99):.1f}"
+    )
     print(f"{time.perf_counter() - begun:.0f} s in all")
     for title, some in (("refused", refused), ("accepted", accepted)):
         for one in some[: arguments.show]:
@@ -159,7 +164,7 @@ def main() -> None:
         print("bad", *one, sep=" | ")
     if arguments.out:
         result = {"command": sys.argv, "wrong": tally, "right": rights, "refused": refused, "accepted": accepted, "bad": bad,
-                  "setup_ms": setup, "verdict_ms": milliseconds, "told": told}  # fmt: skip
+                  "setup_ms": setup, "verdict_ms": milliseconds, "verdict_cpu_ms": worked, "told": told}  # fmt: skip
         arguments.out.write_text(json.dumps(result, indent=1), encoding="utf-8")
 
 
@@ -180,14 +185,24 @@ def verdict(query: str, reference: str, script: str, **parameters: Any) -> dict[
     return sql.verify(f"```sql\n{query}\n```", reference, script, allow_constant=True, **parameters)
 
 
-def timings(rows: list[tuple[str, str]]) -> list[float]:
-    found = []
+def timings(rows: list[tuple[str, str]]) -> tuple[list[float], list[float]]:
+    outcomes = []
+    ask = Sandbox.ask
+
+    def noted(*arguments: Any, **limits: Any) -> Outcome:
+        outcomes.append(ask(*arguments, **limits))
+        return outcomes[-1]
+
+    Sandbox.ask = noted  # type: ignore[method-assign]
+    clock, worked = [], []
     for reference, script in rows:
         verdict(reference, reference, script)
-        start = time.perf_counter()
+        start, own = time.perf_counter(), time.process_time()
         verdict(reference, reference, script)
-        found.append((time.perf_counter() - start) * 1e3)
-    return found
+        clock.append((time.perf_counter() - start) * 1e3)
+        worked.append((time.process_time() - own + outcomes[-1].cpu) * 1e3)
+    Sandbox.ask = ask  # type: ignore[method-assign]
+    return clock, worked
 
 
 def quantile(values: list[float], share: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +35,14 @@ COUNTDOWN = {
     "prompt": "{metadata[numbers]} {metadata[target]}:",
     "completion": "{metadata[expression]}",
 }
+
+
+@pytest.fixture
+def hang_ups_heard() -> Iterator[None]:
+    """Under nohup these tests would ignore hang-ups, and so would all that they start."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 def tiny(**changes: object) -> dict:

@@ -93,6 +93,7 @@ def test_two_runs_at_once_that_make_one_model_both_come_to_their_end(config, tmp
     ("number", "said", "where"),
     [(signal.SIGTERM, "starting the learner", "before"), (signal.SIGHUP, "evaluating (before)", "before")],
 )
+@pytest.mark.usefixtures("hang_ups_heard")
 def test_a_stop_before_the_first_step_ends_at_once_and_leaves_nobody_behind(config, number, said, where):
     warmup = {"train": {**COUNTDOWN, "size": 60, "seed": 1}, "steps": 2, "prompts_per_step": 4}
     path, run = config("stopped", warmup=warmup, evaluation={"before": True, "after": False})

@@ -13,6 +13,7 @@ from rlpost import cli, stop
 from rlpost.exit_codes import PREEMPTED, STOPPED_AT_ONCE
 from rlpost.stop import STOP
 
+pytestmark = pytest.mark.usefixtures("hang_ups_heard")
 EVERY = pytest.mark.parametrize("number", stop.SIGNALS)
 
 

@@ -26,7 +26,7 @@ from rlpost.run.check import Checked
 from rlpost.stop import STOP
 from tests.conftest import tiny
 
-pytestmark = pytest.mark.usefixtures("shipped_verifiers_load")
+pytestmark = pytest.mark.usefixtures("shipped_verifiers_load", "hang_ups_heard")
 
 
 class StandInRun:
