@@ -84,6 +84,11 @@ def check_placement(c: Config) -> None:
             if wrong:
                 raise ValueError(f"{key} needs GPUs: set cluster.gpus_per_node")
         return
+    if c.model.attention in ("varlen", "flash_attention_2") and c.model.dtype == "float32":
+        raise ValueError(
+            f"model.attention: {c.model.attention} on GPUs has kernels for half precision alone: set model.dtype: bfloat16, "
+            "or model.attention: sdpa"
+        )
     have, engines, ranks = cl.nodes * cl.gpus_per_node, ro.engines * ro.tensor_parallel, le.ranks
     if ro.tensor_parallel > cl.gpus_per_node:
         raise ValueError(

@@ -104,7 +104,11 @@ class Model(Section):
     revision: str | None = Field(None, description="branch, tag or commit of a Hugging Face id")
     create: CreateModel | None = None
     dtype: DType = "bfloat16"
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    attention: Literal["auto", "varlen", "sdpa", "eager", "flash_attention_2"] = Field(
+        "auto",
+        description="of the learner; varlen keeps sequences apart by their lengths, without a mask; auto: varlen where the "
+        "model has it, on GPUs in bfloat16 and on CPUs for packed rows, else sdpa, else eager",
+    )
     lora: Lora | None = None
     trust_remote_code: bool = Field(
         False, description="run the code that comes with a model or its tokenizer, in every process that loads them"

@@ -19,6 +19,7 @@ from rlpost.types import Sample
 if TYPE_CHECKING:
     import torch
 
+    from rlpost.learner.attention import Segments
     from rlpost.learner.replay import Replay, RouteGrid
 
 Layout = Literal["packed", "padded"]
@@ -403,6 +404,7 @@ class Grid:
     Attributes:
         input_ids, position_ids: int64 (rows, length). Positions restart at 0 with each sequence and with the padding
             behind the last: transformers keeps attention apart where positions do not run on.
+        segments: the same for attention that is told so.
         predictors: int64 (M,), flat positions in the grid whose hidden state predicts a response token.
         targets: int64 (M,), those tokens.
         sequence, offset: int64 (M,), which sequence of the micro-batch (B of them) and which of its tokens.
@@ -413,6 +415,7 @@ class Grid:
 
     input_ids: torch.Tensor
     position_ids: torch.Tensor
+    segments: Segments
     predictors: torch.Tensor
     targets: torch.Tensor
     sequence: torch.Tensor
@@ -455,6 +458,8 @@ def make_grid(batch: Batch, micro: MicroBatch, pad_id: int, device: torch.device
     """Lay a micro-batch's sequences out in rows. Sequence b of the grid is `micro.sequences[b]`."""
     import torch
 
+    from rlpost.learner.attention import Segments
+
     starts = np.concatenate([[0], np.cumsum(batch.lengths, dtype=np.int64)])
     width = max(int(sum(batch.lengths[i] for i in row)) for row in micro.rows)
     input_ids: np.ndarray = np.full((len(micro.rows), width), pad_id, np.int64)
@@ -488,9 +493,11 @@ def make_grid(batch: Batch, micro: MicroBatch, pad_id: int, device: torch.device
 
     longest = max(int(batch.response_lengths[i]) for i in micro.sequences)
     real = torch.from_numpy(whence.ravel() >= 0).to(device)
+    positions = torch.from_numpy(position_ids)
     return Grid(
         input_ids=torch.from_numpy(input_ids).to(device),
-        position_ids=torch.from_numpy(position_ids).to(device),
+        position_ids=positions.to(device),
+        segments=Segments.of(positions, device),
         predictors=tensor(predictors),
         targets=tensor(targets),
         sequence=tensor(sequence),

@@ -82,7 +82,7 @@ def grids(
     pad_id: int,
     device: torch.device | str = "cpu",
 ) -> Iterator[tuple[Grid, Grid, torch.Tensor]]:
-    """Pairs of grids to compare: one row, and several where a plan makes several; none where nothing ever shares a grid.
+    """Pairs of grids to compare: one row, and two and four where a plan makes as many; none where nothing ever shares a grid.
 
     In both grids of a pair, of the same shape, one sequence has the same tokens in the same places, and its response
     alone is predicted. Different are the tokens of all others, how long those behind it are, and so where padding begins.
@@ -99,7 +99,8 @@ def grids(
         if before < 2 or behind < 4:
             return
         probe = draw(length)
-        for rows in (1, 2) if tokens_per_micro_batch // capacity > 1 else (1,):
+        most = tokens_per_micro_batch // capacity
+        for rows in sorted({1, min(2, most), min(4, most)}):
             pair = []
             for tails in ([behind], [behind // 2, behind - behind // 2]):
                 others = [[draw(width)] for _ in range(rows - 1)]

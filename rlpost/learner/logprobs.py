@@ -11,9 +11,12 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from rlpost.learner.attention import takes_segments
+
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+    from rlpost.learner.attention import Segments
     from rlpost.learner.replay import Replay, RouteGrid, RouterStats
 
 
@@ -167,16 +170,18 @@ class Policy(nn.Module):
         targets: torch.Tensor,
         temperature: float,
         full: Sequence[Against] = (),
+        segments: Segments | None = None,
         routes: RouteGrid | None = None,
         record: bool = False,
     ) -> LogProbs:
         """Log-probs and entropies of `targets`, and divergences; shapes as in `rlpost.learner.batch.Grid`.
 
         Args:
+            segments: where sequences are; attention that finds it out from positions does without.
             routes: the experts to choose; None leaves that to the routers.
             record: keep the experts that were used in `routers`.
         """
-        hidden = self.hidden(input_ids, position_ids, predictors, routes, record)
+        hidden = self.hidden(input_ids, position_ids, predictors, segments, routes, record)
         return self.logprobs(hidden, targets, temperature, full)
 
     def hidden(
@@ -184,11 +189,21 @@ class Policy(nn.Module):
         input_ids: torch.Tensor,
         position_ids: torch.Tensor,
         predictors: torch.Tensor,
+        segments: Segments | None = None,
         routes: RouteGrid | None = None,
         record: bool = False,
     ) -> torch.Tensor:
-        """(M, H), what the head takes in at `predictors`."""
+        """(M, H), what the head takes in at `predictors`.
+
+        Raises:
+            ValueError: attention has to be told where sequences are, and is not.
+        """
         backbone = getattr(self.model, self.model.base_model_prefix, None) or self.model.model  # Llama 4 names another
+        told = {}
+        if takes_segments(self.model):
+            if segments is None:
+                raise ValueError("attention of this implementation needs the grid's segments")
+            told = segments.arguments()
         with nullcontext() if self.replay is None else self.replay.using(routes, record) as self.routers:
-            hidden = backbone(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
+            hidden = backbone(input_ids=input_ids, position_ids=position_ids, use_cache=False, **told).last_hidden_state
         return hidden.flatten(0, 1)[predictors]

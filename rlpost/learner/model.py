@@ -9,6 +9,7 @@ from torch import nn
 
 from rlpost.config import Model
 from rlpost.learner.adapters import add_lora
+from rlpost.learner.attention import register
 from rlpost.models.load import load_causal_lm
 from rlpost.models.source import ModelSource
 
@@ -23,7 +24,8 @@ def load_model(source: ModelSource, model: Model, trainable: bool) -> PreTrained
 
     Under ZeRO-3 an `HfDeepSpeedConfig` must be alive, so that parameters are sharded as they are made.
     """
-    loaded = load_causal_lm(source, DTYPES[model.dtype], model.attention)
+    register()
+    loaded = load_causal_lm(source, DTYPES[model.dtype], None if model.attention == "auto" else model.attention)
     if not trainable:
         return loaded.eval().requires_grad_(False)
     if model.lora is not None:

@@ -107,7 +107,7 @@ class References:
                 "ZeRO-3 shards it: set learner.zero_stage to 2 or less, or take another form"
             )
         with torch.no_grad():
-            hidden = anchor.hidden(grid.input_ids, grid.position_ids, grid.predictors)
+            hidden = anchor.hidden(grid.input_ids, grid.position_ids, grid.predictors, grid.segments)
         return Against(hidden, anchor.logprobs, divergence)
 
     def move(self, name: str, amount: float, policy: nn.Module) -> None:

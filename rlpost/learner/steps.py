@@ -120,9 +120,9 @@ class Steps:
             live: the policy's routers choose, whatever was chosen before. They do so in anchors always.
             record: keep the experts the policy used.
         """
-        given: dict[str, Any] = {}
+        given: dict[str, Any] = {"segments": grid.segments}
         if policy is self.engine and policy.module.replay is not None:
-            given = {"routes": grid.live(policy.module.replay) if live else grid.routes, "record": record}
+            given |= {"routes": grid.live(policy.module.replay) if live else grid.routes, "record": record}
         return policy(
             grid.input_ids, grid.position_ids, grid.predictors, grid.targets, self.spec.temperature, full=full, **given
         )

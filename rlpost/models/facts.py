@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from rlpost.config import ConfigError, Model
+from rlpost.models.attention import by_layer, implementations
 from rlpost.models.create import created_config
 from rlpost.models.load import config_values, eos_token_ids, load_config, load_tokenizer, shaped
 from rlpost.models.source import ModelSource
@@ -61,7 +62,9 @@ class Facts:
         family: `model_type`.
         positions: tokens a sequence may have; None where the model sets no limit.
         window: tokens an attention layer looks back, where some do not see all.
-        attention: the implementations the model has: `eager`, and those of `sdpa` and `flash_attention_2` it supports.
+        attention: the implementations the model has: `eager`, and those of `sdpa`, `flash_attention_2` and `varlen` it
+            supports.
+        without_varlen: why it has not the last; "" where it has.
         rows: of the embeddings.
         tokens: one more than the largest id of the tokenizer.
         end: ids that end a response.
@@ -78,6 +81,7 @@ class Facts:
     positions: int | None
     window: int | None
     attention: tuple[str, ...]
+    without_varlen: str
     rows: int
     tokens: int
     end: tuple[int, ...]
@@ -108,13 +112,14 @@ def outline_of(model: Model, source: ModelSource | None = None) -> Outline:
         config = load_config(source)
     text = config.get_text_config(decoder=True)
     _refuse_other_kinds(where, config, trusted)
-    heads, width, size = _first(text, HEADS), _first(text, WIDTHS), getattr(text, "head_dim", None)
-    _refuse_sizes(where, text, heads, width, size)
+    heads, width, sizes = _first(text, HEADS), _first(text, WIDTHS), by_layer(text, "head_dim")
+    _refuse_sizes(where, text, heads, width, bool(sizes))
     # Mamba has heads that are no attention's; Zamba's are of the width of two layers.
     attends = _first(text, HEADS[:2]) is not None
     other = any(getattr(text, name, None) for name in ("kv_lora_rank", "attention_head_dim"))
     derived = width // heads if width and heads else None
-    head_size = (size or derived) if attends and not other else None
+    size = max(sizes, default=derived) if len(sizes) < 2 else None
+    head_size = size if attends and not other else None
     return Outline(source, where, config, positions(text), head_size)
 
 
@@ -143,7 +148,7 @@ def facts_of(model: Model, outline: Outline) -> Facts:
     network = shaped(config, where, source is not None and source.trust_remote_code)
     if on_disk:
         _refuse_tensors(where, network, on_disk)
-    supported = {"sdpa": network._supports_sdpa, "flash_attention_2": network._supports_flash_attn}
+    attention, without_varlen = implementations(network)
     window = getattr(text, "use_sliding_window", True) and getattr(text, "sliding_window", None)
     return Facts(
         source=source,
@@ -151,7 +156,8 @@ def facts_of(model: Model, outline: Outline) -> Facts:
         family=str(config.model_type),
         positions=outline.positions,
         window=int(window) if window else None,
-        attention=("eager", *(name for name, has in supported.items() if has)),
+        attention=attention,
+        without_varlen=without_varlen,
         rows=int(network.get_input_embeddings().weight.shape[0]),
         tokens=max(tokenizer.get_vocab().values()) + 1,
         end=tuple(end),
@@ -224,12 +230,12 @@ def _refuse_other_kinds(where: str, config: PretrainedConfig, trusted: bool) -> 
         )
 
 
-def _refuse_sizes(where: str, text: PretrainedConfig, heads: int | None, width: int | None, size: int | None) -> None:
+def _refuse_sizes(where: str, text: PretrainedConfig, heads: int | None, width: int | None, sized: bool) -> None:
     """Refuse sizes that do not go with each other; a network is built of them all the same, and fails when it runs."""
     keys = getattr(text, "num_key_value_heads", None)
     if isinstance(keys, int) and heads and (keys < 1 or heads % keys):
         raise ConfigError(f"{where}: {heads} attention heads do not divide by num_key_value_heads {keys}")
-    if heads and width and not size and width % heads:
+    if heads and width and not sized and width % heads:
         raise ConfigError(f"{where}: hidden size {width} does not divide by {heads} attention heads")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from rlpost.config import Config, ConfigError
 from rlpost.models.architecture import check_experts
+from rlpost.models.attention import preferred
 from rlpost.models.facts import Facts, Outline, positions
 from rlpost.models.families import check_family
 from rlpost.models.load import config_values
@@ -64,14 +65,8 @@ def fitted(config: Config, facts: Facts) -> tuple[Config, list[str]]:
     if own and facts.source is not None and (pinned := facts.source.pinned()) != facts.source:
         lines.append(f"model.revision: {facts.source} is commit {pinned.revision} of the hub, which the run stays with")
         config = _with_model(config, revision=pinned.revision)
-    if config.model.attention not in facts.attention:
-        if config.model.attention == "flash_attention_2":
-            raise ConfigError(
-                f"model.attention: flash_attention_2, which {facts.family} does not have: set model.attention: "
-                f"{' or '.join(facts.attention[::-1])}"
-            )
-        lines.append(f"model.attention: set to eager, since {facts.family} does not have {config.model.attention}")
-        config = _with_model(config, attention="eager")
+    config, line = _with_attention(config, facts)
+    lines += line
     here = config.cluster.address is None
     if config.model.attention == "flash_attention_2" and here and importlib.util.find_spec("flash_attn") is None:
         raise ConfigError(
@@ -102,6 +97,24 @@ def check_heads(outline: Outline) -> None:
         f"{where}: attention heads of {size} numbers, for which the engine has no kernel on CPUs (it has "
         f"{', '.join(map(str, CPU_HEADS))}): {fix}"
     )
+
+
+def _with_attention(config: Config, facts: Facts) -> tuple[Config, list[str]]:
+    """The configuration with an implementation of attention that the model has, and a line where it is not the first choice.
+
+    Raises:
+        ConfigError: it has not the one that is asked for.
+    """
+    asked = config.model.attention
+    order = {"auto": preferred(config), "sdpa": ("sdpa", "eager")}.get(asked, (asked,))
+    found = next((name for name in order if name in facts.attention), None)
+    lacks = f"{facts.family} does not have" + (f": {facts.without_varlen}" if order[0] == "varlen" else "")
+    if found is None:
+        raise ConfigError(
+            f"model.attention: {asked}, which {lacks}: set model.attention: {' or '.join(facts.attention[::-1])}"
+        )
+    lines = [] if found == order[0] else [f"model.attention: set to {found}, not {order[0]}, which {lacks}"]
+    return _with_model(config, attention=found), lines
 
 
 def _with_model(config: Config, **values: Any) -> Config:

@@ -107,8 +107,11 @@ def eos_token_ids(source: ModelSource) -> list[int]:
     return sorted(ids)
 
 
-def load_causal_lm(source: ModelSource, dtype: torch.dtype, attention: str = "sdpa") -> PreTrainedModel:
+def load_causal_lm(source: ModelSource, dtype: torch.dtype, attention: str | None = "sdpa") -> PreTrainedModel:
     """The network with its weights. Under ZeRO-3 an `HfDeepSpeedConfig` must be alive: parameters are sharded as made.
+
+    Args:
+        attention: an implementation that transformers knows; None: `sdpa` where the model has it, else `eager`.
 
     Raises:
         ConfigError: it cannot be loaded, or weights it needs are not in the checkpoint: transformers would draw them.

@@ -99,6 +99,11 @@ def _check_anchors(config: Config, roles: Roles, policy: Facts) -> None:
             if source is own:
                 continue
             anchor = facts_of(config.model, outline_of(config.model, source))
+            if config.model.attention not in anchor.attention:
+                raise ConfigError(
+                    f"model.attention: {config.model.attention}, which objective.references.{name} ({anchor.family}) does not "
+                    f"have: set model.attention: {' or '.join(anchor.attention[::-1])}"
+                )
             if anchor.rows < policy.tokens:
                 raise ConfigError(
                     f"objective.references.{name}: {str(source)!r} has {anchor.rows} embeddings, and the policy's tokenizer "

@@ -63,6 +63,8 @@ class Reader(nn.Module):
                 x = x + self.share * x.flip(1).cumsum(1).flip(1)
             case "the row, of several":
                 x = x + self.share * x.cumsum(1) * (len(x) > 1)
+            case "the row, of four":
+                x = x + self.share * x.cumsum(1) * (len(x) == 4)
             case "the number of the first token":  # leads through no gradient
                 x = x + grid.input_ids[:1, :1, None]
         hidden = x.flatten(0, 1)[grid.predictors]
@@ -95,6 +97,14 @@ def test_a_leak_between_several_rows_alone_is_seen_where_a_plan_makes_several():
     assert not found(reader, "packed", 300)
     assert found(reader, "packed", 600, 300)
     assert find_leak(reader, reader.embeddings, "packed", 600, 300, 0).rows == 2
+    reader = Reader("the row, of four")
+    assert not found(reader, "packed", 900, 300)
+    assert find_leak(reader, reader.embeddings, "packed", 1200, 300, 0).rows == 4
+
+
+@pytest.mark.parametrize(("budget", "expected"), [(300, [1]), (600, [1, 2]), (900, [1, 2, 3]), (1200, [1, 2, 4])])
+def test_as_many_rows_are_tried_as_a_plan_makes_up_to_four(budget, expected):
+    assert [len(a.input_ids) for a, _, _ in grids("packed", budget, 300, 100, 0)] == expected
 
 
 def test_experts_excuse_rounding_and_nothing_larger():

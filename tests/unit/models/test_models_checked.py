@@ -36,13 +36,13 @@ def rewrite(folder: Path, change: Any) -> None:
 
 def test_a_model_that_fits_is_left_as_it_is_and_described(llama):
     ready = checked(run_of(llama))
-    assert ready.config == run_of(llama)
+    assert ready.config == run_of(llama, model={"attention": "sdpa"})
     assert ready.lines == []
     facts = ready.facts
     assert facts is not None
     assert (facts.family, facts.positions, facts.rows, facts.tokens) == ("llama", 128, 260, 260)
     assert (facts.end, facts.padding, facts.dtypes) == ((2,), 0, ("float32",))
-    assert facts.attention == ("eager", "sdpa", "flash_attention_2")
+    assert facts.attention == ("eager", "sdpa", "flash_attention_2", "varlen")
     assert facts.parameters == sum(t.numel() for t in load_file(llama / "model.safetensors").values())
 
 
@@ -187,9 +187,9 @@ def test_an_attention_the_model_does_not_have_is_set_with_a_line_or_refused(tmp_
     folder = make(tmp_path / "m", model_type="gpt_oss", num_local_experts=2, head_dim=32)
     ready = checked(run_of(folder, model={"dtype": "bfloat16"}))
     assert ready.config.model.attention == "eager"
-    assert any("model.attention: set to eager, since gpt_oss does not have sdpa" in line for line in ready.lines)
+    assert "model.attention: set to eager, not sdpa, which gpt_oss does not have" in ready.lines
     bloom = make(tmp_path / "b", model_type="bloom", n_layer=2, n_head=2)
-    wanted = {"model": {"attention": "flash_attention_2"}, "cluster": {"gpus_per_node": 2}}
+    wanted = {"model": {"attention": "flash_attention_2", "dtype": "bfloat16"}, "cluster": {"gpus_per_node": 2}}
     with pytest.raises(ConfigError, match=r"flash_attention_2, which bloom does not have: set"):
         checked(run_of(bloom, **wanted))
 
