@@ -70,10 +70,11 @@ def batches(count: int = 2, sequences: int = 9) -> list[Batch]:
 
 def spec(path: Path, replay: str = "r3", **learner: object) -> LearnerSpec:
     settings = {"lr": 0.3, "eps": 1.0, "tokens_per_micro_batch": 64, "layout": "padded", **learner}
+    attention = "varlen" if settings["layout"] == "packed" else "sdpa"  # as `auto` has it
     return LearnerSpec(
         source=ModelSource(str(path)),
         anchors={},
-        model=Model.model_validate({"path": str(path), "dtype": "float32"}),
+        model=Model.model_validate({"path": str(path), "dtype": "float32", "attention": attention}),
         learner=Learner.model_validate(settings),
         objective=Objective(),
         total_steps=10,
