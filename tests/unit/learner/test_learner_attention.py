@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 from torch.nn.attention.varlen import varlen_attn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from benchmarks.small_models import small_config, small_model
 from rlpost.config import ConfigError, Lora, load
@@ -83,19 +85,26 @@ def test_activations_that_are_made_again_and_adapters_change_nothing(adapted):
         assert learned(model, batch, [rows], "varlen").far_from(expected) < CLOSE
 
 
-def test_no_mask_is_made_and_no_keys_are_repeated(monkeypatch):
-    """The largest tensor that attention makes grows with tokens, not with their square."""
-    seen: list[tuple[int, ...]] = []
-    forward = attention.by_sequence
+class Largest(TorchDispatchMode):
+    """The elements of the largest tensor that any operator gives."""
 
-    def watched(query: Any, key: Any, value: Any, *given: Any) -> Any:
-        seen.append((key.shape[1], query.shape[1]))
-        return forward(query, key, value, *given)
+    elements = 0
 
-    monkeypatch.setattr(attention, "by_sequence", watched)
-    monkeypatch.setattr("transformers.masking_utils.sdpa_mask", None)
-    learned(small("llama"), sequences(96), [ROWS[2]], "varlen")
-    assert seen == [(1, 2)] * 2
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        made = [x.numel() for x in tree_leaves(out) if isinstance(x, torch.Tensor)]
+        self.elements = max(self.elements, *made, 0)
+        return out
+
+
+def test_no_tensor_grows_with_the_square_of_a_row():
+    model, batch = small("mistral"), sequences(96, [20] * 60)
+    largest = {}
+    for kind in ("varlen", "sdpa"):
+        with Largest() as mode:
+            learned(model, batch, [(tuple(range(60)),)], kind)
+        largest[kind] = mode.elements
+    assert largest["varlen"] < 20 * 60 * 200 < (20 * 60) ** 2 <= largest["sdpa"]
 
 
 # ------------------------------------------------------------------------------------------------- the kernel's path
@@ -117,6 +126,9 @@ def test_on_gpus_packed_grids_are_sequences_alone(family, on_kernels):
     for rows in (*ROWS.values(), PADDED):
         assert learned(model, batch, [rows], "varlen").far_from(expected) < CLOSE
     assert len(on_kernels) == 2 * 4, "a call for each layer and grid, however many sequences"
+    assert {call["key"].shape[1] for call in on_kernels} == {KINDS[family].get("num_key_value_heads", 2)}, (
+        "not repeated"
+    )
     windows = {call["window"] for call in on_kernels}
     assert windows == (
         {(7, 0)} if family in ("mistral", "phimoe") else {(7, 0), (-1, 0)} if "gemma" in family else {(-1, 0)}
