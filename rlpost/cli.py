@@ -252,6 +252,26 @@ def plan(
 
 
 @app.command()
+def rehearse(
+    arguments: Arguments,
+    gpu_memory: Annotated[
+        float | None, typer.Option(min=1, help="GiB of a GPU, against which the real sizes are held.")
+    ] = None,
+    to: Annotated[
+        Path | None, typer.Option(help="New folder for all that is made.", show_default="taken away when all went well")
+    ] = None,
+) -> None:
+    """Run a configuration for GPUs on a CPU, made small: the same architecture, placement, transports and objective.
+
+    Two steps, a save, a resume and an export, on nodes that declare GPUs. Ends as the real run would.
+    """
+    config = _load(arguments)
+    from rlpost.commands.rehearse import rehearse as run
+
+    raise typer.Exit(run(config, _command(), gpu_memory, to))
+
+
+@app.command()
 def doctor(arguments: OptionalArguments = None) -> None:
     """Is this machine, and with a CONFIG its cluster, what a run needs: versions, driver, limits, shared folders."""
     config = _load(arguments) if arguments else None

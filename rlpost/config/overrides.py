@@ -243,6 +243,13 @@ def _check_engine(c: Config) -> None:
             why = "may change what is sampled, or by which weights"
             raise ValueError(_refusal(f"rollout.engine_args.{key}", key, value, ENGINE_IS, why, {*ENGINE, *ENGINE_IS}))
     if c.on_gpu:
+        executor = given.get("distributed_executor_backend")
+        if c.rollout.tensor_parallel > 1 and executor not in (None, "mp"):
+            raise ValueError(
+                f"rollout.engine_args.distributed_executor_backend: {executor!r} with rollout.tensor_parallel: "
+                f"{c.rollout.tensor_parallel}: an engine's workers are processes (mp) of the actor that holds their GPUs; "
+                "Ray would look for other GPUs: leave it out"
+            )
         return
     if given.get("enable_chunked_prefill"):
         raise ValueError(

@@ -70,6 +70,10 @@ class LearnerRank(Reachable, Steps, Delivery):
         torch.set_num_threads(spec.threads.here())
         torch.manual_seed(spec.seed)
         self.device = device.take(spec.on_gpu)
+        if spec.stand_in and spec.model.attention == "flash_attention_2":
+            from rlpost.rehearsal import flash
+
+            flash.install()
         # DeepSpeed would compile a collective that only its inference calls: half a minute of a first start, and behind a
         # lock that a run killed meanwhile leaves for ever.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

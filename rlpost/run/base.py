@@ -23,6 +23,7 @@ from rlpost.models.facts import outline_of
 from rlpost.models.fits import check_length
 from rlpost.models.source import ModelSource
 from rlpost.observe import Recorder
+from rlpost.rehearsal import switch
 from rlpost.run.cache import made_once
 from rlpost.run.failed import starting
 from rlpost.run.lost import accounted
@@ -186,7 +187,8 @@ def _spec(config: Config, learner: Learner, path: str, steps: int, pad_id: int) 
         response_limit=config.rollout.max_tokens,
         pad_id=pad_id,
         seed=config.seed,
-        on_gpu=config.on_gpu,
+        on_gpu=switch.computes_on_gpu(config),
+        stand_in=switch.stood_in(config),
         threads=cluster.threads(config)[1],
     )
 

@@ -18,6 +18,7 @@ from rlpost.learner.spec import LearnerSpec
 from rlpost.models.load import load_tokenizer
 from rlpost.models.source import ModelSource
 from rlpost.observe import Recorder, RunFolder
+from rlpost.rehearsal import switch
 from rlpost.rollout.adapters import AdapterSpec, AdaptersRefusedError
 from rlpost.rollout.fleet import Fleet
 from rlpost.rollout.request import EngineSpec
@@ -115,7 +116,8 @@ def running(
         fleet = engines.fleet
         stack.enter_context(accounted([*fleet.crew, *learner.crew]))
         check_same_routers(config, model["routing"], engine.get("routing"))
-        fleet.connect(learner)
+        with starting("the weight transfer", config, "rollout", "cluster", log=recorder.folder.logs):
+            fleet.connect(learner)
         console.info(
             f"learner: {model['parameters'] / 1e6:.1f} M parameters ({model['trainable'] / 1e6:.1f} M trained) on "
             f"{config.learner.ranks} rank(s), ZeRO {config.learner.zero_stage}, {config.model.dtype}; engines: "
@@ -307,7 +309,8 @@ def engine_spec(config: Config, path: str, max_model_len: int | None = None, sha
         threads=cluster.threads(config)[0],
         weight_transfer=config.weight_transfer,
         stop_strings=bool(ro.stop),
-        on_gpu=config.on_gpu,
+        on_gpu=switch.computes_on_gpu(config),
+        stand_in=switch.stood_in(config),
         engine_args=ro.engine_args,
         capture_routes=config.routing.replay == "r3",
     )
@@ -346,7 +349,8 @@ def learner_spec(config: Config, roles: Roles, path: str, pad_id: int) -> Learne
         response_limit=config.rollout.max_tokens,
         pad_id=pad_id,
         seed=config.seed,
-        on_gpu=config.on_gpu,
+        on_gpu=switch.computes_on_gpu(config),
+        stand_in=switch.stood_in(config),
         threads=cluster.threads(config)[1],
         routing=config.routing,
         longest=config.max_served_tokens,

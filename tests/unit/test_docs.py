@@ -29,7 +29,7 @@ PAGES = [
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 PLACEHOLDER = re.compile(r"[A-Z][A-Z_]+")  # RUN_DIR, CONFIG, N: for the reader to fill in
-READS_CONFIG = ("train", "sft", "plan", "submit")
+READS_CONFIG = ("train", "sft", "plan", "rehearse", "submit")
 
 
 @dataclass(frozen=True)

@@ -93,6 +93,23 @@ def test_engine_arguments_that_sample_otherwise_are_refused_with_the_key_to_set(
     assert fix in str(error.value)
 
 
+@pytest.mark.parametrize(("width", "backend"), [(2, "ray"), (4, "external_launcher")])
+def test_an_engine_of_several_gpus_keeps_its_workers_with_it(width, backend):
+    """Ray would ask for the GPUs that the engine's actor holds."""
+    given = {
+        "model": {"dtype": "bfloat16"},
+        "learner": {"layout": "packed"},
+        "cluster": {"gpus_per_node": 8},
+        "rollout": {"tensor_parallel": width, "engine_args": {"distributed_executor_backend": backend}},
+    }
+    with pytest.raises(
+        ConfigError, match=rf"rollout\.engine_args\.distributed_executor_backend: '{backend}'.*leave it out"
+    ):
+        parse(tiny(**given))
+    given["rollout"]["engine_args"] = {"distributed_executor_backend": "mp"}
+    assert parse(tiny(**given)).rollout.tensor_parallel == width
+
+
 def test_engine_arguments_of_speed_alone_pass():
     given = {"block_size": 32, "num_gpu_blocks_override": 64, "max_num_batched_tokens": 4096}
     assert parse(tiny(rollout={"engine_args": given})).rollout.engine_args == given
