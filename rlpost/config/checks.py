@@ -95,6 +95,13 @@ def check_placement(c: Config) -> None:
             f"rollout.tensor_parallel {ro.tensor_parallel} is more than cluster.gpus_per_node {cl.gpus_per_node}: one engine "
             "cannot span nodes"
         )
+    if ro.weight_transfer == ("nccl" if cl.colocate else "ipc"):
+        why = (
+            "takes no two processes on one GPU, as an engine and a rank are with cluster.colocate: true"
+            if cl.colocate
+            else "is between an engine and a rank on one GPU, which they have with cluster.colocate: true alone"
+        )
+        raise ValueError(f"rollout.weight_transfer: {ro.weight_transfer} {why}: leave it out")
     if cl.colocate:
         if ro.tensor_parallel != 1 or ro.engines != ranks:
             raise ValueError(

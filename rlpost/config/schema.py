@@ -131,7 +131,11 @@ class Rollout(Section):
     threads: int | None = Field(
         None, ge=1, description="CPU threads of an engine; its part of the cores of its machine"
     )
-    weight_transfer: Literal["auto", "object_store", "nccl", "ipc"] = "auto"
+    weight_transfer: Literal["auto", "object_store", "nccl", "ipc"] = Field(
+        "auto",
+        description="how new weights reach the engines. auto: object_store (shared memory of Ray) on CPU; on GPUs nccl, a "
+        "broadcast from rank 0 to all engines, or with cluster.colocate ipc (CUDA), each engine from the rank on its GPU",
+    )
     adapters: Literal["auto", "merged"] = Field(
         "auto",
         description="with model.lora: engines serve adapters as they are where they can, else merged; merged: always. "

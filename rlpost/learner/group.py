@@ -20,6 +20,7 @@ from rlpost.learner.spec import LearnerSpec, StepPlan
 from rlpost.meter import Meter
 from rlpost.weights import Held
 
+ANSWER = 60.0  # seconds for ranks to say what they waited for
 JOIN_DEADLINE = 60.0  # seconds for engines to join a weight transfer: they are up, and have nothing else to do
 
 
@@ -58,8 +59,10 @@ class LearnerGroup:
         """Wait until every rank has its model. Returns what rank 0 says of it (`LearnerRank.start`)."""
         return wait(self._starting, self._start_deadline, "the learner ranks to load the model")[0]
 
-    def _all(self, method: str, *args: Any, what: str) -> list[Any]:
-        return wait([getattr(r, method).remote(*args) for r in self.ranks], self.deadline, what)
+    def _all(self, method: str, *args: Any, what: str, within: float = 0.0) -> list[Any]:
+        """Call all ranks. `within` so many seconds a rank ends by itself, and knows better what to say of it."""
+        refs = [getattr(r, method).remote(*args) for r in self.ranks]
+        return wait(refs, max(self.deadline, within + ANSWER), what)
 
     def score(self, batch: Batch, wanted: Collection[str]) -> dict[str, np.ndarray]:
         """What the learner and its anchors say of every response token, under the weights as they are now.
@@ -171,12 +174,12 @@ class LearnerGroup:
         """
         master = wait(self.ranks[0].address.remote(), self.deadline, "an address for the weight transfer")
         what = "the weight transfer to connect"
-        self._all("connect", backend, engines, workers, dtype, master, deadline, what=what)
+        self._all("connect", backend, engines, workers, dtype, master, deadline, what=what, within=deadline)
 
     def send_weights(self, dtype: DType, readable: dict[str, Held], version: int, deadline: float) -> dict[str, Any]:
         """Send all weights to the connected engines, within a deadline. Returns probes to check them by."""
         what = "the weights to be sent"
-        return self._all("send_weights", dtype, readable, version, deadline, what=what)[0]
+        return self._all("send_weights", dtype, readable, version, deadline, what=what, within=deadline)[0]
 
     def unshared(self, folder: Path) -> str | None:
         """What is wrong when ranks, on which machines, do not see what the driver makes in a folder."""

@@ -239,6 +239,18 @@ def test_threads_are_a_part_of_the_cores_where_an_actor_runs(change, cores, engi
             {"cluster": {"colocate": True}, "rollout": {"engines": 2}, "learner": {"ranks": 4}},
             ("cluster.colocate", "rollout.engines: 4"),
         ),
+        (
+            {
+                "cluster": {"colocate": True},
+                "rollout": {"engines": 2, "weight_transfer": "nccl"},
+                "learner": {"ranks": 2},
+            },
+            ("rollout.weight_transfer: nccl takes no two processes on one GPU", "leave it out"),
+        ),
+        (
+            {"rollout": {"weight_transfer": "ipc"}},
+            ("rollout.weight_transfer: ipc is between an engine and a rank on one GPU", "leave it out"),
+        ),
     ],
 )
 def test_a_placement_that_does_not_fit_is_refused_with_its_arithmetic(change: dict, parts: tuple[str, ...]):
