@@ -8,7 +8,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help setup quickstart test nightly unit methods extras lint bench clean
+.PHONY: help setup quickstart test nightly unit verifiers engines methods extras lint bench clean
 
 help:            ## show the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -29,10 +29,15 @@ $(VENV)/.ready: requirements/$(EXTRA).lock pyproject.toml
 quickstart: $(VENV)/.ready  ## the main job: warm a small model up, train it with GRPO, show the difference
 	$(BIN)/rlpost train configs/quickstart.yaml
 
-# Tests of verifiers mostly wait; the files of the last line each start engines and share them within a file.
-test: lint $(VENV)/.ready  ## all tests: unit, verifiers, faults, integration and methods
-	$(BIN)/python -m pytest -n 2 tests/unit
+# Tests of verifiers mostly wait, so they run beside those that compute.
+test: lint unit  ## all tests: unit; then verifiers and faults, beside integration and methods
+	$(MAKE) --no-print-directory --jobs=2 verifiers engines
+
+verifiers: $(VENV)/.ready  ## the tests of verifiers and of faults (minutes)
 	$(BIN)/python -m pytest -n 3 tests/verify tests/faults
+
+# Files start engines and share them within.
+engines: $(VENV)/.ready  ## the tests of integration and of methods (many minutes)
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/integration tests/methods
 
 nightly: methods  ## what takes longer than `make test` may: every method, and tests/nightly
