@@ -102,7 +102,7 @@ def main() -> None:
         if own["score"] is None:
             bad.append((reference, own["details"]["error"]))
             continue
-        told.append(own["details"].get("told_apart", 0.0))
+        told.append(own["details"].get("measures", {}).get("told_apart", 0.0))
         if own["score"] != 1.0:
             refused.append(("itself", sampler.database.name, reference, reference))
         tree = sqlglot.parse_one(readable(reference, sampler), read="sqlite")

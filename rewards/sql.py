@@ -135,12 +135,12 @@ def verify(
             "details": {"error": f"the reference cannot be used: {error}"},
         }
     query = extract(response)
-    if not query:
-        return {"score": 0.0, "reason": "no_answer"}
-    reason, message = _judge(query, task, seconds, float_tolerance, sandbox)
     details: dict[str, Any] = {"databases": len(task.images), "telling": task.telling}
     if task.suite and task.suite.mutants:
-        details["told_apart"] = round(task.suite.told / task.suite.mutants, 3)
+        details["measures"] = {"told_apart": round(task.suite.told / task.suite.mutants, 3)}
+    if not query:
+        return {"score": 0.0, "reason": "no_answer", "details": details}
+    reason, message = _judge(query, task, seconds, float_tolerance, sandbox)
     if message:
         details["error"] = message
     return {"score": float(not reason), "reason": reason, "extracted": query, "details": details}

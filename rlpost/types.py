@@ -72,6 +72,19 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class Checked:
+    """What the verifiers say of a row before anything is sampled.
+
+    Attributes:
+        problem: why it cannot be verified; None: it can.
+        measures: how well, by the verifiers' own measures, such as the share of wrong queries that one tells from right.
+    """
+
+    problem: str | None = None
+    measures: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Rollout:
     """One sampled response with everything that must stay aligned to its tokens.
 

@@ -18,6 +18,7 @@ from rich.table import Table
 from rlpost.atomic import write_json
 from rlpost.commands.responses import Loaded, applying, read, run_config
 from rlpost.config import ConfigError, VerifierPool, VerifierSpec, yaml_text
+from rlpost.data.report import measured
 from rlpost.exit_codes import ALARM, DONE, NOTHING_TO_DO
 from rlpost.types import Verdict
 from rlpost.verify.contract import STOPPED, Check, contract, pool_of, scored, short, why
@@ -61,10 +62,14 @@ def run(request: Request) -> int:
         with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
             bar = progress.add_task("scoring", total=len(loaded.cases))
             verdicts = list(scored(pool, spec, loaded.cases, progress=lambda n: progress.advance(bar, n)))
-    problems = checker([spec], VerifierPool(workers=request.workers))([case.prompt for case in loaded.cases])
+    rows = checker([spec], VerifierPool(workers=request.workers))([case.prompt for case in loaded.cases])
+    for line in measured(range(1, len(rows) + 1), rows):
+        out.print(line, highlight=False, markup=False)
     checks = contract(spec, loaded.cases, verdicts, workers=request.workers) if request.contract else []
     found = _found(spec, loaded, verdicts, checks, request)
-    found["references"] = {c.name: why for c, why in zip(loaded.cases, problems, strict=True) if why is not None}
+    found["references"] = {
+        c.name: why for c, row in zip(loaded.cases, rows, strict=True) if (why := row.problem) is not None
+    }
     _print(out, found, request.show)
     if request.out is not None:
         write_json(request.out, found)

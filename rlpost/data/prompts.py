@@ -16,10 +16,10 @@ from rlpost.data.chat import Messages, asked_in, check_messages, completion_of, 
 from rlpost.data.columns import Column, find
 from rlpost.data.errors import DataError, RowError
 from rlpost.data.identity import Problems, problem_of
-from rlpost.data.report import DataReport, SourceReport, bad_lines
+from rlpost.data.report import DataReport, SourceReport, bad_lines, measured
 from rlpost.data.sources import Row, dataset, describe, plain, read_rows
 from rlpost.data.tokenizer import encode_completion, read_otherwise, unknown_characters
-from rlpost.types import Prompt
+from rlpost.types import Checked, Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -52,8 +52,8 @@ class PromptSets:
         return found
 
 
-# Why each prompt's row cannot be verified, or None; `rlpost.verify.references.checker` makes one.
-Checker = Callable[[Sequence[Prompt]], Sequence[str | None]]
+# What the verifiers say of each prompt's row; `rlpost.verify.references.checker` makes one.
+Checker = Callable[[Sequence[Prompt]], Sequence[Checked]]
 
 
 def load_prompts(data: Data, tokenizer: PreTrainedTokenizerBase, seed: int, check: Checker | None = None) -> PromptSets:
@@ -127,7 +127,7 @@ def _source(
     """One source, checked by the verifiers it names, in its own template or that of `data`."""
     chosen = tuple(source.verifiers or ())
 
-    def checked(prompts: Sequence[Prompt]) -> Sequence[str | None]:
+    def checked(prompts: Sequence[Prompt]) -> Sequence[Checked]:
         assert check is not None
         return check([replace(prompt, verifiers=chosen) for prompt in prompts])
 
@@ -304,7 +304,9 @@ def _load(
             items.append(_Item(prompt, namespace))
             numbers.append(draft.number)
     if check is not None:
-        problems = check([item.prompt for item in items])
+        found = check([item.prompt for item in items])
+        report.notes += measured(numbers, found)
+        problems = [one.problem for one in found]
         report.bad += [(number, why) for number, why in zip(numbers, problems, strict=True) if why is not None]
         items = [item for item, why in zip(items, problems, strict=True) if why is None]
     # Rows of several files count through; a message says where one is found.

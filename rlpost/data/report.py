@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+
+from rlpost.types import Checked
 
 LISTED = 10  # how many rows a message names before it only counts
 
@@ -65,6 +67,19 @@ class DataReport:
     def lines(self) -> list[str]:
         """For people."""
         return [line for source in self.sources for line in source.lines()]
+
+
+def measured(numbers: Sequence[int], rows: Sequence[Checked]) -> list[str]:
+    """A line for each measure that verifiers take of these rows (1-based `numbers`): its mean, and where it is least."""
+    found: dict[str, list[tuple[float, int]]] = {}
+    for number, row in zip(numbers, rows, strict=True):
+        for name, value in row.measures.items():
+            found.setdefault(name, []).append((value, number))
+    return [
+        f"{name}: {sum(value for value, _ in values) / len(values):.2f} on average, least {least:.2f} (row {at})"
+        for name, values in found.items()
+        for least, at in [min(values)]
+    ]
 
 
 def bad_lines(rows: Iterable[tuple[int, str]]) -> list[str]:

@@ -19,9 +19,11 @@ Attributes of the function (`verify.group = True`, or arguments of `@verifier`) 
     prepare         `prepare()`: called once, before the first answer, where it is isolated: what it makes is there for all
                     answers, and what an answer makes for none
     programs        True: it runs programs in `rlpost.verify.sandbox`, which is then started with it, or refused
-    check           `check(reference, **row) -> str | None`: why a row cannot be verified, asked when the data is loaded;
+    check           `check(reference, **row) -> str | dict | None`: why a row cannot be verified, or measures of how well it
+                    can be, {"told_apart": 0.9}, reported over the rows; asked when the data is loaded;
                     a function of that name beside `verify` in the module needs no attribute. True: the verifier itself
-                    is asked, with an empty response, and its reason `bad_reference` is the answer
+                    is asked, with an empty response, and its reason `bad_reference` is the answer,
+                    or the `measures` among its details
 
 A verifier with an argument `verdicts` runs after others, and gets their scores by name.
 """
@@ -93,7 +95,7 @@ class Bound:
 
     traits: Traits
     call: Callable[[Sequence[Mapping[str, Any]]], Any]
-    check: Callable[[Mapping[str, Any]], str | None] | None = None
+    check: Callable[[Mapping[str, Any]], str | Mapping[str, float] | None] | None = None
     prepare: Callable[[], object] | None = None
 
 
@@ -218,7 +220,7 @@ def load(
 
 def _check(
     name: str, function: Callable[..., Any], beside: Callable[..., Any] | None, params: Mapping[str, Any]
-) -> Callable[[Mapping[str, Any]], str | None] | None:
+) -> Callable[[Mapping[str, Any]], str | Mapping[str, float] | None] | None:
     """A verifier's `check` as a function of a row; of the parameters it gets those it names."""
     check = getattr(function, "check", beside)
     if check is None or check is False:
@@ -236,9 +238,10 @@ def _check(
     return lambda row: fill(row["metadata"], {key: row[key] for key in ROW_FIELDS})
 
 
-def _bad_reference(verdict: Verdict) -> str | None:
+def _bad_reference(verdict: Verdict) -> str | Mapping[str, float] | None:
     if verdict.reason != "bad_reference":
-        return None
+        measures: Mapping[str, float] | None = verdict.details.get("measures")
+        return measures
     return str(verdict.details.get("error") or "the reference cannot be used")
 
 

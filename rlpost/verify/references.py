@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rlpost.types import Prompt, Rollout, Verdict
+from rlpost.types import Checked, Prompt, Rollout, Verdict
 from rlpost.verify.pool import VerifierPool
 from rlpost.verify.protocol import ROW_FIELDS, SAMPLE_FIELDS, Bound, VerifierError, load
 from rlpost.verify.registry import resolve
@@ -32,20 +32,20 @@ SECONDS = 60.0
 
 def checker(
     specs: Sequence[config.VerifierSpec], settings: config.VerifierPool, start_deadline: float = 120.0
-) -> Callable[[Sequence[Prompt]], list[str | None]]:
-    """What says of each prompt why one of the verifiers cannot verify it, or None.
+) -> Callable[[Sequence[Prompt]], list[Checked]]:
+    """What says of each prompt why one of the verifiers cannot verify it, if so, and how well they can.
 
     It raises VerifierError: a verifier does not load, or its sandbox fails.
     """
-    return lambda prompts: _problems(specs, settings, start_deadline, prompts)
+    return lambda prompts: _checked(specs, settings, start_deadline, prompts)
 
 
-def _problems(
+def _checked(
     specs: Sequence[config.VerifierSpec],
     settings: config.VerifierPool,
     start_deadline: float,
     prompts: Sequence[Prompt],
-) -> list[str | None]:
+) -> list[Checked]:
     from rlpost.config import VerifierSpec
 
     if not prompts:
@@ -76,7 +76,7 @@ def _problems(
         first = {row.verifiers: pool.submit(_nothing(row), row) for row in reversed(rows)}
         idle = {chosen for chosen, f in first.items() if not _only(f.result()).details.get("checks", True)}
         futures = [None if row.verifiers in idle else pool.submit(_nothing(row), row) for row in rows]
-        return [None if future is None else _problem(future.result(), timeout) for future in futures]
+        return [Checked() if future is None else _found(future.result(), timeout) for future in futures]
 
 
 def _nothing(prompt: Prompt) -> Rollout:
@@ -89,11 +89,15 @@ def _only(rollout: Rollout) -> Verdict:
     return verdict
 
 
-def _problem(rollout: Rollout, timeout: float) -> str | None:
+def _found(rollout: Rollout, timeout: float) -> Checked:
     verdict = _only(rollout)
+    return Checked(_problem(rollout.prompt_id, verdict, timeout), verdict.details.get("measures", {}))
+
+
+def _problem(prompt_id: str, verdict: Verdict, timeout: float) -> str | None:
     if verdict.status == "unverified":
         raise VerifierError(
-            f"the check of prompt {rollout.prompt_id!r} fails: {verdict.reason}: {verdict.details.get('error', '')}"
+            f"the check of prompt {prompt_id!r} fails: {verdict.reason}: {verdict.details.get('error', '')}"
         )
     if verdict.reason == "timeout":
         return f"its check takes longer than {timeout:g} s"
@@ -116,18 +120,25 @@ def _asked(bound: Sequence[tuple[config.VerifierSpec, Bound]], sample: Mapping[s
 
     columns = {key: value for key, value in sample.items() if key not in SAMPLE_FIELDS}
     row = {**{key: sample[key] for key in ROW_FIELDS}, "metadata": columns}
+    measures: dict[str, float] = {}
     for spec, one in bound:
         if one.check is None or not spec.applies(columns):
             continue
+        problem: str | None = None
         try:
-            problem = one.check(row)
+            found = one.check(row)
+            if isinstance(found, Mapping):
+                measures |= {f"verifier {spec.name!r}: {name}": float(value) for name, value in found.items()}
+            else:
+                problem = found
         except SandboxError as error:
             return error
         except Exception as error:  # noqa: BLE001 - whatever it is, the row cannot be used
             problem = f"its check fails: {error!r}"
         if problem:
             return {"score": 0.0, "reason": f"verifier {spec.name!r}: {problem}"}
-    return {"score": 1.0, "details": {"checks": any(one.check is not None for _, one in bound)}}
+    details = {"checks": any(one.check is not None for _, one in bound), "measures": measures}
+    return {"score": 1.0, "details": details}
 
 
 @functools.cache

@@ -46,6 +46,13 @@ def asked(response, reference):
 asked.check = True
 
 
+def graded(response, reference):
+    return 1.0
+
+
+graded.check = lambda reference: {"sure": reference}
+
+
 async def later(response):
     return 1.0
 
@@ -64,7 +71,7 @@ def problems(*specs, rows, **settings):
     """What is wrong with rows of (reference, metadata)."""
     prompts = [Prompt(f"p{i}", "q", np.zeros(1, np.int32), row, None, data) for i, (row, data) in enumerate(rows)]
     found = [config.VerifierSpec.model_validate(spec if isinstance(spec, dict) else {"name": spec}) for spec in specs]
-    return checker(found, config.VerifierPool(workers=2, retries=0, **settings))(prompts)
+    return [one.problem for one in checker(found, config.VerifierPool(workers=2, retries=0, **settings))(prompts)]
 
 
 def test_a_users_own_check_is_asked_and_one_that_hangs_crashes_or_raises_names_the_row(ours, monkeypatch):
@@ -82,6 +89,18 @@ def test_a_verifier_may_be_asked_itself_and_when_keeps_to_its_rows(ours):
     spec = {"name": f"{ours}:asked", "when": {"kind": "mine"}}
     rows = [("odd", {"kind": "mine"}), ("odd", {"kind": "another"}), ("even", {"kind": "mine"})]
     assert [why is None for why in problems(spec, "format", rows=rows)] == [False, True, True]
+
+
+def test_what_a_check_measures_is_said_over_the_rows_and_what_is_no_number_is_the_rows_fault(ours, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(
+        "".join(json.dumps({"q": f"what {i}", "a": a}) + "\n" for i, a in enumerate((0.5, 0.25, 0.75, "so")))
+    )
+    check = checker([config.VerifierSpec(name=f"{ours}:graded")], config.VerifierPool(workers=1))
+    sets = load_prompts(data_of(path, bad_rows="skip", bad_rows_budget=1), make_tokenizer("what 0123"), 0, check)
+    lines = sets.report.lines()
+    assert any(line.endswith("ours.py:graded': sure: 0.50 on average, least 0.25 (row 2)") for line in lines), lines
+    assert any("row 4" in line and "could not convert" in line for line in lines), lines
 
 
 def test_a_check_that_is_async_is_refused_with_the_name(ours):
@@ -127,7 +146,7 @@ def test_where_no_verifier_has_a_check_nothing_is_reported(ours):
 def test_verifiers_that_ship_say_what_is_wrong_with_a_row(name, good, bad, says):
     check = load(name, resolve(name), {}).check
     rows = [{"reference": row, "prompt": "", "prompt_id": "p", "metadata": data} for row, data in (good, bad)]
-    assert check(rows[0]) is None
+    assert not isinstance(check(rows[0]), str)
     assert says in check(rows[1])
 
 

@@ -83,6 +83,6 @@ def test_rows_are_checked_by_the_verifiers_of_their_source(specs):
     bare = Prompt("p", "", IDS, metadata={"kind": "x"})
     asked = [replace(bare, verifiers=labels) for labels in ((), ("one",), ("odd",))]
     found = checker(specs, Settings(workers=1))([*asked, replace(asked[2], reference="r")])
-    assert found[1] is found[3] is None
-    assert "nothing to compare with" in str(found[0])
-    assert "nothing to compare with" in str(found[2])
+    assert found[1].problem is found[3].problem is None
+    assert "nothing to compare with" in str(found[0].problem)
+    assert "nothing to compare with" in str(found[2].problem)

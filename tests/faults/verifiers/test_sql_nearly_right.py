@@ -166,7 +166,7 @@ def test_where_a_limit_leaves_open_which_rows_their_number_still_counts():
 def test_the_share_of_mutants_told_apart_is_said_and_too_small_a_one_is_the_rows_fault():
     verdict = sql.verify(f"```sql\n{OLDER}\n```", OLDER, SINGER)
     assert verdict["score"] == 1.0
-    assert verdict["details"]["told_apart"] > 0.9
+    assert verdict["details"]["measures"]["told_apart"] > 0.9
     reference = "SELECT name FROM singer LIMIT 3"  # whichever three
     verdict = sql.verify("", reference, SINGER, min_told_apart=0.95)
     assert (verdict["score"], verdict["reason"]) == (None, "bad_reference")
