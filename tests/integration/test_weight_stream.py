@@ -6,13 +6,17 @@ import json
 import socket
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
+from rlpost.learner.stream import WeightStream
 from tests.conftest import ROOT
-from tests.weight_streams import LARGE, MEASURED, made
+from tests.weight_streams import LARGE, MEASURED, Memory, largest_layer, made
 
 pytestmark = pytest.mark.integration
 
@@ -64,3 +68,28 @@ def found(tmp_path_factory):
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_two_ranks_stream_the_bits_of_the_model_and_hold_two_layers_and_one(found, case):
     check(case, *found[case])
+
+
+@pytest.mark.parametrize("family", MEASURED)
+def test_what_vllm_packs_for_nccl_is_every_byte_once_and_little_beside_the_stream(family, monkeypatch):
+    from vllm.distributed.weight_transfer import packed_tensor
+
+    model = made(family, torch.bfloat16, **LARGE[family])
+    stream = WeightStream(model)
+    described = stream.described(torch.bfloat16)
+    sent: list[int] = []
+    stub = SimpleNamespace(synchronize=lambda: None)
+    monkeypatch.setattr(packed_tensor, "_get_streams", lambda device, buffers: (stub,) * buffers)
+    monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    with Memory() as memory:
+        packed_tensor.packed_nccl_broadcast_producer(
+            stream.tensors(torch.bfloat16),
+            SimpleNamespace(broadcast=lambda tensor, src: sent.append(tensor.nbytes)),
+            src=0,
+            post_iter_func=lambda pair: pair[1],
+            buffer_size_bytes=max(tensor.nbytes for tensor in described.values()),
+        )
+    assert len(sent) > 3
+    assert sum(sent) == sum(tensor.nbytes for tensor in described.values())
+    assert memory.peak <= 2.2 * largest_layer(model)
