@@ -48,7 +48,7 @@ def work_of(
     Args:
         network: on the meta device, in the dtype it is trained in; what does not require a gradient is not trained.
         chunk: tokens whose logits are held at once.
-        attention: `varlen` or `flash_attention_2`, `sdpa` with the mask of a packed row, or `eager`.
+        attention: `sdpa` with the mask of a packed row, `eager`, or any other, which is by variable lengths.
         checkpointing: whether layers are made again in the backward pass.
         arrives: told each parameter whose gradient is complete, before that is dropped.
 
@@ -90,7 +90,7 @@ def forward_peak(network: Any, tokens: int) -> int:
     try:
         _set_attention(network, "varlen")
         ids = torch.zeros(1, tokens, dtype=torch.int64, device="meta")
-        with torch.no_grad(), Storages([*network.parameters(), *network.buffers(), ids]) as memory:
+        with torch.no_grad(), Storages("meta", [*network.parameters(), *network.buffers(), ids]) as memory:
             Policy(network, 1).hidden(ids, torch.zeros_like(ids), ids.new_zeros(1))
         return memory.peak
     except (RuntimeError, NotImplementedError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -101,7 +101,7 @@ def _run(policy: Policy, rows: int, length: int) -> Work:
     ids = torch.zeros(rows, length, dtype=torch.int64, device="meta")
     targets = torch.zeros(rows * (length - 1), dtype=torch.int64, device="meta")
     kept = head = 0
-    with Storages([*policy.parameters(), *policy.buffers(), ids, targets]) as memory:
+    with Storages("meta", [*policy.parameters(), *policy.buffers(), ids, targets]) as memory:
 
         def below(grad: torch.Tensor) -> None:
             nonlocal head
@@ -184,14 +184,14 @@ class _Masks:
         return self._made[key]
 
 
-KINDS = {"varlen": _varlen, "flash_attention_2": _varlen, "sdpa": _sdpa, "eager": _eager}
+MASKED = {"sdpa": _sdpa, "eager": _eager}
 
 
 def _set_attention(network: Any, kind: str) -> None:
     from transformers import AttentionInterface
 
     name = f"counted_{kind}"  # transformers makes no mask for an implementation that has registered none
-    AttentionInterface.register(name, partial(KINDS[kind], _Masks()))
+    AttentionInterface.register(name, partial(MASKED.get(kind, _varlen), _Masks()))
     network.set_attn_implementation(name)
     if network.config.get_text_config(decoder=True)._attn_implementation != name:
         raise ValueError("its attention is not behind the interface of transformers")

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class Storages(TorchDispatchMode):
-    """Counts the storages that operations make while it is entered, views once, until the last reference is gone.
+    """Counts the storages that operations make on a device while it is entered, views once, until they are gone.
 
     What a kernel takes for itself within one operation, and what a caching allocator keeps back, is not seen.
 
@@ -22,14 +22,16 @@ class Storages(TorchDispatchMode):
         peak: the most there were at once; may be set back to `held`.
     """
 
-    def __init__(self, known: Iterable[torch.Tensor] = ()) -> None:
+    def __init__(self, device: str, known: Iterable[torch.Tensor] = ()) -> None:
         """
         Args:
+            device: its type; shapes on the meta device are no memory of a program that computes elsewhere.
             known: tensors that were there before and do not count.
         """
         super().__init__()
         self.held = 0
         self.peak = 0
+        self._device = device
         self._seen: dict[int, weakref.ref[torch.UntypedStorage]] = {}
         for tensor in known:
             self._see(tensor.untyped_storage(), 0)
@@ -37,7 +39,7 @@ class Storages(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(made):
-            if isinstance(tensor, torch.Tensor):
+            if isinstance(tensor, torch.Tensor) and tensor.device.type == self._device:
                 storage = tensor.untyped_storage()
                 if id(storage) not in self._seen:
                     self._see(storage, storage.nbytes())

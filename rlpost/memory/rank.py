@@ -10,7 +10,7 @@ Formulas are of DeepSpeed 0.19.8 as `rlpost.learner.deepspeed_config` sets it, r
 | 1, bfloat16 | wP | 2T, kept | 4T, on every rank | 4T/N | 8T/N |
 | 1, float32 | wP | 4T, then 4T/N | | 4T/N | 8T/N |
 | 2 | wP | a bucket | 4T/N | 4T/N | 8T/N |
-| 3 | wP/N | a bucket | 4T/N | 4T/N | 8T/N |
+| 3 | wP/N | a bucket | 4T/N | 4T/N, none of float32 weights | 8T/N |
 
 ZeRO: Rajbhandari et al., 2020, section 3. Under ZeRO 1 in bfloat16 with float32 sums DeepSpeed takes its BF16_Optimizer,
 which sums before it reduces: the sums are whole on every rank.
@@ -88,7 +88,11 @@ def phases(config: Config, shapes: Shapes, notes: list[str]) -> dict[str, dict[s
     zero, on_gpu = Zero.of(config), config.on_gpu
     always = {**held(config, shapes, zero), **({"context": CONTEXT} if on_gpu else {})}
     learn = {**always, **learning(shapes, zero)}
-    found = {"step": {**always, **stepping(shapes, zero, on_gpu)}, "sync": {**always, **syncing(config, shapes, zero)}}
+    found: dict[str, dict[str, float]] = {}
+    if zero.stage == 0 and zero.ranks > 1:  # when the backward pass has ended, a copy for the collective
+        flat = zero.width * min(shapes.trained, BUCKET)
+        found["reduce"] = {**learn, "gradients end to end": flat}
+    found |= {"step": {**always, **stepping(shapes, zero, on_gpu)}, "sync": {**always, **syncing(config, shapes, zero)}}
     if shapes.network is None:
         notes.append(
             "activations, logits, what a weight update takes and the cache are not counted: the model's shapes are not known"
@@ -164,7 +168,9 @@ def held(config: Config, shapes: Shapes, zero: Zero) -> dict[str, float]:
         parts["gradient bucket"] = zero.bucket * SUM
     shared = n if zero.stage else 1
     if not zero.offload:
-        if zero.stage:
+        if zero.stage in (1, 2) or (
+            zero.stage == 3 and zero.width < MASTER
+        ):  # ZeRO 3 steps on weights that are in float32 already
             parts["master weights"] = MASTER * trained / shared
         parts["moments"] = MOMENTS * trained / shared
         if zero.stage == 3:
@@ -184,12 +190,15 @@ def learning(shapes: Shapes, zero: Zero) -> dict[str, float]:
         parts["gradients"] = zero.width * shapes.trained
     if zero.stage == 1 and (zero.width == SUM or zero.offload):
         parts["gradient bucket"] = zero.bucket * zero.width
+        if not zero.offload:
+            parts["gradient sums"] = SUM * shapes.trained / zero.ranks
     if zero.stage == 2:
         parts["gradient bucket"] = (2 if zero.overlap else 1) * zero.bucket * zero.width
         if not zero.offload:
             parts["gradient sums"] = SUM * shapes.trained / zero.ranks
     if zero.stage == 3:
-        parts["gathered weights"] = zero.width * min(shapes.parameters, max(zero.live, shapes.layer))
+        whole = shapes.parameters - shapes.at_most(zero.small)
+        parts["gathered weights"] = zero.width * min(whole, max(zero.live, shapes.layer))
     return parts
 
 
@@ -224,7 +233,7 @@ def syncing(config: Config, shapes: Shapes, zero: Zero) -> dict[str, float]:
     stream = WeightStream(shapes.network, _Narrow)  # type: ignore[arg-type]
     dtype = DTYPES[config.rollout_dtype]
     known = [*shapes.network.parameters(), *shapes.network.buffers()]
-    with Storages(known) as memory:
+    with Storages("meta", known) as memory:
         for name, tensor in stream.tensors(dtype):
             del name, tensor
     largest = max(tensor.nbytes for tensor in stream.described(dtype).values())

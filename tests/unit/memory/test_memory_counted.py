@@ -35,7 +35,7 @@ def network(family: str, device: str, **changes: Any) -> Any:
 
 def test_a_view_counts_once_and_what_is_gone_no_more():
     there = torch.zeros(100)
-    with Storages([there]) as memory:
+    with Storages("cpu", [there]) as memory:
         made = torch.ones(10) + 1
         assert (memory.held, memory.peak) == (40, 80), "the ones are gone, and were there beside their sum"
         views = [made.view(2, 5), made[3:], there[:5]]
@@ -49,7 +49,7 @@ def test_a_view_counts_once_and_what_is_gone_no_more():
 def test_the_meta_device_counts_as_a_real_one():
     def work(device: str) -> tuple[int, int]:
         x = torch.ones(64, 32, device=device, requires_grad=True)
-        with Storages([x]) as memory:
+        with Storages(device, [x]) as memory:
             (x @ x.T).softmax(-1).log().sum().backward()
         return memory.held, memory.peak
 
@@ -67,7 +67,7 @@ def with_numbers(model: Any, checkpointing: bool) -> Work:
     positions = torch.arange(LENGTH).expand(ROWS, LENGTH).contiguous()
     at = torch.cat([row * LENGTH + torch.arange(LENGTH - 1) for row in range(ROWS)])
     targets = ids.flatten()[at + 1]
-    with Storages([*model.parameters(), *model.buffers(), ids, positions, at, targets]) as memory:
+    with Storages("cpu", [*model.parameters(), *model.buffers(), ids, positions, at, targets]) as memory:
         head = 0
 
         def below(grad: torch.Tensor) -> None:
