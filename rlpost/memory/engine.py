@@ -92,7 +92,7 @@ def _at_work(config: Config, shapes: Shapes, room: float | None, notes: list[str
     tokens, sequences = batch(config, room)
     logits = SAMPLED * 4 * sequences * shapes.network.get_input_embeddings().weight.shape[0]
     try:
-        return forward_peak(shapes.network, tokens) + logits
+        return shapes.once(("forward", tokens), lambda: forward_peak(shapes.network, tokens)) + logits
     except UncountedError as error:
         notes.append(f"an engine's forward pass is not counted: {error}")
         return logits

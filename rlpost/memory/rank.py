@@ -100,14 +100,8 @@ def phases(config: Config, shapes: Shapes, notes: list[str]) -> dict[str, dict[s
         return {"learn": learn, **found}
     lo = config.learner
     try:
-        work = work_of(
-            shapes.network,
-            *grid(config),
-            lo.logits_chunk_tokens,
-            config.model.attention,
-            lo.gradient_checkpointing,
-            Arrivals(zero),
-        )
+        asked = (*grid(config), lo.logits_chunk_tokens, config.model.attention, lo.gradient_checkpointing)
+        work = shapes.once((asked, zero), lambda: work_of(shapes.network, *asked, Arrivals(zero)))
     except UncountedError as error:
         notes.append(f"activations and logits are not counted: {error}")
         return {"learn": learn, **found}
@@ -230,19 +224,23 @@ def syncing(config: Config, shapes: Shapes, zero: Zero) -> dict[str, float]:
     from rlpost.learner.stream import WeightStream
     from rlpost.memory.counted import Storages
 
-    stream = WeightStream(shapes.network, _Narrow)  # type: ignore[arg-type]
     dtype = DTYPES[config.rollout_dtype]
-    known = [*shapes.network.parameters(), *shapes.network.buffers()]
-    with Storages("meta", known) as memory:
-        for name, tensor in stream.tensors(dtype):
-            del name, tensor
-    largest = max(tensor.nbytes for tensor in stream.described(dtype).values())
+
+    def passed() -> tuple[int, int, int]:
+        """Bytes of a pass at most, of the largest tensor it gives, and of the largest part it gathers."""
+        stream = WeightStream(shapes.network, _Narrow)  # type: ignore[arg-type]
+        with Storages("meta", [*shapes.network.parameters(), *shapes.network.buffers()]) as memory:
+            for name, tensor in stream.tensors(dtype):
+                del name, tensor
+        return memory.peak, max(tensor.nbytes for tensor in stream.described(dtype).values()), stream.largest
+
+    converted, largest, gathered = shapes.once(("sync", dtype), passed)
     parts: dict[str, float] = {
-        "converted weights": memory.peak,
+        "converted weights": converted,
         "send buffers": BUFFERS[config.weight_transfer] * largest,
     }
     if zero.stage == 3:
-        parts["gathered weights"] = stream.largest
+        parts["gathered weights"] = gathered
     return {name: size for name, size in parts.items() if size}
 
 

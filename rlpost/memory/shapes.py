@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rlpost.config import Config
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PretrainedConfig
+
+Counted = TypeVar("Counted")
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,14 @@ class Shapes:
     layer: int = 0
     widest: int = 0
     network: Any = None
+    _counted: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    def once(self, key: Any, count: Callable[[], Counted]) -> Counted:
+        """What `count` gives, asked once: passes over a network take seconds, and remedies are tried on one network."""
+        if key not in self._counted:
+            self._counted[key] = count()
+        found: Counted = self._counted[key]
+        return found
 
     def at_most(self, size: int) -> int:
         """Numbers in tensors of at most `size` of them: those that ZeRO-3 leaves whole on every rank."""
