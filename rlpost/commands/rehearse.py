@@ -45,7 +45,7 @@ def rehearse(config: Config, command: list[str], gpu_memory: float | None = None
         raise ConfigError(f"--to {to} is there already: name a new folder")
     said = _Report()
     with said.phase("what a start refuses"):
-        ready = checked(config, elsewhere=True)
+        ready = checked(config, elsewhere=True, weights=False)
         for line in ready.lines:
             said.line(line)
     with said.phase("memory at the real size"):

@@ -123,8 +123,11 @@ def outline_of(model: Model, source: ModelSource | None = None) -> Outline:
     return Outline(source, where, config, positions(text), head_size)
 
 
-def facts_of(model: Model, outline: Outline) -> Facts:
+def facts_of(model: Model, outline: Outline, weights: bool = True) -> Facts:
     """Look at the rest of a model without loading it: its network's shapes, its tokenizer, the headers of its weights.
+
+    Args:
+        weights: whether they have to be there; where they are they are looked at.
 
     Raises:
         ConfigError: its weights are not whole or not those of its configuration; it needs code that may not be run.
@@ -142,7 +145,7 @@ def facts_of(model: Model, outline: Outline) -> Facts:
         try:
             on_disk = tensors_on_disk(source.folder(weights=False))
         except WeightsError as error:
-            if source.local is not None or _all_there_will_be():
+            if weights and (source.local is not None or _all_there_will_be()):
                 raise ConfigError(f"{where}: {error}") from None
     text = config.get_text_config(decoder=True)
     network = shaped(config, where, source is not None and source.trust_remote_code)

@@ -31,7 +31,9 @@ class Checked:
     lines: list[str] = field(default_factory=list)
 
 
-def checked(config: Config, base: str | None = None, elsewhere: bool = False, served: bool = True) -> Checked:
+def checked(
+    config: Config, base: str | None = None, elsewhere: bool = False, served: bool = True, weights: bool = True
+) -> Checked:
     """Build every role once and look at every model, so that a wrong parameter, a broken file or a model that cannot do
     what is asked is refused.
 
@@ -39,6 +41,7 @@ def checked(config: Config, base: str | None = None, elsewhere: bool = False, se
         base: the weights a resumed run started from.
         elsewhere: the run is to be on other machines, which may hold models that are out of reach here.
         served: whether engines are to serve the policy, too.
+        weights: whether the policy's have to be here.
 
     Raises:
         ConfigError: naming key, value and fix.
@@ -59,7 +62,7 @@ def checked(config: Config, base: str | None = None, elsewhere: bool = False, se
         roles = Roles(config)
         check_adapters(config)
         unseen = check_passed_on(config, elsewhere)
-        facts = facts_of(config.model, outline)
+        facts = facts_of(config.model, outline, weights)
         config, lines = fitted(config, facts)
         _check_anchors(config, roles, facts)
         check_tokens(config, facts.tokenizer)

@@ -24,7 +24,7 @@ from tests.conftest import ROOT, tiny
 EIGHT = ROOT / "configs" / "qwen2.5_7b_math_8gpu.yaml"
 
 
-def ready(config: Config, elsewhere: bool) -> Any:
+def ready(config: Config, elsewhere: bool, weights: bool) -> Any:
     """What `checked` gives where the model is out of reach."""
     return SimpleNamespace(config=config, facts=None, lines=[])
 
@@ -40,6 +40,20 @@ def test_a_model_in_a_folder_is_made_small_with_its_own_tokenizer(tmp_path: Path
     assert "vocab_size" not in sizes  # it is the tokenizer's
     assert (tmp_path / "small" / "tokenizer.json").read_text() == (tmp_path / "theirs" / "tokenizer.json").read_text()
     assert count < 200_000
+
+
+@pytest.mark.usefixtures("shipped_verifiers_load")
+def test_a_folder_without_weights_is_enough(tmp_path: Path) -> None:
+    from rlpost.run.check import checked
+
+    tiny_models.make(tmp_path / "theirs", tokenizer=tiny()["model"]["create"]["tokenizer"])
+    (tmp_path / "theirs" / "model.safetensors").unlink()
+    config = parse(tiny(model={"path": str(tmp_path / "theirs"), "create": None}))
+    facts = checked(config, elsewhere=True, weights=False).facts
+    assert facts is not None
+    assert facts.dtypes == ()
+    with pytest.raises(ConfigError, match="it has no weights"):
+        checked(config, elsewhere=True)
 
 
 def test_of_a_model_out_of_reach_the_published_sizes_are_taken_and_that_is_said() -> None:
