@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.core_model_loading import revert_weight_conversion
 
 from rlpost.config import Lora
 from rlpost.learner.adapters import add_lora, lora_layers
+from rlpost.memory.counted import Storages
 from rlpost.weights import tail
 from tests.moe_models import FAMILIES, make_model
 
@@ -81,36 +80,14 @@ def at_once(model, dtype: torch.dtype, wide: tuple[str, ...] = ()) -> dict[str, 
     }
 
 
-class Memory(TorchDispatchMode):
-    """Bytes of the tensors made within, at most at once (`peak`) and now (`held`). What was there before does not count."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.peak = 0
-        self._before: dict[int, StorageWeakRef] = {}
-        self._made: dict[int, tuple[StorageWeakRef, int]] = {}
-
-    @property
-    def held(self) -> int:
-        return sum(size for storage, size in self._made.values() if not storage.expired())
+class Memory(Storages):
+    """Bytes of the tensors made within; what operations are given was there before, unless it was made within."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for storage in _storages((args, kwargs or {})):
-            ref = StorageWeakRef(storage)
-            if ref.cdata not in self._made:
-                self._before[ref.cdata] = ref  # a reference, even a weak one, keeps its number from being given again
-        made = func(*args, **(kwargs or {}))
-        for storage in _storages(made):
-            ref = StorageWeakRef(storage)
-            if ref.cdata not in self._before:
-                self._made[ref.cdata] = ref, storage.nbytes()
-        self.peak = max(self.peak, self.held)
-        return made
-
-
-def _storages(tree: Any) -> list[torch.UntypedStorage]:
-    tensors = (x for x in tree_leaves(tree) if isinstance(x, torch.Tensor))
-    return [x.untyped_storage() for x in tensors if x.device.type != "meta"]
+        for tensor in tree_leaves((args, kwargs or {})):
+            if isinstance(tensor, torch.Tensor) and id(storage := tensor.untyped_storage()) not in self._seen:
+                self._see(storage, 0)
+        return super().__torch_dispatch__(func, types, args, kwargs)
 
 
 def largest_layer(model: torch.nn.Module) -> int:

@@ -53,10 +53,11 @@ def streamed(folder: Path, family: str, dtype: str, stage: int, lora: bool, rank
     with Memory() as streaming:
         for _, tensor in stream.tensors(DTYPES[dtype], keep=keep, survival=Survival()):
             del tensor
+    described = stream.described(DTYPES[dtype])
     with Memory() as writing:
         tensors = stream.tensors(DTYPES[dtype], keep=keep)
         if keep:
-            write_shards(folder, stream.described(DTYPES[dtype]), tensors)
+            write_shards(folder, described, tensors)
         else:
             list(tensors)
     engine.destroy()
