@@ -95,13 +95,13 @@ def test_an_oversized_micro_batch_is_named_with_a_size_that_fits(shallow):
 
 def test_a_gpu_that_two_share_must_hold_both():
     assert not planned(load([SHARED]), 80).problems
-    memory = planned(load([SHARED]), 24)
+    memory = planned(load([SHARED]), 20)
     both = holder(memory, "both")
     assert both.total("step") == holder(memory, "rank").total("step") + holder(memory, "engine").total("sample")
     (problem,) = memory.problems
     value = re.search(r"set rollout\.gpu_memory_utilization: (\S+)$", problem)
     assert value is not None
-    assert not planned(load([SHARED], [f"rollout.gpu_memory_utilization={value[1]}"]), 24).problems
+    assert not planned(load([SHARED], [f"rollout.gpu_memory_utilization={value[1]}"]), 20).problems
 
 
 def test_an_engine_without_room_for_one_sequence_is_refused_with_its_key():
@@ -159,3 +159,18 @@ def test_adapters_alone_are_trained(shallow):
     whole = holder(planned(load([BIG]), 80), "rank")
     assert rank.phases["step"]["moments"] < whole.phases["step"]["moments"] / 100
     assert rank.phases["step"]["weights"] == pytest.approx(whole.phases["step"]["weights"], rel=0.01)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*gpu.yaml")), ids=lambda p: p.stem)
+def test_the_needs_in_the_header_of_a_file_for_gpus_are_those_of_its_plan(path: Any):
+    header = " ".join(line.lstrip("# ") for line in path.read_text().split("steps:")[0].splitlines())
+    room = re.search(r"GPUs? of (\d+) GB", header)
+    said = re.search(r"rank takes (\S+) GiB.* holds (\d+) sequences of ([\d,]+) tokens", header)
+    assert room is not None
+    assert said is not None, header
+    memory = planned(load([path]), float(room[1]))
+    assert not memory.problems
+    assert float(said[1]) == pytest.approx(holder(memory, "rank").most / GIB, abs=0.5)
+    assert memory.cache is not None
+    assert int(said[2]) == memory.cache.sequences
+    assert int(said[3].replace(",", "")) == memory.cache.tokens
