@@ -104,6 +104,11 @@ class Model(Section):
     revision: str | None = Field(None, description="branch, tag or commit of a Hugging Face id")
     create: CreateModel | None = None
     dtype: DType = "bfloat16"
+    head_dtype: Literal["float32"] | None = Field(
+        None,
+        description="of the logits of engines and learner: float32 does not round them to bfloat16; as config.json says, "
+        "else dtype, by default",
+    )
     attention: Literal["auto", "varlen", "sdpa", "eager", "flash_attention_2"] = Field(
         "auto",
         description="of the learner; varlen keeps sequences apart by their lengths, without a mask; auto: varlen where the "

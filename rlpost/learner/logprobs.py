@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from rlpost import device
 from rlpost.learner.attention import takes_segments
 
 if TYPE_CHECKING:
@@ -73,12 +74,24 @@ class TokenLogProbs(nn.Module):
     `full` cannot be had under ZeRO-3.
     """
 
-    def __init__(self, head: nn.Module, chunk_tokens: int, softcap: float | None = None, factor: float = 1.0) -> None:
+    def __init__(
+        self,
+        head: nn.Module,
+        chunk_tokens: int,
+        softcap: float | None = None,
+        factor: float = 1.0,
+        wide: bool = False,
+    ) -> None:
+        """
+        Args:
+            wide: logits are of float32, as an engine's are whose head is (`model.head_dtype`).
+        """
         super().__init__()
         self.head = head
         self.chunk_tokens = chunk_tokens
         self.softcap = softcap
         self.factor = factor
+        self.wide = wide
 
     def forward(
         self, hidden: torch.Tensor, targets: torch.Tensor, temperature: float, full: Sequence[Against] = ()
@@ -127,12 +140,36 @@ class TokenLogProbs(nn.Module):
         self, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, temperature: float
     ) -> torch.Tensor:
         """float32 (N, V)."""
-        logits = nn.functional.linear(hidden.to(weight.dtype), weight, bias).float()  # Mamba keeps residuals in float32
+        hidden = hidden.to(weight.dtype)  # Mamba keeps residuals in float32
+        if self.wide and weight.dtype != torch.float32:
+            logits = _WideProduct.apply(hidden, weight)
+            logits = logits if bias is None else logits + bias.float()
+        else:
+            logits = nn.functional.linear(hidden, weight, bias).float()
         if self.factor != 1:
             logits = logits * self.factor
         if self.softcap is not None:
             logits = self.softcap * torch.tanh(logits / self.softcap)
         return torch.log_softmax(logits / temperature, dim=-1)
+
+
+class _WideProduct(torch.autograd.Function):
+    """float32 (N, V) logits of (N, H) hidden states and a (V, H) head, whatever their dtype.
+
+    Gradients are computed as those of a head in their own dtype are: what is exact is what an engine must agree with.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(hidden, weight)
+        return device.wide_product(hidden, weight.t())
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        hidden, weight = ctx.saved_tensors
+        narrow = gradient.to(weight.dtype)
+        of_hidden, of_weight = ctx.needs_input_grad
+        return narrow @ weight if of_hidden else None, narrow.t() @ hidden if of_weight else None
 
 
 def logits_factor(config: PretrainedConfig) -> float:
@@ -160,7 +197,11 @@ class Policy(nn.Module):
         self.replay = replay
         self.routers: RouterStats | None = None
         softcap = getattr(model.config, "final_logit_softcapping", None)
-        self.logprobs = TokenLogProbs(model.get_output_embeddings(), chunk_tokens, softcap, logits_factor(model.config))
+        # By the name that vLLM reads in a model's configuration, so that what config.json says holds on both sides.
+        wide = getattr(model.config, "head_dtype", None) == "float32"
+        self.logprobs = TokenLogProbs(
+            model.get_output_embeddings(), chunk_tokens, softcap, logits_factor(model.config), wide
+        )
 
     def forward(
         self,

@@ -26,6 +26,8 @@ def load_model(source: ModelSource, model: Model, trainable: bool) -> PreTrained
     """
     register()
     loaded = load_causal_lm(source, DTYPES[model.dtype], None if model.attention == "auto" else model.attention)
+    if model.head_dtype is not None:
+        loaded.config.head_dtype = model.head_dtype
     if not trainable:
         return loaded.eval().requires_grad_(False)
     if model.lora is not None:

@@ -50,6 +50,7 @@ class EngineSpec:
     """Everything an engine actor needs to know, decided by the driver.
 
     `max_sequences`: None leaves it to vLLM, by the memory of the GPU.
+    `head_dtype`: of the logits; None leaves it to the model's configuration.
     `capture_routes`: bring the experts chosen for every token (`Rollout.routes`); needs a mixture-of-experts model.
     `adapters`: serve these beside the weights of `source`, which stay; None serves weights alone.
     `stand_in`: take weights as on GPUs where there are none: `rlpost.rehearsal`.
@@ -69,6 +70,7 @@ class EngineSpec:
     stop_strings: bool
     on_gpu: bool
     engine_args: dict[str, Any]
+    head_dtype: DType | None = None
     capture_routes: bool = False
     adapters: AdapterSpec | None = None
     stand_in: bool = False
@@ -96,6 +98,8 @@ class EngineSpec:
             seed=0,
             disable_log_stats=True,
         )
+        if self.head_dtype is not None:
+            arguments["hf_overrides"] = {"head_dtype": self.head_dtype}
         if self.tensor_parallel > 1:
             # In an actor of a placement group vLLM takes Ray, asks for the GPUs that this actor holds, and refuses.
             arguments["distributed_executor_backend"] = "mp"

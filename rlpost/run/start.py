@@ -312,6 +312,7 @@ def engine_spec(config: Config, path: str, max_model_len: int | None = None, sha
         on_gpu=switch.computes_on_gpu(config),
         stand_in=switch.stood_in(config),
         engine_args=ro.engine_args,
+        head_dtype=config.model.head_dtype,
         capture_routes=config.routing.replay == "r3",
     )
 

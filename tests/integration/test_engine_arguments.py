@@ -38,8 +38,8 @@ class Device:
         return self._name
 
 
-def scheduled(folder: Path, values: dict) -> tuple[int, int]:
-    """Tokens and sequences of one step of the engine, as vLLM would have them; the engine itself is not made."""
+def configured(folder: Path, values: dict) -> Any:
+    """An engine's configuration, as vLLM makes it; the engine itself is not made."""
     from vllm.v1.engine.llm_engine import LLMEngine
 
     made: list[Any] = []
@@ -47,15 +47,20 @@ def scheduled(folder: Path, values: dict) -> tuple[int, int]:
     class Reached(Exception):
         pass
 
-    def configured(arguments: Any, *context: Any) -> None:
+    def reach(arguments: Any, *context: Any) -> None:
         made.append(arguments.create_engine_config(*context))
         raise Reached
 
     spec = engine_spec(parse(values), str(folder))
-    replaced = mock.patch.object(LLMEngine, "from_engine_args", configured)
+    replaced = mock.patch.object(LLMEngine, "from_engine_args", reach)
     with mock.patch.dict(os.environ), replaced, pytest.raises(Reached):
         Engine(spec)._load()
-    scheduler = made[0].scheduler_config
+    return made[0]
+
+
+def scheduled(folder: Path, values: dict) -> tuple[int, int]:
+    """Tokens and sequences of one step of the engine."""
+    scheduler = configured(folder, values).scheduler_config
     return scheduler.max_num_batched_tokens, scheduler.max_num_seqs
 
 
@@ -88,3 +93,9 @@ def test_what_is_set_goes_before_what_vllm_has_for_the_gpu(small_model, monkeypa
 
 def test_a_step_of_an_engine_on_cpu_is_the_same_on_every_machine(small_model):
     assert scheduled(small_model, tiny(rollout={"max_sequences": None})) == (4096, 256)
+
+
+@pytest.mark.parametrize(("asked", "has"), [(None, "bfloat16"), ("float32", "float32")])
+def test_the_head_of_an_engine_is_of_the_dtype_that_is_asked_for(small_model, asked, has):
+    found = configured(small_model, tiny(model={"dtype": "bfloat16", "head_dtype": asked}))
+    assert str(found.model_config.head_dtype) == f"torch.{has}"

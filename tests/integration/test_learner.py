@@ -207,10 +207,13 @@ def test_only_adapters_learn_under_lora_and_they_are_merged_into_what_is_sent(ra
         learner.shutdown()
 
 
-def test_bfloat16_with_zero_3_trains_and_exports_what_it_holds(ray_cluster, small_model, tmp_path):
+@pytest.mark.parametrize("head", [None, "float32"])
+def test_bfloat16_with_zero_3_trains_and_exports_what_it_holds(ray_cluster, small_model, tmp_path, head):
     from safetensors.torch import load_file
 
-    learner = group(spec(small_model, model={"dtype": "bfloat16"}, zero_stage=3, eps=1e-8, lr=1e-2), 2)
+    learner = group(
+        spec(small_model, model={"dtype": "bfloat16", "head_dtype": head}, zero_stage=3, eps=1e-8, lr=1e-2), 2
+    )
     try:
         for batch in ragged_batches():
             assert np.isfinite(learn(learner, batch)["loss"])

@@ -239,3 +239,35 @@ def test_anchors_that_do_not_fit_are_refused():
         head(hidden, targets, 1.0, [Against(hidden[:8], head, reverse_kl)])
     with pytest.raises(ValueError, match=r"must be \(4,\), one number a token, got \(\)"):
         head(hidden, targets, 1.0, [Against(hidden, head, lambda p, q: reverse_kl(p, q).mean())])
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_head_in_float32_rounds_no_logits_and_its_gradients_are_those_of_the_weights_dtype(bias):
+    torch.manual_seed(0)
+    head = torch.nn.Linear(64, 50, bias=bias).bfloat16()
+    head.weight.data *= 20  # logits of up to 30, which bfloat16 rounds by up to 0.06
+    hidden, targets = torch.randn(23, 64).bfloat16(), torch.randint(0, 50, (23,))
+    exact = torch.nn.Linear(64, 50, bias=bias).double()
+    exact.load_state_dict({name: p.double() for name, p in head.state_dict().items()})
+
+    def scored(asked: torch.nn.Module, wide: bool) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        inputs = hidden.to(asked.weight.dtype, copy=True).requires_grad_()
+        logp = TokenLogProbs(asked, chunk_tokens=10, wide=wide)(inputs, targets, 1.0).logp
+        logp.sum().backward()
+        return logp.detach().double(), [inputs.grad, *(p.grad for p in asked.parameters())]
+
+    expected, true = scored(exact, wide=False)
+    rounded, _ = scored(head, wide=False)
+    head.zero_grad()
+    found, gradients = scored(head, wide=True)
+    assert (found - expected).abs().max() < 1e-4
+    assert (rounded - expected).abs().max() > 1e-2
+    for ours, theirs in zip(gradients, true, strict=True):
+        assert ours.dtype == torch.bfloat16
+        assert (ours.double() - theirs).norm() < 0.01 * theirs.norm()
+
+
+@pytest.mark.parametrize(("said", "wide"), [(None, False), ("model", False), ("float32", True)])
+def test_the_head_is_of_the_dtype_that_the_configuration_says_to_engines(model, said, wide, monkeypatch):
+    monkeypatch.setattr(model.config, "head_dtype", said, raising=False)
+    assert Policy(model, 10).logprobs.wide == wide
