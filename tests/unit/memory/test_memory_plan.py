@@ -161,7 +161,7 @@ def test_adapters_alone_are_trained(shallow):
     assert rank.phases["step"]["weights"] == pytest.approx(whole.phases["step"]["weights"], rel=0.01)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*gpu.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*gpu*.yaml")), ids=lambda p: p.stem)
 def test_the_needs_in_the_header_of_a_file_for_gpus_are_those_of_its_plan(path: Any):
     header = " ".join(line.lstrip("# ") for line in path.read_text().split("steps:")[0].splitlines())
     room = re.search(r"GPUs? of (\d+) GB", header)
