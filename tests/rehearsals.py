@@ -27,8 +27,17 @@ def rehearse(file: str, *arguments: str, to: Path, code: Path = ROOT) -> Ended:
     """`rlpost rehearse configs/FILE.yaml`, of the code in another folder where one is given."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(code)}
     environment.pop("RAY_ADDRESS", None)
-    command = [sys.executable, "-c", COMMAND, "rehearse", f"configs/{file}.yaml", *arguments, "--to", str(to)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900, check=False)
+    command = [
+        sys.executable,
+        "-c",
+        COMMAND,
+        "rehearse",
+        str(ROOT / "configs" / f"{file}.yaml"),
+        *arguments,
+        "--to",
+        str(to),
+    ]
+    done = subprocess.run(command, cwd=code, env=environment, capture_output=True, text=True, timeout=900, check=False)
     return Ended(done.returncode, done.stdout, done.stderr)
 
 

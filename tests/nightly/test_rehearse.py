@@ -32,7 +32,7 @@ def test_engines_that_join_the_transfer_as_one_rank_are_found(tmp_path: Path) ->
 
 def test_an_engine_whose_workers_ray_is_to_place_is_found(tmp_path: Path) -> None:
     named = 'arguments["distributed_executor_backend"] = "mp"'
-    code = planted(tmp_path / "code", "rlpost/rollout/engine.py", named, "pass")
+    code = planted(tmp_path / "code", "rlpost/rollout/request.py", named, "pass")
     ended = rehearse(THIRTY_TWO, to=tmp_path / "all", code=code)
     assert ended.code == FAULT, ended.out[-3000:]
     assert "the engines did not start" in ended.error
@@ -40,7 +40,9 @@ def test_an_engine_whose_workers_ray_is_to_place_is_found(tmp_path: Path) -> Non
 
 
 def test_attention_that_lets_sequences_of_several_rows_see_each_other_is_found(tmp_path: Path) -> None:
-    ended = rehearse(EIGHT, "model.attention=flash_attention_2", to=tmp_path / "all")
+    told = 'in (NAME, "flash_attention_2")'
+    code = planted(tmp_path / "code", "rlpost/learner/attention.py", told, "in (NAME,)")
+    ended = rehearse(EIGHT, "model.attention=flash_attention_2", to=tmp_path / "all", code=code)
     assert ended.code == BAD_USAGE, ended.out[-3000:]
     assert "model.attention: flash_attention_2" in ended.error
     assert "not those of 2" in ended.error
