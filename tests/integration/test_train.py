@@ -13,6 +13,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from rlpost.config import load
 from rlpost.models.load import load_tokenizer
 from rlpost.models.source import ModelSource
 from tests.conftest import COUNTDOWN, ROOT
@@ -153,7 +154,16 @@ def test_generation_overlaps_learning_within_the_staleness_bound(config):
 
 def test_two_engines_and_two_ranks_under_zero_3_run_the_same_loop(config, tmp_path):
     path, run = config("spread", evaluation={"before": False, "after": False}, rollout={"temperature": 0.8})
-    rlpost("train", path, "rollout.engines=2", "learner.ranks=2", "learner.zero_stage=3", "steps=3")
+    rlpost(
+        "train",
+        path,
+        "rollout.engines=2",
+        "learner.ranks=2",
+        "learner.zero_stage=3",
+        "learner.layout=packed",
+        "steps=3",
+    )
+    assert load([run / "config.yaml"]).model.attention == "varlen", "`auto`, for packed rows"
     assert all(r["mismatch/logp_abs_max"] < 1e-4 for r in metrics(run))
     rlpost("export", run, "--to", tmp_path / "model")
 
