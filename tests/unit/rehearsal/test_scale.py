@@ -14,7 +14,7 @@ from rlpost.config import Config, load, parse
 from rlpost.rehearsal.scale import LABEL, TOKENS, parts, scaled
 from tests.conftest import ROOT, tiny
 
-FILES = sorted(path.stem for path in (ROOT / "configs").glob("*gpu.yaml"))
+FILES = sorted(path.stem for path in (ROOT / "configs").glob("*gpu*.yaml"))
 
 
 def small(config: Config) -> tuple[Config, dict[str, tuple[Any, Any]]]:
