@@ -45,12 +45,13 @@ class Finding:
 
 @dataclass(frozen=True)
 class Machine:
-    """One machine: its name, its packages by name, and everything else that was looked at."""
+    """One machine: its name, its packages by name, everything else that was looked at, and GiB of each of its GPUs."""
 
     name: str
     python: str
     packages: dict[str, str]
     findings: list[Finding]
+    gpus: tuple[float, ...] = ()
 
     def unlike(self, other: Machine) -> list[Finding]:
         """What differs here from another machine of the same run."""
@@ -72,7 +73,9 @@ def examine(store_gb: float, folders: tuple[str, ...] = ()) -> Machine:
     packages = {name: installed(name) or "missing" for name in TESTED}
     findings = [*_versions(packages), *_pins(), *_gpus(), _shared_memory(store_gb), *_limits()]
     findings += [_folder(name) for name in folders]
-    return Machine(socket.gethostname(), ".".join(map(str, sys.version_info[:3])), packages, findings)
+    driver = device.driver()
+    gpus = tuple(gpu.total_gb for gpu in driver.gpus) if driver is not None else ()
+    return Machine(socket.gethostname(), ".".join(map(str, sys.version_info[:3])), packages, findings, gpus)
 
 
 def installed(name: str) -> str | None:

@@ -21,9 +21,12 @@ def show(config: Config | None = None) -> int:
     out = Console(soft_wrap=True)
     store = config.cluster.object_store_gb if config is not None else 1.0
     machine = examine(store)
-    findings = list(machine.findings)
+    findings, machines = list(machine.findings), [machine]
     if config is not None and (config.cluster.address or os.environ.get("RAY_ADDRESS")):
-        findings += nodes(config, machine)
+        found, others = nodes(config, machine)
+        findings, machines = findings + found, machines + others
+    if config is not None and config.on_gpu and (sizes := [size for one in machines for size in one.gpus]):
+        findings.append(planned(config, min(sizes)))
     table = Table("", "found", "", box=None)
     for finding in [Finding("python", machine.python), *findings]:
         table.add_row(finding.what, finding.found, finding.remedy or "ok")
@@ -36,8 +39,25 @@ def show(config: Config | None = None) -> int:
     return DONE
 
 
-def nodes(config: Config, machine: Machine) -> list[Finding]:
-    """What is wrong on the nodes of the cluster that the configuration joins, and what of it is not as it is here.
+def planned(config: Config, smallest: float) -> Finding:
+    """Whether the run fits GPUs of this size, in GiB, by its plan.
+
+    Raises:
+        ConfigError, DataError, VerifierError: the run would be refused.
+    """
+    from rlpost.memory import memory_of
+    from rlpost.run.check import checked
+
+    ready = checked(config, elsewhere=True)
+    memory = memory_of(ready.config, ready.facts, smallest)
+    remedy = "give model.path as a folder, or model.parameters" if memory is None else "; ".join(memory.problems)
+    found = f"{smallest:.1f} GiB{', and what the run needs is not known' if memory is None else ''}"
+    return Finding("memory of the smallest GPU, by the plan", found, remedy)
+
+
+def nodes(config: Config, machine: Machine) -> tuple[list[Finding], list[Machine]]:
+    """What is wrong on the nodes of the cluster that the configuration joins, what of it is not as it is here, and the
+    nodes.
 
     A folder made in `runs_dir` is looked for from all of them, and so are files that the configuration names.
     """
@@ -64,6 +84,7 @@ def nodes(config: Config, machine: Machine) -> list[Finding]:
                 told = asking.options(num_cpus=0, max_retries=0, scheduling_strategy=there).remote(0.0, tuple(looked))
                 asked.append((node["NodeManagerAddress"], told))
         ray.wait([ref for _, ref in asked], num_returns=len(asked), timeout=DEADLINE)
+        machines: list[Machine] = []
         findings = [Finding("nodes", f"{len(asked)}: {', '.join(address for address, _ in asked)}")]
         for address, ref in asked:
             try:
@@ -72,9 +93,10 @@ def nodes(config: Config, machine: Machine) -> list[Finding]:
                 said = " ".join(str(error).split())[-200:] or f"no answer in {DEADLINE:.0f} s"
                 findings.append(Finding(f"node {address}", said, "install rlpost there, in the same environment"))
                 continue
+            machines.append(found)
             wrong = [finding for finding in found.findings if finding.remedy]
             findings += [*here(wrong, address), *here(found.unlike(machine), address)]
-    return findings
+    return findings, machines
 
 
 def _show_sandbox(out: Console) -> None:

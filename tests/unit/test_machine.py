@@ -9,8 +9,11 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from rlpost import device, machine
+from rlpost import device, machine, memory
+from rlpost.commands.doctor import planned
+from rlpost.config import load
 from rlpost.machine import Finding, Machine, examine
+from tests.conftest import ROOT
 
 
 class NVMLError(Exception):
@@ -112,6 +115,20 @@ def test_a_package_that_torch_pins_in_another_version_is_found(monkeypatch):
     assert remedy.endswith("is made for triton==3.7.1: install that")
     del have["triton"]
     assert machine._pins()[0].found == "missing"
+
+
+@pytest.mark.parametrize("problem", ["", "too much: set learner.tokens_per_micro_batch: 64"])
+def test_gpus_are_held_against_the_plan_of_a_run(monkeypatch, problem):
+    asked = {}
+
+    def plan(config: object, facts: object, gib: float) -> SimpleNamespace:
+        asked["gib"] = gib
+        return SimpleNamespace(problems=[problem] if problem else [])
+
+    monkeypatch.setattr(memory, "memory_of", plan)
+    found = planned(load([ROOT / "configs" / "qwen3_0.6b_gsm8k_1gpu.yaml"], []), 20.0)
+    assert asked == {"gib": 20.0}
+    assert (found.found, found.remedy) == ("20.0 GiB", problem)
 
 
 def test_shared_memory_must_hold_the_object_store():
