@@ -83,6 +83,9 @@ def at_once(model, dtype: torch.dtype, wide: tuple[str, ...] = ()) -> dict[str, 
 class Memory(Storages):
     """Bytes of the tensors made within; what operations are given was there before, unless it was made within."""
 
+    def __init__(self) -> None:
+        super().__init__("cpu")
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for tensor in tree_leaves((args, kwargs or {})):
             if isinstance(tensor, torch.Tensor) and id(storage := tensor.untyped_storage()) not in self._seen:

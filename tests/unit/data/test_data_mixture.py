@@ -24,7 +24,7 @@ from rlpost.data import (
     steps_until,
 )
 from rlpost.data.mixture import Shares
-from rlpost.types import Prompt
+from rlpost.types import Checked, Prompt
 
 TOKENIZER = make_tokenizer("0123456789+-= :Qabc")
 
@@ -162,7 +162,7 @@ def test_prompts_of_several_sources_have_ids_templates_and_verifiers_of_their_ow
         }
     )
     seen: list[tuple] = []
-    sets = load_prompts(data, TOKENIZER, 0, lambda ps: seen.append({p.verifiers for p in ps}) or [None] * len(ps))
+    sets = load_prompts(data, TOKENIZER, 0, lambda ps: seen.append({p.verifiers for p in ps}) or [Checked()] * len(ps))
     assert [(p.id, p.text, p.source, p.verifiers) for p in sets.train] == [
         ("a/0", "Q1+1", "a", ("x",)),
         ("a/1", "Q1+2", "a", ("x",)),

@@ -74,9 +74,9 @@ def test_a_model_of_7_billion_fits_80_gib_and_its_sync_holds_no_second_model():
     assert not memory.problems
     rank, weights = holder(memory, "rank"), 2 * 7_615_616_512
     steady = sum(rank.phases["sync"][part] for part in ("weights", "master weights", "moments", "gradient sums"))
-    assert steady == pytest.approx((2 + 4 + 8 + 4) * 7_615_616_512 / 4)
+    assert steady == pytest.approx((2 + 4 + 8 + 4) * 7_615_616_512 / 6)
     assert rank.total("sync") - steady < weights / 2
-    assert 40 < rank.most / GIB < 50
+    assert 30 < rank.most / GIB < 40
     assert memory.cache is not None
     assert memory.cache.sequence == 5120 * 28 * 2 * 4 * 128 * 2
     assert sum(memory.checkpoint.values()) == pytest.approx((2 + 4 + 8) * 7_615_616_512)
