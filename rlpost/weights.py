@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import torch
 
 PROBED_TENSORS = 8
+# In the place of a piece of an update: all of it was sent.
+WHOLE = {"whole": True}
 # Below this share of an update (`rlpost.learner.survival`) what engines or files hold is another policy than was trained.
 LEAST_SURVIVING = 0.9
 

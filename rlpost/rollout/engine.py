@@ -30,7 +30,7 @@ from rlpost.rollout.decode import Decoder
 from rlpost.rollout.request import EngineSpec, SampleRequest
 from rlpost.routing import Routes
 from rlpost.types import FinishReason, Rollout
-from rlpost.weights import Held, Probe
+from rlpost.weights import WHOLE, Held, Probe
 
 
 class StaleEngineError(RuntimeError):
@@ -63,7 +63,8 @@ class Engine(Reachable):
         set_thread_environment(spec.threads.here())
         self.spec = spec
         self.version = 0
-        self.stale = False
+        self.stale = False  # from an update's start until it has been closed and checked
+        self.missed = False
         self._jobs: queue.Queue[tuple[Callable[[], Any], Future[Any]]] = queue.Queue()
         self._groups: dict[int, _Group] = {}
         self._requests: dict[str, tuple[int, int]] = {}
@@ -91,18 +92,18 @@ class Engine(Reachable):
 
     async def generate(self, request: SampleRequest) -> list[Rollout]:
         """Sample a group. Returns one rollout for each seed, in order; given-up ones end in "abort"."""
-        self.refuse_stale()  # and not when its turn comes: what was asked for before an update began is sampled after it
+        self.refuse_stale()
         future: Future[list[Rollout]] = Future()
         await self._do(lambda: self._submit(request, future))
         return await asyncio.wrap_future(future)
 
     def refuse_stale(self) -> None:
-        """Refuse what is asked for after an update was missed.
+        """Refuse what is asked for after an update was missed. While one is under way what is asked for waits for it.
 
         Raises:
-            StaleEngineError: it was, or an update is under way.
+            StaleEngineError: it was.
         """
-        if self.stale:
+        if self.missed:
             raise StaleEngineError(f"engine missed the update after version {self.version} and serves nothing")
 
     async def statistics(self) -> dict[str, float]:
@@ -132,18 +133,16 @@ class Engine(Reachable):
         return self._joining
 
     async def start_weight_update(self) -> None:
-        self.stale = True  # until the update has been closed and checked
-        await self._do(self._begin_update)
+        await self._update(self._begin_update)
 
     async def update_weights(self, request: Any) -> None:
-        await self._do(lambda: self._rpc("update_weights", request.update_info))
+        await self._update(lambda: self._rpc("update_weights", request.update_info))
 
     async def finish_weight_update(self) -> None:
-        await self._do(lambda: self._rpc("finish_weight_update"))
+        await self._update(self._end_update)
 
     async def load_weights(self, version: int, *parts: dict[str, np.ndarray]) -> None:
         """A whole update from the object store, between two decoding steps; `parts` have no name in common."""
-        self.stale = True
 
         def load() -> None:
             if failpoint("engine.drop_update", version):
@@ -151,13 +150,12 @@ class Engine(Reachable):
             self._begin_update()
             for part in parts:
                 self._rpc("update_weights", {"arrays": part})
-            self._rpc("finish_weight_update")
+            self._end_update()
 
-        await self._do(load)
+        await self._update(load)
 
     async def load_adapters(self, arrays: dict[str, np.ndarray], version: int) -> None:
         """Adapters from the object store, in place of those before, between two decoding steps."""
-        self.stale = True
         assert self.spec.adapters is not None
         rank = self.spec.adapters.rank
 
@@ -166,7 +164,7 @@ class Engine(Reachable):
                 self._rpc("synchronize_device")
                 self._engine.collective_rpc(adapters.put, args=(arrays, rank))
 
-        await self._do(load)
+        await self._update(load)
 
     async def readable(self) -> dict[str, Held]:
         """Names, shapes and dtypes of the tensors whose bits can be read back: see `rlpost.rollout.probes.readable`."""
@@ -196,7 +194,16 @@ class Engine(Reachable):
                 raise StaleEngineError(f"vLLM could not reset its prefix cache for version {version}")
             self.version, self.stale = version, False
 
-        await self._do(accept)
+        await self._update(accept)
+
+    async def _update(self, job: Callable[[], Any]) -> None:
+        """Do a part of an update, which is missed when that fails."""
+        self.stale, self.missed = True, False
+        try:
+            await self._do(job)
+        except BaseException:
+            self.missed = True
+            raise
 
     # ------------------------------------------------------------------------------------------- engine thread
 
@@ -244,6 +251,15 @@ class Engine(Reachable):
         """
         self._rpc("synchronize_device")
         self._rpc("start_weight_update")
+
+    def _end_update(self) -> None:
+        """Close an update that is whole.
+
+        Raises:
+            RuntimeError: it is not; another may follow.
+        """
+        self._rpc("update_weights", WHOLE)
+        self._rpc("finish_weight_update")
 
     def _rpc(self, method: str, *args: Any) -> None:
         self._engine.collective_rpc(method, args=args)

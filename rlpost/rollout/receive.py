@@ -21,7 +21,7 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 from vllm.platforms import current_platform
 
 from rlpost.rollout.whole import WholeUpdate
-from rlpost.weights import to_tensor
+from rlpost.weights import WHOLE, to_tensor
 
 
 @dataclass
@@ -71,6 +71,13 @@ class _Whole(WeightTransferEngine[Any, Any]):
         super().start_weight_update()
         self._update.begin()
 
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        """A piece, or `rlpost.weights.WHOLE`: refused here, an update leaves a worker that can take another."""
+        if update_info == WHOLE:
+            self._update.refuse_unless_whole()
+        else:
+            super().update_weights(update_info)
+
     def receive_weights(self, update_info: Any) -> None:
         # Of the model an engine of vLLM's asks nothing but to load.
         self.model = self._update
@@ -96,25 +103,13 @@ class _Whole(WeightTransferEngine[Any, Any]):
                 module.quant_method.process_weights_after_loading(module)
 
 
-class _InPieces(_Whole):
-    """An update comes in as many calls as the sender likes, and is refused before vLLM's reload is closed."""
-
-    def finish_weight_update(self) -> None:
-        self._update.refuse_unless_whole()
-        super().finish_weight_update()
-
-
-class ObjectStoreReceiver(_InPieces, _Arrays):
+class ObjectStoreReceiver(_Whole, _Arrays):
     pass
 
 
-class IPCReceiver(_InPieces, IPCWeightTransferEngine):
+class IPCReceiver(_Whole, IPCWeightTransferEngine):
     pass
 
 
 class NCCLReceiver(_Whole, NCCLWeightTransferEngine):
-    """One call brings all of an update. Refused there, it leaves a worker that can take another."""
-
-    def receive_weights(self, update_info: Any) -> None:
-        super().receive_weights(update_info)
-        self._update.refuse_unless_whole()
+    pass

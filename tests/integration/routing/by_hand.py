@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from rlpost.cluster import Threads
 from rlpost.learner.model import DTYPES
 from rlpost.learner.stream import WeightStream
 from rlpost.models.source import ModelSource
@@ -54,7 +55,7 @@ class Hand:
             "prefix_caching": True,
             "gpu_memory_utilization": 0.5,
             "kv_cache_gb": 1.0,
-            "threads": 1,
+            "threads": Threads(1),
             "weight_transfer": "object_store",
             "stop_strings": False,
             "on_gpu": False,

@@ -317,7 +317,7 @@ def test_an_update_that_lacks_an_expert_or_a_layer_of_them_is_refused(model):
     weights = load(model)
     with pytest.raises(RuntimeError, match=r"layers\.2\.mlp\.experts\.routed_experts \(\d+ of \d+ elements\)"):
         hand.update(weights, without=("layers.2.mlp.experts.5.",))
-    assert hand.engine.stale
+    assert hand.engine.missed
     with pytest.raises(StaleEngineError):
         hand.sample(prompt_of(10))
     hand.update(weights)
