@@ -124,7 +124,7 @@ def test_train_and_plan_refuse_alike_what_cannot_fit_and_nothing_is_started(writ
 
 
 def test_without_the_memory_of_a_gpu_nothing_is_refused_and_the_plan_says_how_to_ask(shallow):
-    memory = planned(load([BIG]))
+    memory = planned(load([BIG], ["cluster.gpu_memory_gb=null"]))
     assert not memory.problems
     assert any("set cluster.gpu_memory_gb, or give --gpu-memory" in note for note in memory.notes)
 
