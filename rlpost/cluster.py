@@ -152,6 +152,36 @@ def check_address(config: Config, elsewhere: bool = False, deadline: float = 3.0
         raise ConfigError(f"{key}: {address!r}: nothing answers there ({error}): is the cluster up?") from None
 
 
+def on_nodes(work: Callable[..., Any], asked: Sequence[tuple[str, tuple[Any, ...]]], patience: float) -> list[Any]:
+    """What `work` gives on each of these nodes, all asked at the same time.
+
+    Args:
+        asked: Ray's identity of a node, and the arguments there.
+        patience: seconds for all of them.
+
+    Returns:
+        in the place of an answer, of a node that is gone or too slow, the RayError that says so.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    def answer(ref: Any) -> Any:
+        try:
+            return ray.get(ref, timeout=0)
+        except ray.exceptions.RayError as error:
+            return error
+
+    remote = ray.remote(work)
+    there = [NodeAffinitySchedulingStrategy(node, soft=False) for node, _ in asked]
+    refs = [
+        remote.options(num_cpus=0, max_retries=0, scheduling_strategy=strategy).remote(*arguments)
+        for strategy, (_, arguments) in zip(there, asked, strict=True)
+    ]
+    if refs:
+        ray.wait(refs, num_returns=len(refs), timeout=patience)
+    return [answer(ref) for ref in refs]
+
+
 def place(config: Config, parts: Parts = BOTH) -> Placement:
     """Reserve room for all actors of these parts.
 

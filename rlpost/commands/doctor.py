@@ -62,9 +62,8 @@ def nodes(config: Config, machine: Machine) -> tuple[list[Finding], list[Machine
     A folder made in `runs_dir` is looked for from all of them, and so are files that the configuration names.
     """
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    from rlpost.cluster import check_address, connected
+    from rlpost.cluster import check_address, connected, on_nodes
 
     check_address(config)
     runs = Path(config.runs_dir)
@@ -77,20 +76,14 @@ def nodes(config: Config, machine: Machine) -> tuple[list[Finding], list[Machine
         looked = [str(Path(shared).resolve())]
         if config.model.path and Path(config.model.path).expanduser().is_dir():
             looked.append(str(Path(config.model.path).expanduser().resolve()))
-        asking, asked = ray.remote(examine), []
-        for node in ray.nodes():
-            if node["Alive"]:
-                there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-                told = asking.options(num_cpus=0, max_retries=0, scheduling_strategy=there).remote(0.0, tuple(looked))
-                asked.append((node["NodeManagerAddress"], told))
-        ray.wait([ref for _, ref in asked], num_returns=len(asked), timeout=DEADLINE)
+        alive = [node for node in ray.nodes() if node["Alive"]]
+        answers = on_nodes(examine, [(node["NodeID"], (0.0, tuple(looked))) for node in alive], DEADLINE)
+        addresses = [node["NodeManagerAddress"] for node in alive]
         machines: list[Machine] = []
-        findings = [Finding("nodes", f"{len(asked)}: {', '.join(address for address, _ in asked)}")]
-        for address, ref in asked:
-            try:
-                found = ray.get(ref, timeout=0)
-            except ray.exceptions.RayError as error:
-                said = " ".join(str(error).split())[-200:] or f"no answer in {DEADLINE:.0f} s"
+        findings = [Finding("nodes", f"{len(addresses)}: {', '.join(addresses)}")]
+        for address, found in zip(addresses, answers, strict=True):
+            if not isinstance(found, Machine):
+                said = " ".join(str(found).split())[-200:] or f"no answer in {DEADLINE:.0f} s"
                 findings.append(Finding(f"node {address}", said, "install rlpost there, in the same environment"))
                 continue
             machines.append(found)

@@ -98,21 +98,11 @@ def _where(member: Member) -> Whereabouts | None:
 
 def _look(members: Sequence[Member]) -> dict[str, tuple[Whereabouts | None, Sight | None]]:
     """Each seen from its own machine, all at the same time; a machine that does not answer in time shows nothing."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+    from rlpost.cluster import on_nodes
 
-    seeing = ray.remote(look)
-    asked = {}
-    for member in members:
-        if (at := _where(member)) is not None:
-            there = NodeAffinitySchedulingStrategy(at.node, soft=False)
-            asked[member.name] = at, seeing.options(num_cpus=0, max_retries=0, scheduling_strategy=there).remote(at)
-    if asked:
-        ray.wait([ref for _, ref in asked.values()], num_returns=len(asked), timeout=PATIENCE)
     seen: dict[str, tuple[Whereabouts | None, Sight | None]] = {member.name: (None, None) for member in members}
-    for name, (at, ref) in asked.items():
-        try:
-            seen[name] = at, ray.get(ref, timeout=0)
-        except ray.exceptions.RayError:  # a machine that is gone, or too slow
-            seen[name] = at, None
+    found = {member.name: at for member in members if (at := _where(member)) is not None}
+    answers = on_nodes(look, [(at.node, (at,)) for at in found.values()], PATIENCE)
+    for (name, at), answer in zip(found.items(), answers, strict=True):
+        seen[name] = at, answer if isinstance(answer, Sight) else None
     return seen
