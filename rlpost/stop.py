@@ -28,6 +28,8 @@ class Stop:
         self.requested = False
         self.insisted = False
         self._deferred = False
+        self._ray_starts = False
+        self._hung_up = False
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -69,9 +71,11 @@ class Stop:
     def through_start_of_ray(self) -> Iterator[None]:
         """Ray replaces the handler of SIGTERM, and its processes would die of a hang-up with the terminal's others.
 
-        In here SIGHUP waits: what is started inherits that, and never hears of it.
+        In here SIGHUP waits: what is started inherits that, and never hears of it. A mask is one thread's, and another
+        may be told of what is sent to the process, so the handler waits too.
         """
         before = {s: signal.getsignal(s) for s in SIGNALS}
+        self._ray_starts = True
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
         try:
             yield
@@ -79,9 +83,14 @@ class Stop:
             self.requested = True
             raise KeyboardInterrupt from None
         finally:
-            for s, handler in before.items():
-                signal.signal(s, handler)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+            try:
+                for s, handler in before.items():
+                    signal.signal(s, handler)
+            finally:  # any call of `signal` may raise what a handler does
+                self._ray_starts = False
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+            if self._hung_up:
+                self._handle(signal.SIGHUP, None)
 
     @contextmanager
     def _set(self, deferred: bool) -> Iterator[None]:
@@ -93,6 +102,9 @@ class Stop:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGHUP:
+            if self._ray_starts:
+                self._hung_up = True
+                return
             _leave_the_terminal()
             if self.requested:
                 return  # a closed terminal may say so several times, and means it once

@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 
@@ -126,6 +128,48 @@ def test_what_is_started_with_ray_does_not_hear_of_a_hang_up_and_the_run_does():
             init()
         assert STOP.requested
     assert int(blocked[0].split()[1], 16) & (1 << (signal.SIGHUP - 1))
+
+
+def test_a_hang_up_that_another_thread_is_told_of_waits_for_the_start_of_ray_as_well():
+    """The mask of a thread is its own, and a signal to the process goes to any that does not block it."""
+    over = threading.Event()
+    other = threading.Thread(target=over.wait, args=(60,))
+    other.start()
+    waited = []
+    try:
+        with STOP.listening():
+
+            def init() -> None:
+                with STOP.through_start_of_ray():
+                    os.kill(os.getpid(), signal.SIGHUP)
+                    while signal.SIGHUP in signal.sigpending():
+                        time.sleep(0.001)
+                    waited.append(not STOP.requested)
+
+            with pytest.raises(KeyboardInterrupt):
+                init()
+            assert waited == [True]
+            assert STOP.requested
+            assert signal.SIGHUP not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    finally:
+        over.set()
+        other.join()
+
+
+def test_a_stop_on_the_way_out_of_the_start_of_ray_leaves_no_signal_blocked(monkeypatch):
+    with STOP.listening():
+
+        def interrupted(number, handler):
+            monkeypatch.undo()
+            ask(signal.SIGINT)
+
+        def init() -> None:
+            with STOP.through_start_of_ray():
+                monkeypatch.setattr(signal, "signal", interrupted)
+
+        with pytest.raises(KeyboardInterrupt):
+            init()
+        assert signal.SIGHUP not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
 @pytest.mark.parametrize(("insisted", "code"), [(False, PREEMPTED), (True, STOPPED_AT_ONCE)])
