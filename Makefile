@@ -34,14 +34,15 @@ test: lint unit  ## all tests: unit; then verifiers and faults, beside integrati
 	$(MAKE) --no-print-directory --jobs=2 verifiers engines
 
 verifiers: $(VENV)/.ready  ## the tests of verifiers and of faults (minutes)
-	$(BIN)/python -m pytest -n 3 tests/verify tests/faults
+	$(BIN)/python -m pytest -n 3 -m "not long" tests/verify tests/faults
 
 # Files start engines and share them within.
 engines: $(VENV)/.ready  ## the tests of integration and of methods (many minutes)
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/integration tests/methods
 
-nightly: methods  ## what takes longer than `make test` may: every method, and tests/nightly
+nightly: methods  ## what takes longer than `make test` may: every method, tests/nightly, and the long tests of faults
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/nightly
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m long tests/faults
 
 unit: $(VENV)/.ready  ## the unit tests alone (seconds)
 	$(BIN)/python -m pytest -n 2 tests/unit
