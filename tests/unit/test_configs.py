@@ -68,6 +68,20 @@ def test_a_ready_file_plans_its_batch_and_placement(path: Path, capsys: pytest.C
     assert config.weight_transfer in plan
     if config.on_gpu:
         assert "a checkpoint, GiB" in plan, "a model that is not on disk needs model.parameters for its memory plan"
+        check_needs(path, plan)
+
+
+def check_needs(path: Path, plan: str) -> None:
+    """What the header of a file for GPUs says that it needs is what its plan says."""
+    header = " ".join(line.lstrip("# ") for line in path.read_text().split("steps:")[0].splitlines())
+    room = re.search(r"GPUs? of (\d+) GB", header)
+    said = re.search(r"rank takes (\S+) GiB.* holds (\d+) sequences of ([\d,]+) tokens", header)
+    assert room is not None
+    assert said is not None, header
+    rank, engine = plan.split("a rank's GPU")[1].split("an engine's GPU")
+    assert f"GiB of {float(room[1]):.2f}" in plan
+    assert float(said[1]) == pytest.approx(max(map(float, rank.split("together")[1].split()[:4])), abs=0.5)
+    assert f"for a sequence of {said[3]} tokens: {said[2]} at once" in engine
 
 
 @ready

@@ -159,18 +159,3 @@ def test_adapters_alone_are_trained(shallow):
     whole = holder(planned(load([BIG]), 80), "rank")
     assert rank.phases["step"]["moments"] < whole.phases["step"]["moments"] / 100
     assert rank.phases["step"]["weights"] == pytest.approx(whole.phases["step"]["weights"], rel=0.01)
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*gpu*.yaml")), ids=lambda p: p.stem)
-def test_the_needs_in_the_header_of_a_file_for_gpus_are_those_of_its_plan(path: Any):
-    header = " ".join(line.lstrip("# ") for line in path.read_text().split("steps:")[0].splitlines())
-    room = re.search(r"GPUs? of (\d+) GB", header)
-    said = re.search(r"rank takes (\S+) GiB.* holds (\d+) sequences of ([\d,]+) tokens", header)
-    assert room is not None
-    assert said is not None, header
-    memory = planned(load([path]), float(room[1]))
-    assert not memory.problems
-    assert float(said[1]) == pytest.approx(holder(memory, "rank").most / GIB, abs=0.5)
-    assert memory.cache is not None
-    assert int(said[2]) == memory.cache.sequences
-    assert int(said[3].replace(",", "")) == memory.cache.tokens
