@@ -39,12 +39,25 @@ OptionalArguments = Annotated[
     ),
 ]
 RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A run's folder, such as runs/quickstart.")]
+Restarts = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        max=1000,
+        help="How often a run that a fault or the machine ended (exit code 5, SIGKILL, out of memory) is started again from "
+        "its newest checkpoint, by a small process that watches it.",
+    ),
+]
 
 
 @app.command()
-def train(arguments: Arguments) -> None:
+def train(arguments: Arguments, restarts: Restarts = 0) -> None:
     """Train: one file, one command. With `warmup`, a supervised start first."""
     config = _load(arguments)
+    if restarts:
+        from rlpost.commands.supervise import new_run
+
+        raise typer.Exit(new_run("train", arguments, config, restarts))
     from rlpost.commands.train import start
 
     raise typer.Exit(start(config, _command()))
@@ -54,8 +67,13 @@ def train(arguments: Arguments) -> None:
 def resume(
     run: RunDir,
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]", show_default=False)] = None,
+    restarts: Restarts = 0,
 ) -> None:
     """Continue a run from its newest checkpoint that can be believed; from the start where there is none yet."""
+    if restarts:
+        from rlpost.commands.supervise import old_run
+
+        raise typer.Exit(old_run(run, overrides or [], restarts))
     from rlpost.commands.train import proceed
 
     raise typer.Exit(proceed(run, overrides or []))
@@ -230,11 +248,12 @@ def submit(
     ] = Path(),
     detach: Annotated[bool, typer.Option(help="Do not wait and stream the log.")] = False,
     deadline: Annotated[float, typer.Option(min=1, help="Seconds the cluster may take to accept the job.")] = 120.0,
+    restarts: Restarts = 0,
 ) -> None:
     """Run a configuration as a job of an existing Ray cluster. Tokens: RAY_AUTH_MODE=token, as for `ray job submit`."""
     from rlpost.commands.submit import run
 
-    raise typer.Exit(run(arguments, address, working_dir, detach, deadline))
+    raise typer.Exit(run(arguments, address, working_dir, detach, deadline, restarts))
 
 
 @app.command()
@@ -331,13 +350,17 @@ def _command() -> list[str]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command and turn what went wrong into a message and an exit code."""
-    sys.exit(run(arguments))
+    sys.exit(run(arguments, to_the_end=True))
 
 
-def run(arguments: list[str] | None = None) -> int:
-    """The command's exit code."""
+def run(arguments: list[str] | None = None, to_the_end: bool = False) -> int:
+    """The command's exit code.
+
+    Args:
+        to_the_end: the process ends with it, and hears no signal any more.
+    """
     code = DONE
-    with STOP.listening():
+    with STOP.listening(to_the_end):
         try:
             app(args=arguments, prog_name="rlpost")
         except SystemExit as done:

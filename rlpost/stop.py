@@ -6,6 +6,7 @@ Where something is, it is a wish that is looked at when the step is done (`defer
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import stat
@@ -14,6 +15,9 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+PASSED_ON = signal.SIGUSR1  # by a supervisor, which was sent one of them
+SUPERVISOR = "RLPOST_SUPERVISOR"  # its process id, in the environment of the process it started
+_PR_SET_PDEATHSIG = 1
 
 
 class Stop:
@@ -27,23 +31,32 @@ class Stop:
     def __init__(self) -> None:
         self.requested = False
         self.insisted = False
+        self._asked = {True: 0, False: 0}  # how often, by whether a supervisor passed it on
+        self._heard = 0
         self._deferred = False
         self._ray_starts = False
         self._hung_up = False
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Handle the signals, as long as the command runs. SIGHUP stays ignored where it is, as under nohup."""
+    def listening(self, to_the_end: bool = False) -> Iterator[None]:
+        """Handle the signals, as long as the command runs. SIGHUP stays ignored where it is, as under nohup.
+
+        Args:
+            to_the_end: of the process, too, which has nothing to do any more but to end as it was going to.
+        """
         self.__init__()  # type: ignore[misc]
         before = {s: signal.getsignal(s) for s in SIGNALS}
         heard = [s for s in SIGNALS if s != signal.SIGHUP or before[s] != signal.SIG_IGN]
+        if _is_supervised():
+            before[PASSED_ON] = signal.getsignal(PASSED_ON)
+            heard.append(PASSED_ON)
         for s in heard:
             signal.signal(s, self._handle)
         try:
             yield
         finally:
             for s in heard:
-                signal.signal(s, before[s])
+                signal.signal(s, signal.SIG_IGN if to_the_end else before[s])
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
@@ -81,6 +94,8 @@ class Stop:
             yield
         except SystemExit:  # by a handler of Ray's
             self.requested = True
+            self._asked[False] += 1
+            self._heard = max(self._asked.values())
             raise KeyboardInterrupt from None
         finally:
             try:
@@ -105,10 +120,15 @@ class Stop:
             if self._ray_starts:
                 self._hung_up = True
                 return
-            _leave_the_terminal()
+            leave_the_terminal()
             if self.requested:
                 return  # a closed terminal may say so several times, and means it once
-        if self.requested:
+        self._asked[number == PASSED_ON] += 1
+        times, heard = max(self._asked.values()), self._heard
+        if times == heard:
+            return  # the same wish: a terminal or a scheduler told both this process and its supervisor
+        self._heard = times
+        if times > 1:  # not by what was heard: a handler may be in the middle of another
             self.insisted = True
             raise KeyboardInterrupt
         self.requested = True
@@ -119,7 +139,16 @@ class Stop:
             raise KeyboardInterrupt
 
 
-def _leave_the_terminal() -> None:
+def _is_supervised() -> bool:
+    """Whether a supervisor started this process; then its death is a wish to stop, too. What is started from here is not."""
+    if os.environ.pop(SUPERVISOR, None) != str(os.getppid()):
+        return False
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed: a run could outlive its supervisor")
+    return True
+
+
+def leave_the_terminal() -> None:
     """Let what is still said go nowhere: to write to a terminal that is gone is an error, and would end the run."""
     with open(os.devnull, "wb") as nowhere:
         for descriptor in (1, 2):

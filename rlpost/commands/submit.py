@@ -27,7 +27,7 @@ LISTENS = 3.0  # seconds within which a dashboard must take a connection; it may
 T = TypeVar("T")
 
 
-def run(arguments: list[str], address: str, working_dir: Path, detach: bool, deadline: float) -> int:
+def run(arguments: list[str], address: str, working_dir: Path, detach: bool, deadline: float, restarts: int = 0) -> int:
     """Upload the working directory with the configuration in it, start the job, stream its log.
 
     Returns:
@@ -56,7 +56,7 @@ def run(arguments: list[str], address: str, working_dir: Path, detach: bool, dea
     client = connect(address, deadline)
     job = _retried(
         lambda: client.submit_job(
-            entrypoint=entrypoint(files, overrides, folder),
+            entrypoint=entrypoint(files, overrides, folder, restarts),
             runtime_env={
                 "working_dir": str(folder),
                 "excludes": list(luggage.excludes),
@@ -79,11 +79,12 @@ def run(arguments: list[str], address: str, working_dir: Path, detach: bool, dea
     return _verdict(client, job)
 
 
-def entrypoint(files: Sequence[str], overrides: Sequence[str], folder: Path) -> str:
+def entrypoint(files: Sequence[str], overrides: Sequence[str], folder: Path, restarts: int = 0) -> str:
     """The same command on the cluster: files relative to the working directory, overrides as they were typed."""
     inside = [str(below(Path(f), folder)) for f in files]
     # The job's Ray is the cluster's own: the address comes from the job, not from the file.
-    return shlex.join(["python", "-m", "rlpost.cli", "train", *inside, *overrides])
+    again = ["--restarts", str(restarts)] if restarts else []
+    return shlex.join(["python", "-m", "rlpost.cli", "train", *again, *inside, *overrides])
 
 
 def environment(config: Config) -> dict[str, str]:

@@ -43,7 +43,7 @@ class WorkerProcess:
     """
 
     def __init__(self, verifiers: Sequence[Mapping[str, Any]], allow_unsafe: bool = False) -> None:
-        self._folder = tempfile.mkdtemp(prefix="rlpost-")
+        self._folder = tempfile.mkdtemp(prefix=f"rlpost-{os.getpid()}-")  # whose it was, if it is left behind
         # A sandbox's program, of another user, goes through it to a folder that it is given there.
         os.chmod(self._folder, 0o711)
         theirs_in, self._requests = os.pipe()

@@ -72,6 +72,12 @@ def test_handlers_are_those_of_before_afterwards():
     assert [signal.getsignal(s) for s in stop.SIGNALS] == before
 
 
+def test_a_signal_that_comes_when_all_is_done_does_not_make_it_look_otherwise():
+    told = "import signal\nfrom rlpost.stop import STOP\nwith STOP.listening(to_the_end=True): pass\n"
+    told += "[signal.raise_signal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]"
+    assert subprocess.run([sys.executable, "-c", told], timeout=60).returncode == 0
+
+
 def test_under_nohup_a_hang_up_is_no_stop():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
