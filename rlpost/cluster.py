@@ -183,29 +183,23 @@ def on_nodes(work: Callable[..., Any], asked: Sequence[tuple[str, tuple[Any, ...
 
 
 def place(config: Config, parts: Parts = BOTH) -> Placement:
-    """Reserve room for all actors of these parts.
+    """Reserve room for all actors of these parts; with `cluster.elastic`, where it does not come, for fewer engines.
 
     Raises:
         PlacementError: with what was asked for and what the cluster has, when it does not come within a deadline.
     """
-    import ray
-
     plan = placement_plan(config, parts)
-    bundles = [{k: v for k, v in b.items() if k != "for"} for b in plan["bundles"]]
-    group = ray.util.placement_group(bundles, strategy=plan["strategy"])
-    deadline = min(60.0, config.cluster.start_deadline)
-    started = time.monotonic()
-    ready, _ = ray.wait([group.ready()], timeout=deadline)
-    if not ready:
-        have, free = ray.cluster_resources(), ray.available_resources()
-        asked = {k: sum(b.get(k, 0) for b in bundles) for k in ("GPU", "CPU")}
-        ray.util.remove_placement_group(group)
-        raise PlacementError(
-            f"waited {time.monotonic() - started:.0f} s for room on the cluster. "
-            + "; ".join(f"{k}: asked {asked[k]:g}, have {have.get(k, 0):g}, free {free.get(k, 0):g}" for k in asked)
-            + f". Bundles: {plan['bundles']}. Lower {' or '.join(WHO[part] for part in sorted(parts))}, or add nodes."
-        )
-    ro, slots = config.rollout, [(group, i) for i in range(len(bundles))]
+    began = time.monotonic()
+    group = _reserve(plan, min(60.0, config.cluster.start_deadline))
+    fewer = config.rollout.engines
+    while (
+        group is None and config.cluster.elastic and parts == BOTH and (fewer := _engines_that_fit(config, fewer - 1))
+    ):
+        config = config.model_copy(update={"rollout": config.rollout.model_copy(update={"engines": fewer})})
+        group = _reserve(placement_plan(config, parts), 5.0)
+    if group is None:
+        raise _no_room(plan, parts, time.monotonic() - began)
+    ro, slots = config.rollout, [(group, i) for i in range(group.bundle_count)]
     if config.cluster.colocate and parts == BOTH:
         return Placement(slots, slots, engine_gpus=0.5, rank_gpus=0.5, group=group)
     engines = ro.engines if "engines" in parts else 0
@@ -215,6 +209,47 @@ def place(config: Config, parts: Parts = BOTH) -> Placement:
         engine_gpus=ro.tensor_parallel if config.on_gpu else 0,
         rank_gpus=1 if config.on_gpu else 0,
         group=group,
+    )
+
+
+def _bundles(plan: dict[str, Any]) -> list[dict[str, float]]:
+    return [{k: v for k, v in b.items() if k != "for"} for b in plan["bundles"]]
+
+
+def _reserve(plan: dict[str, Any], seconds: float) -> Any:
+    """A placement group of these bundles; None when it does not come in time."""
+    import ray
+
+    group = ray.util.placement_group(_bundles(plan), strategy=plan["strategy"])
+    ready, _ = ray.wait([group.ready()], timeout=seconds)
+    if ready:
+        return group
+    ray.util.remove_placement_group(group)
+    return None
+
+
+def _engines_that_fit(config: Config, most: int) -> int:
+    """How many engines, at most `most`, the whole cluster's resources are enough for beside all ranks."""
+    import ray
+
+    have = ray.cluster_resources()
+    for engines in range(most, 0, -1):
+        fewer = config.model_copy(update={"rollout": config.rollout.model_copy(update={"engines": engines})})
+        asked = _bundles(placement_plan(fewer))
+        if all(sum(b.get(k, 0) for b in asked) <= have.get(k, 0) for k in ("GPU", "CPU")):
+            return engines
+    return 0
+
+
+def _no_room(plan: dict[str, Any], parts: Parts, waited: float) -> PlacementError:
+    import ray
+
+    have, free = ray.cluster_resources(), ray.available_resources()
+    asked = {k: sum(b.get(k, 0) for b in _bundles(plan)) for k in ("GPU", "CPU")}
+    return PlacementError(
+        f"waited {waited:.0f} s for room on the cluster. "
+        + "; ".join(f"{k}: asked {asked[k]:g}, have {have.get(k, 0):g}, free {free.get(k, 0):g}" for k in asked)
+        + f". Bundles: {plan['bundles']}. Lower {' or '.join(WHO[part] for part in sorted(parts))}, or add nodes."
     )
 
 

@@ -103,6 +103,11 @@ def check_placement(c: Config) -> None:
         )
         raise ValueError(f"rollout.weight_transfer: {ro.weight_transfer} {why}: leave it out")
     if cl.colocate:
+        if cl.elastic:
+            raise ValueError(
+                "cluster.elastic: true goes on with fewer engines, but cluster.colocate pairs each with a rank: set one of "
+                "them to false"
+            )
         if ro.tensor_parallel != 1 or ro.engines != ranks:
             raise ValueError(
                 "cluster.colocate pairs one engine with one rank on a GPU: set rollout.tensor_parallel: 1 and "

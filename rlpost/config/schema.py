@@ -356,6 +356,11 @@ class Cluster(Section):
     cpus_per_rank: float = Field(1.0, gt=0, description="CPUs Ray sets aside for a rank")
     object_store_gb: float = Field(1.0, gt=0, description="of a private Ray")
     start_deadline: float = Field(600.0, gt=0, description="seconds the actors may take to start")
+    elastic: bool = Field(
+        False,
+        description="start with fewer engines where the cluster has no room for all, as after the loss of a node; never with "
+        "fewer ranks",
+    )
 
 
 @dataclass(frozen=True)

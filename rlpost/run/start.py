@@ -99,6 +99,12 @@ def running(
         console.phase("starting verifiers, engines and learner")
         join()
         placement = cluster.place(config)
+        if (fewer := len(placement.engines)) < config.rollout.engines:
+            console.warn(
+                f"cluster.elastic: the cluster has no room for rollout.engines: {config.rollout.engines}; this start goes on "
+                f"with {fewer}, and the next tries for all again"
+            )
+            config = config.model_copy(update={"rollout": config.rollout.model_copy(update={"engines": fewer})})
         pool = open_pool(config.verifiers, config.verifier_pool, config.cluster.start_deadline)
         stack.enter_context(pool)
         check_sandbox(pool, recorder)

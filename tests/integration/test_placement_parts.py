@@ -9,8 +9,9 @@ import pytest
 from rlpost import cluster
 from rlpost.commands import evaluate
 from rlpost.commands.evaluate import Request
+from rlpost.config import parse
 from rlpost.run.start import engine_spec
-from tests.conftest import private_ray
+from tests.conftest import private_ray, tiny
 
 
 @pytest.fixture(scope="module")
@@ -33,3 +34,17 @@ def test_an_evaluation_of_a_model_fits_a_machine_with_one_gpu_and_has_all_of_it(
         assert share == config.rollout.gpu_memory_utilization
     finally:
         placement.release()
+
+
+def test_an_elastic_start_has_fewer_engines_where_there_is_no_room_for_all_and_never_fewer_ranks(one_gpu):
+    asked = {"rollout": {"engines": 9}, "learner": {"ranks": 2}, "cluster": {"start_deadline": 1.0}}
+    rigid = parse(tiny(**asked))
+    with pytest.raises(cluster.PlacementError, match="CPU: asked 11, have 8"):
+        cluster.place(rigid)
+    elastic = rigid.model_copy(update={"cluster": rigid.cluster.model_copy(update={"elastic": True})})
+    placement = cluster.place(elastic)
+    assert (len(placement.engines), len(placement.ranks)) == (6, 2)
+    placement.release()
+    too_many = elastic.model_copy(update={"learner": rigid.learner.model_copy(update={"ranks": 8})})
+    with pytest.raises(cluster.PlacementError, match="CPU: asked 17, have 8"):
+        cluster.place(too_many)
