@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from rlpost.data import still_missing
-from rlpost.faults import failpoint
+from rlpost.faults import failpoint, strike
 from rlpost.learner.batch import Batch
 from rlpost.rollout.request import sample_seed
 from rlpost.run.clock import Clock
@@ -50,6 +50,7 @@ def advance(run: Run, step: int) -> None:
     groups = collect(run, step)
     clock.lap("generate", until=max((g.sampled_at for g in groups), default=None))
     clock.lap("verify")
+    strike("driver.sampled", step)
 
     run.say("learning")
     kept = run.chosen(groups)
@@ -58,16 +59,19 @@ def advance(run: Run, step: int) -> None:
     check_staleness(lesson, run.version, config.rollout.max_staleness)
     metrics = learn(run, lesson)
     clock.lap("learn")
+    strike("driver.learned", step)
 
     run.say("syncing weights")
     run.version = step
     metrics |= run.fleet.sync(run.learner, run.version, run.fleet.dtype)
     clock.lap("sync")
+    strike("driver.synced", step)
 
     settle(run, groups, kept)
     run.step = step
     run.adapt(metrics)
     run.report(groups, kept, lesson, metrics, clock.seconds())
+    strike("driver.reported", step)
 
 
 def submit(run: Run, step: int) -> None:

@@ -28,6 +28,7 @@ from rlpost import atomic
 from rlpost.atomic import fsync
 from rlpost.checkpoint.manifest import FILE, Manifest, ManifestError, damage, described, read
 from rlpost.config import Best, ConfigError
+from rlpost.faults import strike
 
 SCORES = "scores.json"
 
@@ -174,6 +175,7 @@ class Store:
         Raises:
             CheckpointError: the weights or a rank's optimizer state are not in the folder after `fill`.
         """
+        strike("save.begin", step)
         name, before = self._place(step)
         manifest = Manifest(format=1, id=uuid.uuid4().hex, run=self.run, name=name, step=step, files=None)
         draft = self.folder / manifest.draft
@@ -182,6 +184,7 @@ class Store:
             _write_manifest(draft, manifest)  # so that who finds the draft later knows whose it was
             fill(draft)
             (draft / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
+            strike("save.before_manifest", step)
             files = described(draft)
             if lacking := _lacking(files, state):
                 raise CheckpointError(
@@ -190,13 +193,16 @@ class Store:
                 )
             manifest = manifest.model_copy(update={"files": files})
             _write_manifest(draft, manifest)
+            strike("save.after_manifest", step)
             if before is not None:  # left by a run that was resumed from before it
                 before = Checkpoint(before.path.rename(self.folder / before.manifest.draft), before.manifest)
+            strike("save.before_rename", step)
             draft.rename(self.folder / name)
             fsync(self.folder)
         except BaseException:
             shutil.rmtree(draft, ignore_errors=True)
             raise
+        strike("save.after_rename", step)
         if before is not None:
             _remove(before)
         written = Checkpoint(self.folder / name, manifest)
@@ -216,6 +222,7 @@ class Store:
         spared = [c for c in self._by_score(best) if c in own and self._stands(c)][: best.keep] if best else []
         for checkpoint in own:
             if checkpoint.step < oldest and checkpoint not in spared:
+                strike("save.retain", own[0].step)
                 _remove(checkpoint)
         for path, manifest in self._folders():
             if isinstance(manifest, Manifest) and manifest.run == self.run and path.name == manifest.draft:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from rlpost import atomic, checkpoint, cluster
 from rlpost.config import Config, ConfigError, dump, load
 from rlpost.exit_codes import DONE, NOTHING_TO_DO, PREEMPTED
+from rlpost.faults import strike
 from rlpost.observe import Recorder, RunFolder
 from rlpost.run.check import checked
 from rlpost.run.refusal import refused_leaves_nothing
@@ -194,6 +195,7 @@ def _go(
     try:
         material = material or _read(config)
         _say(recorder, material.lines)
+        strike("driver.start", 0 if resume is None else resume.step)
         with cluster.session(config) as join:
             from rlpost.run.base import base_model
 

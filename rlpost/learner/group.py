@@ -191,8 +191,9 @@ class LearnerGroup:
             return None
         return f"{folder} cannot be seen by {', '.join(blind)}: runs_dir must be on a file system that all nodes share"
 
-    def save(self, folder: Path) -> None:
-        self._all("save", str(folder), what="the learner to save")
+    def save(self, folder: Path, step: int = 0) -> None:
+        """Write what was trained and each rank's state, of a step, into a folder."""
+        self._all("save", str(folder), step, what="the learner to save")
 
     def load_weights(self, folder: Path, taken: int, anchors: bool) -> None:
         """See `LearnerRank.load_weights`."""

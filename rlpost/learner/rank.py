@@ -12,6 +12,7 @@ from typing import Any
 from rlpost import device
 from rlpost.actors import Reachable
 from rlpost.cluster import Threads, set_thread_environment
+from rlpost.faults import strike
 from rlpost.learner.delivery import Delivery
 from rlpost.learner.learning_rate import course_state, fresh_course, learning_rate, resumed_course
 from rlpost.learner.spec import LearnerSpec
@@ -237,13 +238,14 @@ class LearnerRank(Reachable, Steps, Delivery):
         """Whether a folder the driver has made is here too, and the name of this machine."""
         return Path(folder).is_dir(), socket.gethostname()
 
-    def save(self, folder: str) -> None:
+    def save(self, folder: str, step: int = 0) -> None:
         """Write this rank's DeepSpeed state, and from rank 0 what was trained: adapters in PEFT's format, else weights.
 
         The weights below adapters are not written: they are those of the run's base.
         """
         from rlpost.learner.adapters import save_adapter, trained
 
+        strike("rank.save", step, self.rank)
         lora = self.spec.model.lora is not None
         self.engine.save_checkpoint(
             str(Path(folder) / "deepspeed"),
@@ -256,12 +258,15 @@ class LearnerRank(Reachable, Steps, Delivery):
             exclude_frozen_parameters=lora,
         )
         self.anchors.save(Path(folder) / "anchors", self.rank)
+        strike("save.shard", step, self.rank)
         if not lora:
             self.save_model(str(Path(folder) / "model"))
-            return
-        exact = trained(self.model, self._masters(), self.rank == 0)
+        else:
+            exact = trained(self.model, self._masters(), self.rank == 0)
+            if self.rank == 0:
+                save_adapter(Path(folder) / "model", self.spec.source, self.model, exact)
         if self.rank == 0:
-            save_adapter(Path(folder) / "model", self.spec.source, self.model, exact)
+            strike("save.model", step)
 
     def load(self, folder: str, anchors: bool = True) -> dict[str, float]:
         """Restore what `save` wrote. A checkpoint that is not there is an error, not a fresh start.

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from rlpost.faults import strike
 from rlpost.learner.batch import Batch, MicroBatch
 from rlpost.learner.learning_rate import Course, learning_rate
 from rlpost.learner.spec import LearnerSpec, StepPlan
@@ -187,6 +188,7 @@ class Steps:
         for k, micro in enumerate(plan.micro_batches):
             if first and k == 0 and self._compares(version):
                 meter.update(self._live_mismatch(batch, micro))
+            strike("rank.forward", version + 1, self.rank)
             inputs, versions, scored = self._loss_inputs(batch, micro, coefs)
             if self._routed is not None and not micro.muted:
                 self._routed.add(self.engine.module.routers)
@@ -200,12 +202,14 @@ class Steps:
                 if first and k == 0 and self._compares(version):
                     meter.update(mismatch_metrics(learner, tokens.behavior_logp, sampled, "mismatch_replay"))
             # DeepSpeed averages gradients over ranks; our loss is already one share of a global sum.
+            strike("rank.backward", version + 1, self.rank)
             self.engine.set_gradient_accumulation_boundary(k == len(plan.micro_batches) - 1)
             self.engine.backward(loss * self.world)
             if k == len(plan.micro_batches) - 1:
                 for group in self.engine.optimizer.param_groups:
                     group["lr"] = lr
                 norm = self._grad_norm()
+                strike("rank.optimizer", version + 1, self.rank)
             self.engine.step()
         norm = self.engine.get_global_grad_norm() if norm is None else norm
         meter.max("grad_norm", float(norm))

@@ -22,7 +22,7 @@ from rlpost import rehearsal
 from rlpost.actors import Reachable
 from rlpost.cluster import set_thread_environment
 from rlpost.config.checks import refuse_engine_args
-from rlpost.faults import failpoint, reach
+from rlpost.faults import failpoint, reach, strike
 from rlpost.models.load import eos_token_ids, load_tokenizer
 from rlpost.rollout import adapters, capture
 from rlpost.rollout import probes as read_back
@@ -59,9 +59,10 @@ class _Group:
 class Engine(Reachable):
     """A Ray actor around `vllm.v1.engine.llm_engine.LLMEngine`, run inside this process."""
 
-    def __init__(self, spec: EngineSpec) -> None:
+    def __init__(self, spec: EngineSpec, number: int = 0) -> None:
         set_thread_environment(spec.threads.here())
         self.spec = spec
+        self.number = number
         self.version = 0
         self.stale = False  # from an update's start until it has been closed and checked
         self.missed = False
@@ -136,7 +137,11 @@ class Engine(Reachable):
         await self._update(self._begin_update)
 
     async def update_weights(self, request: Any) -> None:
-        await self._update(lambda: self._rpc("update_weights", request.update_info))
+        def update() -> None:
+            self._rpc("update_weights", request.update_info)
+            strike("engine.update", self.version + 1, self.number)
+
+        await self._update(update)
 
     async def finish_weight_update(self) -> None:
         await self._update(self._end_update)
@@ -150,6 +155,7 @@ class Engine(Reachable):
             self._begin_update()
             for part in parts:
                 self._rpc("update_weights", {"arrays": part})
+                strike("engine.update", version, self.number)
             self._end_update()
 
         await self._update(load)
@@ -163,6 +169,7 @@ class Engine(Reachable):
             if not failpoint("engine.drop_update", version):
                 self._rpc("synchronize_device")
                 self._engine.collective_rpc(adapters.put, args=(arrays, rank))
+                strike("engine.update", version, self.number)
 
         await self._update(load)
 
@@ -183,6 +190,7 @@ class Engine(Reachable):
         look = read_back.wrong_probes if self.spec.adapters is None else adapters.wrong_probes
 
         def accept() -> None:
+            strike("engine.accept", version, self.number)
             found = self._engine.collective_rpc(look, args=(probes,)) if probes is not None else []
             wrong = sorted({name for worker in found for name in worker})
             if wrong:
@@ -222,6 +230,7 @@ class Engine(Reachable):
                 idle = not self._requests or self.stale
                 self._take_jobs(wait=idle)
                 if self._requests and not self.stale:
+                    strike("engine.sample", self.version + 1, self.number)
                     began = time.perf_counter()
                     for output in self._engine.step():
                         self._collect(output)

@@ -49,8 +49,8 @@ class Fleet:
                 num_gpus=gpus,
                 max_concurrency=10_000,  # groups wait inside the engine, which batches them
                 scheduling_strategy=PlacementGroupSchedulingStrategy(*slot) if slot else "DEFAULT",
-            ).remote(spec)
-            for slot in slots
+            ).remote(spec, number)
+            for number, slot in enumerate(slots)
         ]
         self.crew = crew("engine", self.engines)
         self._running = [0] * len(self.engines)

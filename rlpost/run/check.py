@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from rlpost import faults
 from rlpost.config import Config, ConfigError
 from rlpost.data.sources import check_files
 from rlpost.models.facts import Facts, facts_of, outline_of
@@ -47,7 +48,9 @@ def checked(
         ConfigError: naming key, value and fix.
         DataError: a source has not the files it should have, or its first rows not the columns.
         VerifierError: a verifier does not load.
+        FaultsError: RLPOST_FAULTS cannot be read.
     """
+    faults.check()
     from rlpost.run.adapters import check_adapters
     from rlpost.run.roles import Roles
 

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rlpost import faults
 from rlpost.verify import scratch
 from rlpost.verify.protocol import Traits, VerifierError
 
@@ -23,6 +24,7 @@ from rlpost.verify.protocol import Traits, VerifierError
 ENVIRONMENT = {
     *("PATH", "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "TZ", "TMPDIR"),
     *("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "CONDA_PREFIX", "LD_LIBRARY_PATH"),
+    *(faults.ASKED, faults.ONCE),
 }
 MAX_REPLY = 16 * 2**20
 REAP_SECONDS = 30.0

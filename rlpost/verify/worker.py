@@ -23,6 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from rlpost.faults import strike
 from rlpost.verify import isolation
 from rlpost.verify.protocol import VerifierError, load
 from rlpost.verify.registry import resolve
@@ -56,6 +57,7 @@ def main(requests_fd: int, replies_fd: int, parent: int) -> None:
         for line in requests:
             call = json.loads(line)
             verifier = verifiers[call["verifier"]]
+            strike("verifier.score", None)
             _reply(replies, verifier.score(runner, foreign, call["id"], call["samples"]))
 
 
