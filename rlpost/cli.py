@@ -80,9 +80,13 @@ def resume(
 
 
 @app.command()
-def sft(arguments: Arguments) -> None:
+def sft(arguments: Arguments, restarts: Restarts = 0) -> None:
     """Only the supervised warm-up of a configuration; the model goes to RUN/model."""
     config = _load(arguments)
+    if restarts:
+        from rlpost.commands.supervise import new_run
+
+        raise typer.Exit(new_run("sft", arguments, config, restarts))
     from rlpost.commands.train import warm_up
 
     raise typer.Exit(warm_up(config, _command()))

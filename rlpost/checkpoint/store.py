@@ -224,6 +224,17 @@ class Store:
             if checkpoint.step < oldest and checkpoint not in spared:
                 strike("save.retain", own[0].step)
                 _remove(checkpoint)
+        self._clear_drafts()
+
+    def clear(self) -> None:
+        """Delete all of the run's own checkpoints, and the folder where nothing else is in it."""
+        for checkpoint in self._own():
+            _remove(checkpoint)
+        self._clear_drafts()
+        if self.folder.is_dir() and not any(self.folder.iterdir()):
+            self.folder.rmdir()
+
+    def _clear_drafts(self) -> None:
         for path, manifest in self._folders():
             if isinstance(manifest, Manifest) and manifest.run == self.run and path.name == manifest.draft:
                 shutil.rmtree(path)

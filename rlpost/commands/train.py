@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlpost import atomic, checkpoint, cluster
-from rlpost.config import Config, ConfigError, dump, load
+from rlpost.config import Config, ConfigError, Sft, dump, load
 from rlpost.exit_codes import DONE, NOTHING_TO_DO, PREEMPTED
 from rlpost.faults import strike
 from rlpost.observe import Recorder, RunFolder
+from rlpost.run.cache import is_whole
 from rlpost.run.check import checked
 from rlpost.run.refusal import refused_leaves_nothing
 from rlpost.stop import STOP
@@ -37,6 +38,8 @@ def start(config: Config, command: list[str]) -> int:
 def proceed(path: Path, overrides: list[str]) -> int:
     """An old run, from its newest checkpoint; from the start where it had none yet."""
     folder = RunFolder.open(path)
+    if folder.read_manifest()["command"][1:2] == ["sft"]:
+        return _proceed_warm_up(folder, overrides)
     config = load([folder.config], overrides)
     store = _store(folder)
     saved, rejected = store.newest()
@@ -71,23 +74,58 @@ def proceed(path: Path, overrides: list[str]) -> int:
 
 def warm_up(config: Config, command: list[str]) -> int:
     """Supervised learning alone."""
+    sft, ready = _sft_of(config), checked(config, served=False)
+    config = ready.config
+    with _new_run(config, command) as recorder, refused_leaves_nothing(recorder.folder):
+        _say(recorder, ready.lines)
+        return _warm_up(config, sft, recorder)
+
+
+def _proceed_warm_up(folder: RunFolder, overrides: list[str]) -> int:
+    """An old run of `rlpost sft`."""
+    config = load([folder.config], overrides)
+    sft, ready = _sft_of(config), checked(config, served=False)
+    config = ready.config
+    with Recorder(folder, config) as recorder:
+        if is_whole(folder.path / "model"):
+            recorder.console.info(f"nothing to do: {folder.path / 'model'} is there; to train another: rlpost sft")
+            return NOTHING_TO_DO
+        recorder.console.info(f"resuming {folder.path}")
+        _say(recorder, ready.lines)
+        atomic.write_text(folder.config, dump(config))
+        return _warm_up(config, sft, recorder)
+
+
+def _sft_of(config: Config) -> Sft:
     if config.warmup is None:
         raise ConfigError("rlpost sft needs a `warmup` section: its data, steps and learning rate")
-    sft, ready = config.warmup, checked(config, served=False)
-    config = ready.config
-    with (
-        _new_run(config, command) as recorder,
-        refused_leaves_nothing(recorder.folder),
-        cluster.session(config) as join,
-    ):
-        from rlpost.run.base import base_model, supervise
+    return config.warmup
 
-        _say(recorder, ready.lines)
-        start_from = base_model(config.model_copy(update={"warmup": None}), recorder, join)
-        target = recorder.folder.path / "model"
-        supervise(config, sft, start_from, target, recorder, join)
-        recorder.console.info(f"model  {target}")
+
+def _warm_up(config: Config, sft: Sft, recorder: Recorder) -> int:
+    target = recorder.folder.path / "model"
+    try:
+        with cluster.session(config) as join:
+            from rlpost.run.base import supervised
+
+            supervised(config, sft, target, recorder, join)
+    except KeyboardInterrupt:
+        if STOP.insisted:
+            raise
+        recorder.console.info(f"stopped{_in_warm_up(recorder)}: rlpost resume {recorder.folder.path}")
+        return PREEMPTED
+    recorder.console.info(f"model  {target}")
     return DONE
+
+
+def _in_warm_up(recorder: Recorder) -> str:
+    """Where a run stopped that had not done its first step, and how to go on."""
+    saved = checkpoint.Store(recorder.folder.warmup, recorder.folder.run_id).finished()
+    return (
+        f" after step {saved[0].step} of the warm-up; continue with"
+        if saved
+        else " before the first step; start anew with"
+    )
 
 
 def _say(recorder: Recorder, lines: list[str]) -> None:
@@ -106,10 +144,6 @@ def check_nothing_is_lost(folder: RunFolder, rejected: list[str]) -> None:
         raise ConfigError(
             f"{folder.path} is finished and its checkpoints are gone: nothing is left to continue from. Start another "
             f"run: rlpost train {folder.config} name=..."
-        )
-    if folder.read_manifest()["command"][1:2] == ["sft"]:
-        raise ConfigError(
-            f"{folder.path} is of rlpost sft, which cannot be resumed: rlpost sft {folder.config} name=..."
         )
 
 
@@ -205,8 +239,8 @@ def _go(
     except KeyboardInterrupt:
         if STOP.insisted:
             raise
-    where = "before the first step; start anew" if store.last is None else f"after step {store.last}; continue"
-    recorder.console.info(f"stopped {where} with: rlpost resume {recorder.folder.path}")
+    where = _in_warm_up(recorder) if store.last is None else f" after step {store.last}; continue with"
+    recorder.console.info(f"stopped{where}: rlpost resume {recorder.folder.path}")
     return PREEMPTED
 
 

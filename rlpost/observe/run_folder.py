@@ -49,6 +49,7 @@ class RunFolder:
         self.report = path / "report.html"
         self.rollouts = path / "rollouts"
         self.checkpoints = path / "checkpoints"
+        self.warmup = path / "warmup"  # checkpoints of a warm-up, until it is done
         self.logs = path / "logs"
         self.tensorboard = path / "tensorboard"
         self._lock: int | None = None
@@ -150,13 +151,14 @@ class RunFolder:
     def _in_the_way(self, begun: bool) -> list[str]:
         """What a run would write over; a begun one that did not come to its manifest has but a configuration."""
         files = (*(() if begun else (self.config,)), self.metrics, self.summary, self.report)
-        folders = (self.rollouts, self.checkpoints)
+        folders = (self.rollouts, self.checkpoints, self.warmup)
         return [p.name for p in files if p.exists()] + [p.name for p in folders if p.is_dir() and any(p.iterdir())]
 
     def is_untouched(self) -> bool:
         """Whether nothing was done yet: no step and no evaluation is recorded, nothing is saved."""
         recorded = self.metrics.is_file() and self.metrics.stat().st_size
-        return not recorded and not any(self.checkpoints.iterdir()) and not any(self.rollouts.iterdir())
+        saved = any(self.checkpoints.iterdir()) or self.warmup.exists()
+        return not recorded and not saved and not any(self.rollouts.iterdir())
 
     def discard(self) -> None:
         """Take away what `create` and a recorder made, so that the name is free; what else lies there stays.

@@ -5,29 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rlpost import cluster
-from rlpost.config import Config, ConfigError, Learner, Objective, Optimizer, Sft, Term
-from rlpost.data import PromptOrder, encode_completion, load_examples, load_prompts
-from rlpost.data.chat import save_chat_template, saved_template
+from rlpost.config import Config, ConfigError, Sft
+from rlpost.data import encode_completion, load_examples, load_prompts
 from rlpost.data.identity import Problems, left_out
-from rlpost.learner.batch import Batch
-from rlpost.learner.spec import LearnerSpec
 from rlpost.models.create import create_model, tokenizer_of
 from rlpost.models.facts import outline_of
 from rlpost.models.fits import check_length
-from rlpost.models.source import ModelSource
 from rlpost.observe import Recorder
-from rlpost.rehearsal import switch
 from rlpost.run.cache import made_once
-from rlpost.run.failed import starting
-from rlpost.run.lost import accounted
-from rlpost.run.start import start_learner
+from rlpost.run.warmup import Warmup, longest
 from rlpost.types import Prompt
 from rlpost.verify.references import checker
 from rlpost.weights import LEAST_SURVIVING
@@ -45,14 +36,13 @@ def base_model(config: Config, recorder: Recorder, join: Callable[[], None]) -> 
     tokenizer = tokenizer_of(config.model)
     examples = worked_examples(config, config.warmup, tokenizer, recorder)
     start = config.model.path or str(_created(config, recorder))
-    # The examples themselves: which there are depends on files and on what is held out.
-    made_from = config.model_dump(mode="json", include={"model", "warmup", "seed"})
-    folder = _cache(config) / f"warm-{_digest([made_from, [[p.token_ids.tolist(), c.tolist()] for p, c in examples]])}"
-    warmup = config.warmup
+    made_from = _made_from(config, examples)
+    folder = _cache(config) / f"warm-{made_from}"
+    warmup = Warmup(config, config.warmup, start, tokenizer, examples, made_from, recorder)
 
     def teach(draft: Path) -> None:
         join()
-        share = _teach(config, warmup, start, tokenizer, examples, draft, recorder)
+        share = warmup.teach(draft)
         if share is not None and share < LEAST_SURVIVING:
             raise ConfigError(
                 f"warmup: only {share:.3f} of what the adapters of model.lora learned survives in model.dtype: "
@@ -61,15 +51,30 @@ def base_model(config: Config, recorder: Recorder, join: Callable[[], None]) -> 
 
     if made_once(folder, teach):
         recorder.console.info(f"warm-up: found in {folder}")
+    warmup.done()
     return str(folder)
 
 
-def supervise(config: Config, sft: Sft, start: str, into: Path, recorder: Recorder, join: Callable[[], None]) -> None:
-    """Train `start` on worked examples and write the model to `into`: the learner of the run, another objective."""
+def supervised(config: Config, sft: Sft, into: Path, recorder: Recorder, join: Callable[[], None]) -> None:
+    """Train on worked examples and have the model in `into`."""
+    start = base_model(config.model_copy(update={"warmup": None}), recorder, join)
     tokenizer = tokenizer_of(config.model, start)
     examples = worked_examples(config, sft, tokenizer, recorder)
-    join()
-    _teach(config, sft, start, tokenizer, examples, into, recorder)
+    warmup = Warmup(config, sft, start, tokenizer, examples, _made_from(config, examples), recorder)
+
+    def teach(draft: Path) -> None:
+        join()
+        warmup.teach(draft)
+
+    made_once(into, teach)
+    warmup.done()
+
+
+def _made_from(config: Config, examples: list[tuple[Prompt, np.ndarray]]) -> str:
+    """A digest of all that a warm-up's result depends on."""
+    # The examples themselves: which there are depends on files and on what is held out.
+    settings = config.model_dump(mode="json", include={"model", "warmup", "seed"})
+    return _digest([settings, [[p.token_ids.tolist(), c.tolist()] for p, c in examples]])
 
 
 def worked_examples(config: Config, sft: Sft, tokenizer: Any, recorder: Recorder) -> list[tuple[Prompt, np.ndarray]]:
@@ -87,74 +92,15 @@ def worked_examples(config: Config, sft: Sft, tokenizer: Any, recorder: Recorder
             recorder.console.info(line)
     examples = apart_from_test(examples, config, tokenizer, recorder)
     encoded = [(p, encode_completion(p.completion or "", tokenizer)) for p in examples]
-    longest = _longest(encoded)
-    if longest > config.learner.tokens_per_micro_batch:
+    most = longest(encoded)
+    if most > config.learner.tokens_per_micro_batch:
         raise ConfigError(
-            f"the longest worked example has {longest} tokens, more than learner.tokens_per_micro_batch "
+            f"the longest worked example has {most} tokens, more than learner.tokens_per_micro_batch "
             f"{config.learner.tokens_per_micro_batch}: raise it"
         )
     outline = outline_of(config.model)
-    check_length(outline.positions, outline.where, longest, "the longest worked example of warmup.train")
+    check_length(outline.positions, outline.where, most, "the longest worked example of warmup.train")
     return encoded
-
-
-def _longest(examples: list[tuple[Prompt, np.ndarray]]) -> int:
-    return max(len(p.token_ids) + len(completion) for p, completion in examples)
-
-
-def _teach(
-    config: Config,
-    sft: Sft,
-    start: str,
-    tokenizer: Any,
-    examples: list[tuple[Prompt, np.ndarray]],
-    into: Path,
-    recorder: Recorder,
-) -> float | None:
-    """Returns which share of adapters survives in `model.dtype`, merged; None without adapters."""
-    console = recorder.console
-    longest = _longest(examples)
-    schedule = {name: getattr(sft, name) for name in Optimizer.model_fields}
-    row_tokens = config.learner.row_tokens
-    learner = config.learner.model_copy(
-        update={
-            **schedule,
-            "optimizer_steps_per_batch": 1,
-            "row_tokens": max(row_tokens, longest) if row_tokens else None,
-        }
-    )
-    with ExitStack() as stack:
-        placement = cluster.place(config, cluster.RANKS)
-        stack.callback(placement.release)
-        group = start_learner(config, _spec(config, learner, start, sft.steps, tokenizer.pad_token_id), placement)
-        stack.callback(group.shutdown)
-        console.phase("warm-up: starting the learner")
-        begin = starting("the learner of the warm-up", config, "learner", "warmup", "model", log=recorder.folder.logs)
-        with begin, accounted(group.crew):
-            group.ready()
-        stack.enter_context(accounted(group.crew))
-        into.parent.mkdir(parents=True, exist_ok=True)
-        if unshared := group.unshared(into.parent):
-            raise ConfigError(unshared)
-        order = PromptOrder([p for p, _ in examples], config.seed, shuffle=True)
-        completions = {p.id: completion for p, completion in examples}
-        for step in range(1, sft.steps + 1):
-            chosen = [order.next() for _ in range(sft.prompts_per_step)]
-            batch = Batch.from_examples([p.token_ids for p in chosen], [completions[p.id] for p in chosen])
-            metrics = group.update(batch, version=0).values()
-            if step % max(1, sft.steps // 20) == 0 or step == sft.steps:
-                console.info(
-                    f"warm-up step {step}/{sft.steps}  loss {metrics['loss']:.4f}  lr {metrics['lr']:.2e}  "
-                    f"epoch {order.consumed / len(examples):.2f}"
-                )
-        share = group.save_model(into)
-        save_chat_template(into, saved_template(config.data, sft.sources.values())[0], tokenizer)
-        if share is not None and share < LEAST_SURVIVING:
-            console.warn(
-                f"warm-up: only {share:.3f} of what the adapters learned survives in {config.model.dtype}; the model is "
-                "written in float32"
-            )
-    return share
 
 
 def apart_from_test(examples: list[Prompt], config: Config, tokenizer: Any, recorder: Recorder) -> list[Prompt]:
@@ -173,24 +119,6 @@ def apart_from_test(examples: list[Prompt], config: Config, tokenizer: Any, reco
             f"warmup.train: {why.total()} examples left out, their problems are held out: {left_out(why)}"
         )
     return apart
-
-
-def _spec(config: Config, learner: Learner, path: str, steps: int, pad_id: int) -> LearnerSpec:
-    return LearnerSpec(
-        source=ModelSource.of(config.model, path),
-        anchors={},
-        model=config.model,
-        learner=learner,
-        objective=Objective(policy_loss=None, terms=[Term(loss="sft", source="sft")], aggregation="token_mean"),
-        total_steps=steps,
-        temperature=1.0,
-        response_limit=config.rollout.max_tokens,
-        pad_id=pad_id,
-        seed=config.seed,
-        on_gpu=switch.computes_on_gpu(config),
-        stand_in=switch.stood_in(config),
-        threads=cluster.threads(config)[1],
-    )
 
 
 def _created(config: Config, recorder: Recorder) -> Path:

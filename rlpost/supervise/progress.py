@@ -17,11 +17,13 @@ class Progress:
         run: the run's id; None where there is none yet.
         saved: the step of its newest checkpoint; None before the first.
         step: the last step that was recorded.
+        taught: the step of the newest checkpoint of its warm-up, while it is in that.
     """
 
     run: str | None = None
     saved: int | None = None
     step: int = 0
+    taught: int = 0
 
     @classmethod
     def of(cls, folder: Path) -> Progress:
@@ -30,16 +32,17 @@ class Progress:
             run = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["run_id"]
         except (OSError, ValueError, KeyError, TypeError):
             return cls()
-        own = Store(folder / "checkpoints", run).finished()
-        return cls(run, own[0].step if own else None, _last_step(folder / "metrics.jsonl"))
+        saved, taught = (Store(folder / name, run).finished() for name in ("checkpoints", "warmup"))
+        step = _last_step(folder / "metrics.jsonl")
+        return cls(run, saved[0].step if saved else None, step, taught[0].step if taught else 0)
 
     def beyond(self, best: Progress) -> bool:
         """Whether this is further than a run ever was."""
-        return self.step > best.step or (self.saved is not None and (best.saved is None or self.saved > best.saved))
+        return self.step > best.step or self.taught > best.taught or (self.saved or 0) > (best.saved or 0)
 
     def furthest(self, other: Progress) -> Progress:
         saved = [p.saved for p in (self, other) if p.saved is not None]
-        return Progress(self.run, max(saved, default=None), max(self.step, other.step))
+        return Progress(self.run, max(saved, default=None), max(self.step, other.step), max(self.taught, other.taught))
 
 
 def _last_step(metrics: Path, tail: int = 2**20) -> int:

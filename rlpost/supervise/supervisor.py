@@ -55,8 +55,7 @@ def supervise(command: Sequence[str], folder: Path, restarts: int) -> int:
                 _say(folder, "gave up", f"the driver {died}; {why}. {_way_on(folder, now)}", **event)
                 return FAULT
             command = _next(command, folder, before, now)
-            from_ = f"resuming from step {now.saved}" if now.saved is not None else "starting anew"
-            _say(folder, "restart", f"restart {number + 1} of {restarts}: the driver {died}; {from_}", **event)
+            _say(folder, "restart", f"restart {number + 1} of {restarts}: the driver {died}; {_from(now)}", **event)
             drivers.sleep(BACKOFF[min(vain, 1)])
             if (missing := _await_cluster(folder, drivers)) is not None:
                 _say(folder, "gave up", f"{missing}. {_way_on(folder, now)}", **event)
@@ -117,6 +116,12 @@ def _how(code: int) -> str:
 
 def _where(now: Progress) -> str:
     return f"after step {now.step}" if now.step else "before the first step was done"
+
+
+def _from(now: Progress) -> str:
+    if now.saved is not None:
+        return f"resuming from step {now.saved}"
+    return f"resuming the warm-up from step {now.taught}" if now.taught else "starting anew"
 
 
 def _way_on(folder: Path, now: Progress) -> str:

@@ -361,19 +361,15 @@ def test_other_weights_to_start_from_are_refused_once_there_is_a_checkpoint(star
     assert "model.path: other cannot be had on resume" in _said(capsys)
 
 
-@pytest.mark.parametrize("lost", ["damaged", "removed", "sft"])
+@pytest.mark.parametrize("lost", ["damaged", "removed"])
 def test_a_run_does_not_start_anew_over_what_it_had(start, capsys, lost):
     folder = start(DONE)
     for path in (folder / "checkpoints").iterdir():
         (path / "manifest.json").unlink()
         if lost != "damaged":
             path.rename(folder / path.name)
-    if lost == "sft":
-        (folder / "summary.json").unlink()
-        made = json.loads((folder / "manifest.json").read_text())
-        (folder / "manifest.json").write_text(json.dumps({**made, "command": ["rlpost", "sft", "c.yaml"]}))
     assert run(["resume", str(folder)]) == BAD_USAGE
-    says = {"damaged": "no manifest.json", "removed": "its checkpoints are gone", "sft": "cannot be resumed"}
+    says = {"damaged": "no manifest.json", "removed": "its checkpoints are gone"}
     assert says[lost] in _said(capsys)
     assert rows(folder) == WHOLE
 
