@@ -51,7 +51,6 @@ def proceed(path: Path, overrides: list[str]) -> int:
             recorder.console.info(f"{folder.path} has no checkpoint yet: it starts anew")
             return _go(config, recorder, store, anew)
     check_same_start(load([folder.config], []), config, saved)
-    check_can_be_taken(config, saved)
     state = saved.state()
     ready = checked(config, state["base"])
     config = ready.config
@@ -68,7 +67,7 @@ def proceed(path: Path, overrides: list[str]) -> int:
             )
             return NOTHING_TO_DO
         recorder.console.info(f"resuming {folder.path} from {saved.path.name}")
-        _say(recorder, ready.lines)
+        _say(recorder, [*dealt_anew(config, saved), *ready.lines])
         return _go(config, recorder, store, material, saved)
 
 
@@ -153,6 +152,7 @@ def check_same_start(before: Config, now: Config, saved: checkpoint.Checkpoint) 
         ("model.path", before.model.path, now.model.path),
         ("model.revision", before.model.revision, now.model.revision),
         ("model.create", before.model.create, now.model.create),
+        ("model.lora", before.model.lora, now.model.lora),
         ("warmup", before.warmup, now.warmup),
     ):
         if asked != was:
@@ -162,27 +162,14 @@ def check_same_start(before: Config, now: Config, saved: checkpoint.Checkpoint) 
             )
 
 
-def check_can_be_taken(config: Config, saved: checkpoint.Checkpoint) -> None:
-    """Refuse shards that were cut for other ranks: what they hold cannot be dealt out anew."""
-    state, learner, takes = saved.state(), config.learner, config.resume.takes
+def dealt_anew(config: Config, saved: checkpoint.Checkpoint) -> list[str]:
+    """What to say where the optimizer's state was shared by other ranks, or in another way: `rlpost.learner.convert`."""
+    state, learner = saved.state(), config.learner
     was, now = (state["ranks"], state["zero_stage"]), (learner.ranks, learner.zero_stage)
-    if was == now:
-        return
-    before, asked = (f"learner.ranks={ranks} learner.zero_stage={stage}" for ranks, stage in (was, now))
-    if takes("optimizer"):
-        raise ConfigError(
-            f"{asked}: {saved.path} was written with {before}, and optimizer shards fit no other. Resume with those, or "
-            "with the weights alone: resume.only=[model] (or [model, data, roles])"
-        )
-    if 3 not in (was[1], now[1]):
-        return
-    if config.model.lora is not None:
-        raise ConfigError(f"{asked}: {saved.path} holds adapters of {before}, sharded; resume with those")
-    if takes("roles") and (saved.path / "anchors").is_dir():
-        raise ConfigError(
-            f"{asked}: {saved.path} holds anchors that moved, of {before}, sharded; resume with those, or leave roles out "
-            "of resume.only"
-        )
+    if was == now or not config.resume.takes("optimizer"):
+        return []
+    before, after = (f"learner.ranks={ranks} learner.zero_stage={stage}" for ranks, stage in (was, now))
+    return [f"the optimizer's state, written with {before}, is dealt out anew to {after}"]
 
 
 def _summarized(folder: RunFolder, step: int) -> bool:

@@ -269,7 +269,8 @@ class LearnerRank(Reachable, Steps, Delivery):
             strike("save.model", step)
 
     def load(self, folder: str, anchors: bool = True) -> dict[str, float]:
-        """Restore what `save` wrote. A checkpoint that is not there is an error, not a fresh start.
+        """Restore what `save` wrote, of other ranks, another ZeRO stage or dtype too. A checkpoint that is not there is
+        an error, not a fresh start. All ranks.
 
         Args:
             anchors: those that moved too.
@@ -277,14 +278,7 @@ class LearnerRank(Reachable, Steps, Delivery):
         Returns:
             {"optimizer_steps": that were taken, "last_lr": of the latest of them, "lr": of the next}.
         """
-        shards = Path(folder) / "deepspeed" / "state"
-        # DeepSpeed only warns, and starts afresh, when it finds nothing.
-        path, state = None, {}
-        if shards.is_dir():
-            load = self._load_trained if self.spec.model.lora is not None else None
-            path, state = self.engine.load_checkpoint(str(shards.parent), tag=shards.name, custom_load_fn=load)
-        if path is None:
-            raise FileNotFoundError(f"no DeepSpeed state for rank {self.rank} of {self.world} in {shards}")
+        state = self._load_state(Path(folder) / "deepspeed" / "state")
         last_lr = self.engine.optimizer.param_groups[0]["lr"]
         for group in self.engine.optimizer.param_groups:
             group.update(self._constants())  # the saved ones came with the state; those asked for now hold
@@ -295,6 +289,22 @@ class LearnerRank(Reachable, Steps, Delivery):
         self.course = resumed_course(state["course"], self.spec.learner, taken, self.spec.total_steps)
         lr = learning_rate(self.spec.learner, taken, self.course, self.begin)
         return {"optimizer_steps": taken, "last_lr": last_lr, "lr": lr}
+
+    def _load_state(self, shards: Path) -> dict[str, Any]:
+        """Restore weights and the optimizer. Returns what `save` kept beside them."""
+        from rlpost.learner import convert
+
+        saved = convert.Saved(shards)
+        if not saved.holds(self.world, self.spec.learner.zero_stage, self.spec.model.dtype):
+            convert.restore(self.engine, saved)
+            return saved.client
+        # DeepSpeed only warns, and starts afresh, when it finds nothing.
+        load = self._load_trained if self.spec.model.lora is not None else None
+        path, state = self.engine.load_checkpoint(str(shards.parent), tag=shards.name, custom_load_fn=load)
+        if path is None:
+            raise FileNotFoundError(f"no DeepSpeed state for rank {self.rank} of {self.world} in {shards}")
+        found: dict[str, Any] = state
+        return found
 
     def load_weights(self, folder: str, taken: int, anchors: bool = True) -> None:
         """Go on from the weights of a checkpoint with an optimizer that begins anew, as its learning rate does. All ranks.

@@ -6,7 +6,7 @@ same shards of an anchor as of the policy, so that a move needs no communication
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -148,31 +148,25 @@ class References:
         for name in self._movable:
             if not _sharded(self._models[name]) and rank != 0:
                 continue
-            file = self._file(folder, name, rank)
+            file = _file(folder, name, rank if _sharded(self._models[name]) else None)
             file.parent.mkdir(parents=True, exist_ok=True)
             tensors = {**_weights(self._models[name]), **self._precise.get(name, {})}
             # A copy each: a shard may be a view, and all that it is a view of would be written.
             torch.save({key: tensor.to("cpu", copy=True) for key, tensor in tensors.items()}, file)
 
     def load(self, folder: Path | str, rank: int) -> None:
-        """Restore what `save` wrote. All ranks.
+        """Restore what `save` wrote, of other ranks or under another ZeRO stage too. All ranks.
 
         Raises:
             FileNotFoundError: there are no weights of an anchor that can move.
-            ValueError: they are of another model, or of another number of ranks.
+            ValueError: they are of another model.
         """
         import torch
 
         for name in self._movable:
-            file = self._file(folder, name, rank)
-            if not file.is_file():
-                raise FileNotFoundError(
-                    f"no weights of anchor {name!r} for rank {rank} in {folder}: the checkpoint is of a run where it "
-                    "could not move, or of another ZeRO stage or number of ranks"
-                )
             anchor = self._models[name]
-            weights, saved = _weights(anchor), torch.load(file, map_location="cpu", weights_only=True)
-            _check_match(f"anchor {name!r}", weights, str(file), saved)
+            weights, saved = _weights(anchor), self._saved(Path(folder), name, rank)
+            _check_match(f"anchor {name!r}", weights, str(folder), saved)
             with torch.no_grad():
                 for key, weight in weights.items():
                     weight.copy_(saved[key])
@@ -198,9 +192,53 @@ class References:
             _gather_again(anchor)
         return anchor
 
-    def _file(self, folder: Path | str, name: str, rank: int) -> Path:
-        shard = f".rank{rank}" if _sharded(self._models[name]) else ""
-        return Path(folder) / f"{quote(name, safe='')}{shard}.pt"
+    def _saved(self, folder: Path, name: str, rank: int) -> dict[str, Tensor]:
+        """An anchor's weights by name as this rank is to hold them, whoever wrote them."""
+        import torch
+
+        whole = _file(folder, name)
+        shards: list[Path] = []
+        while (file := _file(folder, name, len(shards))).is_file():
+            shards.append(file)
+        if not shards and not whole.is_file():
+            raise FileNotFoundError(
+                f"no weights of anchor {name!r} in {folder}: the checkpoint is of a run where it could not move"
+            )
+        parts = [torch.load(f, map_location="cpu", weights_only=True, mmap=True) for f in shards or [whole]]
+        model = getattr(self._models[name], "module", self._models[name])
+        saved, parameters = dict(parts[0]), dict(model.named_parameters())
+        for key in saved.keys() & parameters.keys():
+            try:
+                saved[key] = _portion([part[key] for part in parts], parameters[key], rank)
+            except ValueError as error:
+                raise ValueError(f"anchor {name!r} and {folder} do not have the same weights: {key}: {error}") from None
+        return saved
+
+
+def _file(folder: Path | str, name: str, rank: int | None = None) -> Path:
+    """Where an anchor's weights are: a rank's shards, or all of them."""
+    shard = "" if rank is None else f".rank{rank}"
+    return Path(folder) / f"{quote(name, safe='')}{shard}.pt"
+
+
+def _portion(parts: Sequence[Tensor], parameter: nn.Parameter, rank: int) -> Tensor:
+    """What a rank holds of a parameter that was saved: all of it, or under ZeRO-3 its own shard, with padding.
+
+    Args:
+        parts: all of it, or the shards of all ranks.
+    """
+    import torch
+
+    own = getattr(parameter, "ds_tensor", None)
+    if own is not None and rank < len(parts) and parts[rank].shape == own.shape:
+        return parts[rank]
+    numel, row = getattr(parameter, "ds_numel", parameter.numel()), torch.cat([part.flatten() for part in parts])
+    if not 0 <= row.numel() - numel < len(parts):  # shards are padded to one length
+        raise ValueError(f"{row.numel()} values of a parameter of {numel} were saved")
+    if own is None:
+        return row[:numel].view(parameter.shape)
+    room = own.numel()
+    return torch.nn.functional.pad(row[:numel], (0, max(0, room * (rank + 1) - numel)))[room * rank : room * (rank + 1)]
 
 
 def _load(spec: AnchorSpec, load: Callable[[ModelSource, bool], nn.Module]) -> nn.Module:

@@ -54,14 +54,19 @@ def test_copies_stay_damage_is_passed_over_and_the_best_stays(config, tmp_path):
     assert {"step_000004", "step_000099", "step_000005"} <= set(steps(run))
 
 
-def test_other_ranks_go_on_from_the_weights_alone(config):
-    path, run = config("weights", steps=1, learner={"schedule": "linear", "lr": 1e-3})
+def test_other_ranks_go_on_with_the_optimizer_or_with_the_weights_alone(config):
+    path, run = config("shared", steps=1, learner={"schedule": "linear", "lr": 1e-3})
     rlpost("train", path)
+    alone = run.with_name("alone")
+    shutil.copytree(run, alone)
     other = ("steps=3", "learner.ranks=2", "learner.zero_stage=1")
-    assert "resume.only=[model]" in rlpost("resume", run, *other, expect=2).stderr
-    rlpost("resume", run, *other, "resume.only=[model]")
-    assert [row["lr"] for row in metrics(run)] == pytest.approx([1e-3, 1e-3, 5e-4]), "the schedule begins anew"
-    assert all(row["mismatch/logp_abs_max"] < 1e-4 for row in metrics(run)), "engines serve the learner's weights"
+    assert "is dealt out anew" in rlpost("resume", run, *other).stdout
+    assert [row["lr"] for row in metrics(run)] == pytest.approx([1e-3, 1e-3, 5e-4])
+    rlpost("resume", alone, *other, "resume.only=[model]")
+    assert [row["lr"] for row in metrics(alone)] == pytest.approx([1e-3, 1e-3, 5e-4]), "the schedule begins anew"
+    for made in (run, alone):
+        assert all(row["mismatch/logp_abs_max"] < 1e-4 for row in metrics(made)), "engines serve the learner's weights"
+    assert metrics(run)[2]["loss"] != metrics(alone)[2]["loss"], "moments were taken, or begin anew"
 
 
 def test_two_runs_at_once_that_make_one_model_both_come_to_their_end(config, tmp_path):

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 
 import rlpost.run.base
@@ -305,23 +306,29 @@ def test_a_new_run_takes_no_parts(tmp_path, script, capsys):
 
 
 @pytest.mark.parametrize("change", ["learner.ranks=2", "learner.zero_stage=1"])
-def test_other_ranks_are_refused_before_anything_starts_and_can_be_had_without_the_optimizer(start, capsys, change):
+def test_other_ranks_take_the_optimizer_up_and_it_is_said(start, capsys, change):
+    folder = start(FAULT, die=3)
+    capsys.readouterr()
+    assert run(["resume", str(folder), change]) == DONE
+    assert "written with learner.ranks=1 learner.zero_stage=0, is dealt out anew" in _said(capsys)
+
+
+def test_where_the_optimizer_begins_anew_nothing_is_dealt_out(start, capsys):
+    folder = start(FAULT, die=3)
+    capsys.readouterr()
+    assert run(["resume", str(folder), "learner.ranks=2", "resume.only=[model]"]) == DONE
+    assert "dealt out anew" not in _said(capsys)
+
+
+@pytest.mark.parametrize("parts", [[], ["resume.only=[model]"]])
+def test_other_adapters_are_refused_before_anything_is_taken_back(start, capsys, parts):
     folder = start(FAULT, die=3)
     before = rows(folder)
-    assert run(["resume", str(folder), change]) == BAD_USAGE
+    assert run(["resume", str(folder), "model.lora={rank: 2}", *parts]) == BAD_USAGE
     said = _said(capsys)
-    assert change in said
-    assert "resume.only=[model]" in said
-    assert rows(folder) == before, "nothing was taken back for a resume that did not come about"
-    assert run(["resume", str(folder), change, "resume.only=[model]"]) == DONE
-
-
-def test_adapters_that_were_sharded_are_refused_elsewhere(start, capsys):
-    folder = start(FAULT, die=3)
-    assert (
-        run(["resume", str(folder), "learner.zero_stage=3", "resume.only=[model]", "model.lora={rank: 2}"]) == BAD_USAGE
-    )
-    assert "adapters" in _said(capsys)
+    assert "model.lora" in said
+    assert "leave model.lora out, or start a new run" in said
+    assert rows(folder) == before
 
 
 @pytest.mark.parametrize("torn", ["metrics.jsonl", "config.yaml", "manifest.json"])
@@ -404,7 +411,12 @@ def test_ranks_that_do_not_see_the_folder_are_named_before_anything_is_written(t
 
 
 def test_what_the_optimizer_is_told_once_is_told_again_after_its_old_state_was_loaded(tmp_path):
-    (tmp_path / "deepspeed" / "state").mkdir(parents=True)
+    shards = tmp_path / "deepspeed" / "state"
+    shards.mkdir(parents=True)
+    torch.save(
+        {"ds_config": {"bf16": {"enabled": True}}, "dp_world_size": 1, "module": {}},
+        shards / "mp_rank_00_model_states.pt",
+    )
     rank = LearnerRank.__new__(LearnerRank)
     rank.rank, rank.world = 0, 1
     learner = Learner(betas=(0.8, 0.9), eps=1e-6, weight_decay=0.2, lr=0.5, schedule="linear")

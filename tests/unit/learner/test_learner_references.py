@@ -311,7 +311,7 @@ def test_only_rank_0_writes_whole_weights(tmp_path):
 
 def test_missing_or_foreign_weights_are_an_error_and_not_a_fresh_start(tmp_path):
     references = References({"slow": MOVABLE}, lambda path, movable: policy(), policy())
-    with pytest.raises(FileNotFoundError, match="no weights of anchor 'slow' for rank 0"):
+    with pytest.raises(FileNotFoundError, match=r"no weights of anchor 'slow' in .*could not move"):
         references.load(tmp_path, rank=0)
     other = nn.Linear(2, 2)
     References({"slow": MOVABLE}, lambda path, movable: nn.Linear(2, 2), other).save(tmp_path, rank=0)
@@ -323,19 +323,55 @@ def test_missing_or_foreign_weights_are_an_error_and_not_a_fresh_start(tmp_path)
 
 
 class Sharded(nn.Module):
-    """What ZeRO-3 makes of a parameter, in one process: rank `rank` of 2 holds half of it; one is left gathered."""
+    """What ZeRO-3 makes of a parameter, in one process: a rank holds its share of it, padded; one is left gathered."""
 
-    def __init__(self, whole: torch.Tensor, rank: int) -> None:
+    def __init__(self, whole: torch.Tensor, rank: int, ranks: int = 2) -> None:
         super().__init__()
         self.large, self.small = nn.Parameter(torch.empty(0)), nn.Parameter(torch.empty(0))
-        buffer = torch.cat([whole, whole])  # shards are views of one buffer
+        each = -(-len(whole) // ranks)
+        padded = nn.functional.pad(whole, (0, each * ranks - len(whole)))
+        buffer = torch.cat([padded, padded])  # shards are views of one buffer
         for i, p in enumerate((self.large, self.small)):
-            p.ds_tensor = buffer[len(whole) * i :][: len(whole)].chunk(2)[rank]
+            p.ds_tensor = buffer[len(padded) * i :][: len(padded)][each * rank : each * (rank + 1)]
+            p.ds_numel = len(whole)
             p.ds_status = types.SimpleNamespace(name="NOT_AVAILABLE")
         self.small.ds_status.name = "AVAILABLE"
         self.calls: list[tuple[str, list[nn.Parameter]]] = []
         self.small.partition = lambda ps: self.calls.append(("partition", ps))
         self.small.all_gather = lambda ps: self.calls.append(("all_gather", ps))
+
+
+class Unsharded(nn.Module):
+    """The same without ZeRO-3."""
+
+    def __init__(self, whole: torch.Tensor) -> None:
+        super().__init__()
+        self.large, self.small = nn.Parameter(whole.clone()), nn.Parameter(whole.clone())
+
+
+def anchored(model: nn.Module) -> References:
+    return References({"slow": MOVABLE}, lambda path, movable: model, model)
+
+
+@pytest.mark.parametrize("ranks", [0, 1, 2, 3, 4], ids="now{}".format)
+@pytest.mark.parametrize("saved", [0, 1, 2, 3, 4], ids="saved{}".format)
+def test_shards_of_any_number_of_ranks_become_those_of_any_other(tmp_path, saved, ranks):
+    held, blank = torch.arange(1.0, 8.0), torch.zeros(7)
+    for rank in range(max(saved, 1)):
+        anchored(Sharded(held, rank, saved) if saved else Unsharded(held)).save(tmp_path, rank)
+    for rank in range(max(ranks, 1)):
+        mine, want = (Sharded(w, rank, ranks) if ranks else Unsharded(w) for w in (blank, held))
+        anchored(mine).load(tmp_path, rank)
+        for ours, theirs in zip(mine.parameters(), want.parameters(), strict=True):
+            assert torch.equal(getattr(ours, "ds_tensor", ours), getattr(theirs, "ds_tensor", theirs))
+
+
+def test_shards_that_are_not_all_there_are_refused(tmp_path):
+    for rank in range(2):
+        anchored(Sharded(torch.arange(7.0), rank, 3)).save(tmp_path, rank)
+    for now in (Unsharded(torch.zeros(7)), Sharded(torch.zeros(7), 0, 2)):
+        with pytest.raises(ValueError, match=r"slow.*do not have the same weights"):
+            anchored(now).load(tmp_path, 0)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -365,10 +401,11 @@ def test_a_rank_moves_and_keeps_its_own_shards(tmp_path, rank):
     assert f"rank{rank}" in file.name
     assert all(t.untyped_storage().nbytes() == 3 * 4 for t in torch.load(file).values()), "no more than the shards"
     resumed = References({"slow": MOVABLE}, lambda path, movable: engine(start), trained)
+    with pytest.raises((FileNotFoundError, ValueError), match="slow"):
+        resumed.load(tmp_path, 1 - rank)  # a shard is missing
+    references.save(tmp_path, 1 - rank)
     resumed.load(tmp_path, rank)
     assert torch.equal(resumed.policy("slow").module.large.ds_tensor, expected)
-    with pytest.raises(FileNotFoundError):
-        resumed.load(tmp_path, 1 - rank)
     with pytest.raises(ValueError, match=r"form: full.*zero_stage"):
         references.against("slow", None, lambda p, q: p)
 
