@@ -4,6 +4,8 @@ Sample groups of responses, score them, credit them, learn from them, give the e
 
 There is one loop. With `rollout.max_staleness: 0` a step's prompts are sampled after the update before it. With s >= 1
 the prompts of the next s steps are already being sampled while the learner learns: the same code, submitted earlier.
+What is in flight when the learner is done ends first (`rollout.updates: between`), or goes on under the new weights
+(`within`).
 """
 
 from __future__ import annotations
@@ -61,6 +63,10 @@ def advance(run: Run, step: int) -> None:
     clock.lap("learn")
     strike("driver.learned", step)
 
+    if config.rollout.updates == "between":
+        run.say("letting sequences end")
+        run.sampler.drain()
+        clock.lap("drain")
     run.say("syncing weights")
     run.version = step
     metrics |= run.fleet.sync(run.learner, run.version, run.fleet.dtype)
@@ -80,7 +86,10 @@ def submit(run: Run, step: int) -> None:
         return
     prompts, wanted = run.drawn.setdefault(step, []), run.config.learner.prompts_per_step
     prompts += [run.strategy.next() for _ in range(wanted - len(prompts))]  # after a resume they were drawn before
-    for prompt in prompts:
+    resumed = run.pending.pop(step, [])
+    for pending in resumed:
+        run.sampler.resume(pending, run.sampling)
+    for prompt in prompts[len(resumed) :]:
         run.sampler.submit(prompt, step, run.config.rollout.samples_per_prompt, run.sampling)
     run.submitted = step
 

@@ -173,6 +173,23 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Pending:
+    """A group that a step was promised and has not taken yet.
+
+    Attributes:
+        id: `Group.id`.
+        seeds: one for each sample.
+        group: what came of it; None where it has to be sampled still.
+    """
+
+    id: int
+    step: int
+    prompt: Prompt
+    seeds: tuple[int, ...]
+    group: Group | None
+
+
+@dataclass(frozen=True)
 class Sample:
     """One sequence to learn from, from whatever source.
 

@@ -4,6 +4,7 @@
       model/        weights in the Hugging Face format, with the tokenizer
       deepspeed/    each rank's optimizer state
       state.json    the driver's: step, data position, counters
+      flight.safetensors  rollouts in flight, where sampling overlaps learning
       probe.json    log-probs of fixed sequences by the learner itself, for `rlpost export` to compare with
       manifest.json what this is, with sizes and SHA-256 of all of the above
       scores.json   what an evaluation said of it later
@@ -26,6 +27,7 @@ from typing import Any, Literal
 
 from rlpost import atomic
 from rlpost.atomic import fsync
+from rlpost.checkpoint import flight
 from rlpost.checkpoint.manifest import FILE, Manifest, ManifestError, damage, described, read
 from rlpost.config import Best, ConfigError
 from rlpost.faults import strike
@@ -78,7 +80,7 @@ class Checkpoint:
             state = self.state()
             if state["step"] != self.step:
                 return [f"state.json is of step {state['step']}, manifest.json of step {self.step}"]
-            return _lacking(self.files, state)
+            return _lacking(self.files, state) or flight.problems(self.path, self.files, state, self.manifest.run)
         except (KeyError, TypeError, ValueError) as error:
             return [f"state.json cannot be read: {error!r}"]
 

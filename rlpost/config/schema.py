@@ -116,6 +116,12 @@ class Rollout(Section):
     max_staleness: int = Field(
         0, ge=0, description="weight versions a consumed token may be behind; 1 or more overlaps"
     )
+    updates: Literal["between", "within"] = Field(
+        "between",
+        description="what an overlapping update meets. between: it waits until what is in flight is sampled, so that a "
+        "sequence has one version, and a run is exact where its engines are; within: it falls between two tokens, and no "
+        "engine waits for the longest sequence",
+    )
     dtype: DType | None = Field(None, description="model.dtype by default")
     max_sequences: int | None = Field(
         None,

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from rlpost.faults import DeadlineError
 from rlpost.rollout.request import SampleRequest, Sampling, sample_seed
-from rlpost.types import Group, Prompt, Rollout
+from rlpost.types import Group, Pending, Prompt, Rollout
 
 if TYPE_CHECKING:
     from rlpost.rollout.fleet import Fleet
     from rlpost.verify import VerifierPool
     from rlpost.verify.remote import ClusterPool
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -51,6 +52,28 @@ class Countdown:
             return self._left
 
 
+@dataclass(frozen=True)
+class InFlight:
+    """A group on its way.
+
+    Attributes:
+        sampled: done when the engine is.
+        scored: the group, once the verifiers are done too.
+    """
+
+    id: int
+    step: int
+    prompt: Prompt
+    seeds: tuple[int, ...]
+    sampled: Future[list[Rollout]]
+    scored: Future[Group]
+
+    def pending(self) -> Pending:
+        """As it is now: with what came of it, where something did."""
+        whole = self.scored.done() and self.scored.exception() is None
+        return Pending(self.id, self.step, self.prompt, self.seeds, self.scored.result() if whole else None)
+
+
 class GroupSampler:
     """Prompts in, scored groups out.
 
@@ -69,33 +92,55 @@ class GroupSampler:
         self.deadline = deadline
         self.account = Account()
         self._next_group = 0
-        self._done: dict[int, queue.Queue[Group | BaseException]] = {}
+        self._flights: dict[int, list[InFlight]] = {}  # by step, in order of submission
         self._drawn: dict[int, Counter[str]] = {}  # by step, how many samples of each prompt were asked for
 
     def submit(self, prompt: Prompt, step: int, samples: int, sampling: Sampling) -> None:
         """Start a group for `step`; `collect(step, ...)` will have it."""
-        put = self._done.setdefault(step, queue.Queue()).put
-        self._start(
-            prompt, step, samples, sampling, self.seed, self._drawn.setdefault(step, Counter()), put, routes=True
-        )
-        self.account.submitted += samples
-        self.account.running += samples
+        seeds = self._seeds(self.seed, step, prompt, samples, self._drawn.setdefault(step, Counter()))
+        self._depart(self._start(self._number(), step, prompt, seeds, sampling, routes=True))
+
+    def resume(self, pending: Pending, sampling: Sampling) -> None:
+        """As `submit`, of a group that an earlier process submitted: what came of it is taken, or it is started again."""
+        self._drawn.setdefault(pending.step, Counter())[pending.prompt.id] += len(pending.seeds)
+        if (group := pending.group) is None:
+            self._depart(self._start(pending.id, pending.step, pending.prompt, pending.seeds, sampling, routes=True))
+        else:
+            sampled, scored = _done(list(group.rollouts)), _done(group)
+            self._depart(InFlight(pending.id, pending.step, pending.prompt, pending.seeds, sampled, scored))
 
     def collect(self, step: int, count: int) -> list[Group]:
         """The next `count` groups of `step`, scored, in order of submission.
 
         They leave the account's `running`; the caller says `consumed` or `dropped` of each.
         """
-        groups = self._take(self._done.setdefault(step, queue.Queue()), count, f"the groups of step {step}")
+        flights = self._flights.setdefault(step, [])
+        taken = [flights.pop(0) for _ in range(min(count, len(flights)))]
+        groups = self._results([flight.scored for flight in taken], f"the groups of step {step}")
         self.account.running -= sum(len(g.rollouts) for g in groups)
         return groups
 
     def forget(self, step: int) -> None:
         """Nothing more is wanted of a step."""
-        del self._done[step], self._drawn[step]
+        del self._flights[step], self._drawn[step]
+
+    def in_flight(self) -> list[InFlight]:
+        """What no step has taken yet, step by step in order of submission."""
+        return [flight for step in sorted(self._flights) for flight in self._flights[step]]
+
+    def drain(self) -> None:
+        """Wait until the engines are done with all that is in flight, so that none of it meets other weights."""
+        self._results([flight.sampled for flight in self.in_flight()], "sequences to end before an update")
+
+    def settle(self, flights: Sequence[InFlight]) -> None:
+        """Wait for the verdicts on what the engines are done with. One that fails is left to who collects it."""
+        scoring = [f.scored for f in flights if f.sampled.done() and f.sampled.exception() is None]
+        late = wait(scoring, timeout=self._patience).not_done
+        if late:
+            self._expired(len(scoring) - len(late), len(scoring), "the verdicts on what is in flight")
 
     def state_dict(self) -> dict[str, int]:
-        """What was done. Samples still running are not in it: a resumed run samples them again."""
+        """What was done; what is in flight is `in_flight`'s."""
         return {
             "next_group": self._next_group,
             "consumed": self.account.consumed,
@@ -124,42 +169,47 @@ class GroupSampler:
                 differ from theirs. None begins anew, as an evaluation does to be like the one before.
         """
         drawn = Counter() if drawn is None else drawn
-        done: queue.Queue[Group | BaseException] = queue.Queue()
-        for prompt in prompts:
-            self._start(prompt, -1, samples, sampling, seed, drawn, done.put, routes=False)
-        return self._take(done, len(prompts), "the groups of an evaluation")
+        flights = [
+            self._start(self._number(), -1, p, self._seeds(seed, -1, p, samples, drawn), sampling, routes=False)
+            for p in prompts
+        ]
+        return self._results([flight.scored for flight in flights], "the groups of an evaluation")
 
-    def _start(
-        self,
-        prompt: Prompt,
-        step: int,
-        samples: int,
-        sampling: Sampling,
-        seed: int,
-        drawn: Counter[str],
-        put: Callable[[Group | BaseException], None],
-        routes: bool,
-    ) -> None:
-        group_id = self._next_group
+    def _number(self) -> int:
         self._next_group += 1
+        return self._next_group - 1
+
+    def _seeds(self, seed: int, step: int, prompt: Prompt, samples: int, drawn: Counter[str]) -> tuple[int, ...]:
+        """The next seeds of a prompt in a step, which are counted in `drawn`."""
         first = drawn[prompt.id]
         drawn[prompt.id] += samples
+        return tuple(sample_seed(seed, step, prompt.id, i) for i in range(first, first + samples))
+
+    def _depart(self, flight: InFlight) -> None:
+        self._flights.setdefault(flight.step, []).append(flight)
+        self.account.submitted += len(flight.seeds)
+        self.account.running += len(flight.seeds)
+
+    def _start(
+        self, group_id: int, step: int, prompt: Prompt, seeds: tuple[int, ...], sampling: Sampling, routes: bool
+    ) -> InFlight:
         request = SampleRequest(
             prompt_id=prompt.id,
             group=group_id,
             prompt_ids=prompt.token_ids,
-            seeds=tuple(sample_seed(seed, step, prompt.id, i) for i in range(first, first + samples)),
+            seeds=seeds,
             sampling=sampling,
             deadline=self.deadline,
             routes=routes,
         )
+        whole: Future[Group] = Future()
 
         def sampled(future: Future[list[Rollout]]) -> None:
             try:
                 at, rollouts = time.monotonic(), future.result()
                 scoring = self.pool.submit_group(rollouts, prompt)
             except Exception as error:  # noqa: BLE001 - a callback's error would be lost: hand it to who collects
-                put(error)
+                whole.set_exception(error)
                 return
             left = Countdown(len(scoring))
 
@@ -167,24 +217,36 @@ class GroupSampler:
                 if left.down() > 0:
                     return
                 failed = next((f.exception() for f in scoring if f.exception() is not None), None)
-                put(failed or Group(group_id, step, prompt, tuple(f.result() for f in scoring), at))
+                if failed is not None:
+                    whole.set_exception(failed)
+                else:
+                    whole.set_result(Group(group_id, step, prompt, tuple(f.result() for f in scoring), at))
 
             for f in scoring:
                 f.add_done_callback(scored)
 
-        self.fleet.submit(request).add_done_callback(sampled)
+        asked = self.fleet.submit(request)
+        asked.add_done_callback(sampled)
+        return InFlight(group_id, step, prompt, seeds, asked, whole)
 
-    def _take(self, done: queue.Queue[Group | BaseException], count: int, what: str) -> list[Group]:
-        expires = time.monotonic() + self.deadline + 60  # engines give up at the deadline; verifiers have their own
-        groups = []
-        for got in range(count):
-            try:
-                item = done.get(timeout=max(0.0, expires - time.monotonic()))
-            except queue.Empty:
-                raise DeadlineError(
-                    f"waited {self.deadline + 60:.0f} s for {what}: {got} of {count} came (rollout.deadline)"
-                ) from None
-            if isinstance(item, BaseException):
-                raise item
-            groups.append(item)
-        return sorted(groups, key=lambda g: g.id)
+    @property
+    def _patience(self) -> float:
+        return self.deadline + 60  # seconds: engines give up at the deadline; verifiers have their own
+
+    def _results(self, futures: Sequence[Future[T]], what: str) -> list[T]:
+        """Of all, in their order; or what one of them raised, as soon as it has."""
+        done, late = wait(futures, timeout=self._patience, return_when=FIRST_EXCEPTION)
+        if failed := next((e for f in done if (e := f.exception()) is not None), None):
+            raise failed
+        if late:
+            self._expired(len(done), len(futures), what)
+        return [f.result() for f in futures]
+
+    def _expired(self, came: int, of: int, what: str) -> NoReturn:
+        raise DeadlineError(f"waited {self._patience:.0f} s for {what}: {came} of {of} came (rollout.deadline)")
+
+
+def _done(result: T) -> Future[T]:
+    future: Future[T] = Future()
+    future.set_result(result)
+    return future

@@ -7,6 +7,8 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,14 +24,14 @@ from rlpost.learner.group import LearnerGroup
 from rlpost.observe import Recorder, Watch
 from rlpost.rollout.fleet import Fleet
 from rlpost.rollout.request import Sampling
-from rlpost.rollout.sampler import GroupSampler
+from rlpost.rollout.sampler import GroupSampler, InFlight
 from rlpost.routing import admitted
 from rlpost.run.credit import Lesson
 from rlpost.run.evaluation import Results, by_name, evaluate
 from rlpost.run.metrics import step_metrics
 from rlpost.run.probe import probe_batch, probe_to_json
 from rlpost.stop import STOP
-from rlpost.types import Group, Prompt, Sample
+from rlpost.types import Group, Pending, Prompt, Sample
 
 if TYPE_CHECKING:
     from rlpost.objective import Move
@@ -40,6 +42,23 @@ if TYPE_CHECKING:
 
 # Evaluation draws from its own stream of seeds, the same at every evaluation: before and after differ by the weights.
 EVALUATION_SEED = 1_000_003
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The driver's state as a step left it, which no later step changes.
+
+    Attributes:
+        state, roles: as of `Run.state_dict` and `Run.roles`.
+        flights: what was in flight; what comes of it later counts.
+        pending: what an earlier process left in flight and was not submitted again yet.
+    """
+
+    step: int
+    state: dict[str, Any]
+    roles: dict[str, Any]
+    flights: list[InFlight]
+    pending: list[Pending]
 
 
 class Run:
@@ -90,6 +109,7 @@ class Run:
         self.version = 0
         self.submitted = 0
         self.drawn: dict[int, list[Prompt]] = {}  # by step what is in flight, but for refills
+        self.pending: dict[int, list[Pending]] = {}  # by step what a checkpoint had in flight of it
         self.tried: Counter[str] = Counter()  # by prompt id, samples that the strategy took outside of steps
         self.routing_metrics: dict[str, float] = {}
 
@@ -235,15 +255,30 @@ class Run:
             [(r.group, r.sample) in credit for r in rollouts],
         )
         self.recorder.step(self.step, metrics)
-        self.watch.check(self.step, metrics)
+        try:
+            self.watch.check(self.step, metrics)
+        finally:  # with or without an alarm the step is done
+            self.snapshot()
 
     # ---------------------------------------------------------------------------------------------- checkpoints
 
+    def snapshot(self) -> None:
+        """Remember the driver's state as this step leaves it: `save` writes it, also when the next one has begun."""
+        pending = [p for step in sorted(self.pending) for p in self.pending[step]]
+        state, roles = deepcopy(self.state_dict()), deepcopy(self.roles())
+        self.finished = Snapshot(self.step, state, roles, self.sampler.in_flight(), pending)
+
     def save(self) -> None:
-        """Write a checkpoint of this step, then drop the oldest."""
+        """Write a checkpoint of the last finished step, then drop the oldest.
+
+        The learner must be at that step. What is in flight is saved as far as it is sampled.
+        """
         self.say("saving a checkpoint")
+        done = self.finished
         probe = probe_batch(self.prompts, self.config.rollout.max_tokens)
         logp = self.learner.log_probs(probe)
+        self.sampler.settle(done.flights)
+        pending = [*(flight.pending() for flight in done.flights), *done.pending]
 
         def fill(draft: Path) -> None:
             if unshared := self.learner.unshared(draft):
@@ -251,17 +286,19 @@ class Run:
             self.learner.save(draft, self.step)
             template, _ = saved_template(self.config.data, self.config.data.train_sources.values())
             save_chat_template(draft / "model", template, self.tokenizer)
-            checkpoint.save_roles(draft, self.roles())
+            checkpoint.save_roles(draft, done.roles)
+            if pending:
+                checkpoint.flight.save(draft, self.store.run, done.step, self._made_with(), pending)
             (draft / "probe.json").write_text(json.dumps(probe_to_json(probe, logp, self.config.rollout.temperature)))
 
-        self.store.write(self.step, self.state_dict(), fill)
+        self.store.write(done.step, {**done.state, "flight": len(pending)}, fill)
         self._retain()
 
     def _retain(self) -> None:
         self.store.retain(self.config.checkpoint.keep, self.config.checkpoint.best)
 
     def state_dict(self) -> dict[str, Any]:
-        """The driver's own state. Samples in flight are made again on resume, of the prompts that were drawn for them."""
+        """The driver's own state."""
         return {
             "step": self.step,
             "last": self.last,
@@ -304,10 +341,11 @@ class Run:
             self.watch.load_state_dict(state["watch"])
         if takes("data"):
             self.strategy.load_state_dict(roles["strategy"])
-            self._restore_data(state)
+            self._restore_data(saved, state)
         self.sampler.load_state_dict(state["sampler"])
         self.step = self.submitted = saved.step
         self.version = state["version"]
+        self.snapshot()
 
     def _restore_learner(self, saved: checkpoint.Checkpoint, steps: int, anchors: bool) -> None:
         restored = self.learner.load(saved.path, anchors)
@@ -321,11 +359,43 @@ class Run:
             f"{restored['lr']:.3g} comes next"
         )
 
-    def _restore_data(self, state: dict[str, Any]) -> None:
+    def _restore_data(self, saved: checkpoint.Checkpoint, state: dict[str, Any]) -> None:
         self.order.load_state_dict(state["order"])
         by_id = {p.id: p for p in self.order.prompts}
-        self.drawn = {int(step): [by_id[i] for i in ids] for step, ids in state["drawn"].items()}
+        drawn = [by_id[i] for step in sorted(state["drawn"], key=int) for i in state["drawn"][step]]
+        wanted = self.config.learner.prompts_per_step  # which may be another than it was
+        self.drawn = {saved.step + 1 + at // wanted: drawn[at : at + wanted] for at in range(0, len(drawn), wanted)}
         self.tried = Counter(state["tried"])
+        found, why = self._in_flight(saved, state, by_id)
+        for pending in found:
+            self.pending.setdefault(pending.step, []).append(pending)
+        if lost := len(drawn) - sum(p.group is not None for p in found):
+            self.recorder.console.warn(
+                f"{lost} of the {len(drawn)} groups that were in flight at step {saved.step} are sampled again, of the same "
+                f"prompts with the weights of that step: {why}"
+            )
+
+    def _in_flight(
+        self, saved: checkpoint.Checkpoint, state: dict[str, Any], prompts: dict[str, Prompt]
+    ) -> tuple[list[Pending], str]:
+        """What of a checkpoint's rollouts in flight can be taken, and why the rest cannot."""
+        if not state.get("flight"):
+            return [], "the checkpoint was written without them"
+        flight = checkpoint.flight.load(saved.path, saved.manifest.run, saved.step)
+        now = self._made_with()
+        if other := [key for key, value in flight.made_with.items() if now.get(key) != value]:
+            return [], f"{', '.join(other)} changed"
+        return flight.pending(prompts), "they were not done, or their prompts changed"
+
+    def _made_with(self) -> dict[str, Any]:
+        """What decides how a prompt's samples come out, and whether a step may learn from them: plain JSON data."""
+        keys = ("samples_per_prompt", "temperature", "max_tokens", "stop", "max_staleness")
+        return {
+            **{f"rollout.{key}": getattr(self.config.rollout, key) for key in keys},
+            "learner.prompts_per_step": self.config.learner.prompts_per_step,
+            "routing.replay": self.config.routing.replay,
+            "verifiers": [v.model_dump(mode="json") for v in self.config.verifiers],
+        }
 
     def kill(self) -> None:
         """The `driver.kill` failpoint."""

@@ -17,7 +17,7 @@ from rlpost.objective.reference import HardReset
 from rlpost.rollout.request import Sampling
 from rlpost.rollout.sampler import Account
 from rlpost.run.training import Run
-from rlpost.types import Group, Prompt, Rollout, Sample, Verdict
+from rlpost.types import Group, Pending, Prompt, Rollout, Sample, Verdict
 from tests.conftest import tiny
 
 
@@ -61,8 +61,17 @@ class StandInSampler:
         self.account.running -= sum(len(g.rollouts) for g in taken)
         return taken
 
+    def resume(self, pending: Pending, sampling: Sampling) -> None:
+        self.submitted.append((pending.step, f"{pending.prompt.id} again"))
+        self._waiting.setdefault(pending.step, []).append(pending.group)
+        self.account.submitted += len(pending.seeds)
+        self.account.running += len(pending.seeds)
+
     def forget(self, step: int) -> None:
         assert self._waiting.pop(step) == []
+
+    def drain(self) -> None:
+        self.drained_at = len(self.submitted)
 
 
 def stand_in_run(script: dict[str, list[float | None]], prompts: int = 20, **changes: object) -> SimpleNamespace:
@@ -81,6 +90,7 @@ def stand_in_run(script: dict[str, list[float | None]], prompts: int = 20, **cha
         wanted=set(),
         credit=Credit(config.objective, config.steps),
         drawn={},
+        pending={},
         sampler=StandInSampler(script),
         sampling=Sampling(1.0, 4),
         submitted=0,
@@ -124,6 +134,35 @@ def test_what_was_drawn_for_a_step_in_flight_is_sampled_after_a_resume_and_no_re
         == next_steps(run)
         == [[f"p{i}" for i in r] for r in (range(4, 8), range(10, 14), range(14, 18))]
     )
+
+
+def test_what_a_checkpoint_had_in_flight_is_taken_in_order_and_only_the_rest_of_its_step_is_submitted():
+    run = stand_in_run({})
+    pool = {p.id: p for p in run.order.prompts}
+    run.drawn = {1: [pool["p9"], pool["p8"]]}
+    group = Group(40, 1, pool["p9"], (rollout(40, 0, 1.0),))
+    run.pending = {1: [Pending(40, 1, pool["p9"], (1,), group)]}
+    loop.submit(run, 1)
+    assert run.sampler.submitted == [(1, "p9 again"), (1, "p8"), (1, "p0"), (1, "p1")]
+    assert run.pending == {}
+    assert [p.id for p in run.drawn[1]] == ["p9", "p8", "p0", "p1"]
+
+
+@pytest.mark.parametrize(("updates", "drained"), [("between", [1]), ("within", [])])
+def test_an_update_comes_after_what_is_in_flight_or_into_it(monkeypatch, updates, drained):
+    run, order = stand_in_run({}), []
+    run.config = parse(tiny(learner={"prompts_per_step": 4}, rollout={"max_staleness": 1, "updates": updates}))
+    run.sampler.drain = lambda: order.append("drained")
+    run.fleet = SimpleNamespace(sync=lambda *_: order.append("updated") or {}, dtype="float32")
+    run.say = run.adapt = lambda _: None
+    run.chosen, run.referee, run.report = list, "v", lambda *_: None
+    run.strategy.observe = lambda *_: order.append("learning")
+    run.learner = None
+    monkeypatch.setattr(loop, "credit", lambda *_: None)
+    monkeypatch.setattr(loop, "learn", lambda *_: {})
+    loop.advance(run, 1)
+    assert order == ["learning", *["drained" for _ in drained], "updated"]
+    assert {step for step, _ in run.sampler.submitted} == {1, 2}, "the next step was in flight"
 
 
 def test_groups_without_signal_are_refilled_by_other_prompts_round_by_round():

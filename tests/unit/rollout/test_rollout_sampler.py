@@ -209,3 +209,61 @@ def test_a_resumed_account_balances_and_group_numbers_go_on():
     again.submit(prompt("b"), 2, 4, SAMPLING)
     fleet.answer()
     assert again.collect(2, 1)[0].id == 2
+
+
+def test_what_is_in_flight_goes_on_in_another_sampler_under_the_same_identity():
+    fleet = StandInFleet()
+    sampler = GroupSampler(fleet, StandInPool(), seed=5, deadline=30)
+    for name in ("a", "b", "a"):
+        sampler.submit(prompt(name), 2, 2, SAMPLING)
+    late = fleet.requests.pop()  # the second of a is not sampled yet
+    fleet.answer()
+    flights = sampler.in_flight()
+    sampler.settle(flights)
+    found = [flight.pending() for flight in flights]
+    assert [p.group is None for p in found] == [False, False, True]
+    assert (found[2].id, found[2].step, found[2].seeds) == (2, 2, late[0].seeds)
+
+    again = GroupSampler(other := StandInFleet(), StandInPool(), seed=5, deadline=30)
+    again.load_state_dict(sampler.state_dict())
+    for pending in found:
+        again.resume(pending, SAMPLING)
+    assert [(r.group, r.seeds) for r, _ in other.requests] == [(2, late[0].seeds)], "the rest is not sampled twice"
+    again.submit(prompt("a"), 2, 2, SAMPLING)
+    other.answer()
+    again.account.check()
+    groups = again.collect(2, 4)
+    assert [(g.id, g.prompt.id) for g in groups] == [(0, "a"), (1, "b"), (2, "a"), (3, "a")]
+    seeds = [r.seed for g in groups if g.prompt.id == "a" for r in g.rollouts]
+    assert seeds == [sample_seed(5, 2, "a", i) for i in range(6)], "a draw that was resumed counts as one"
+    assert again.account == Account(submitted=8, running=0, consumed=0, dropped=0)
+
+
+def test_a_drain_ends_with_the_last_sequence_and_not_with_its_verdict():
+    class Slow(StandInPool):
+        def submit_group(self, rollouts, prompt):
+            return [Future() for _ in rollouts]
+
+    sampler = GroupSampler(fleet := StandInFleet(), Slow(), seed=0, deadline=30)
+    sampler.submit(prompt("a"), 1, 2, SAMPLING)
+    sampler.submit(prompt("b"), 2, 2, SAMPLING)
+    held = fleet.requests.pop(0)
+    done = threading.Event()
+    thread = threading.Thread(target=lambda: (sampler.drain(), done.set()))
+    thread.start()
+    fleet.answer()
+    assert not done.wait(0.2)
+    fleet.requests.append(held)
+    fleet.answer()
+    assert done.wait(20)
+    assert [p.pending().group for p in sampler.in_flight()] == [None, None]
+
+
+def test_a_failure_in_flight_ends_a_drain_and_is_left_out_of_what_is_saved():
+    sampler = GroupSampler(fleet := StandInFleet(fail=True), StandInPool(), seed=0, deadline=30)
+    sampler.submit(prompt("a"), 1, 2, SAMPLING)
+    fleet.answer()
+    sampler.settle(sampler.in_flight())
+    assert [f.pending().group for f in sampler.in_flight()] == [None]
+    with pytest.raises(RuntimeError, match="engine failed"):
+        sampler.drain()
