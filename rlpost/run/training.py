@@ -283,7 +283,7 @@ class Run:
         def fill(draft: Path) -> None:
             if unshared := self.learner.unshared(draft):
                 raise checkpoint.CheckpointError(unshared)
-            self.learner.save(draft, self.step)
+            self.learner.save(draft, done.step)
             template, _ = saved_template(self.config.data, self.config.data.train_sources.values())
             save_chat_template(draft / "model", template, self.tokenizer)
             checkpoint.save_roles(draft, done.roles)
