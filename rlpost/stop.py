@@ -26,11 +26,13 @@ class Stop:
     Attributes:
         requested: somebody wants it to stop.
         insisted: somebody said so twice, and is not to be kept waiting.
+        by: name of the first signal that was heard; None before.
     """
 
     def __init__(self) -> None:
         self.requested = False
         self.insisted = False
+        self.by: str | None = None
         self._asked = {True: 0, False: 0}  # how often, by whether a supervisor passed it on
         self._heard = 0
         self._deferred = False
@@ -93,7 +95,7 @@ class Stop:
         try:
             yield
         except SystemExit:  # by a handler of Ray's
-            self.requested = True
+            self.requested, self.by = True, self.by or "SIGTERM"
             self._asked[False] += 1
             self._heard = max(self._asked.values())
             raise KeyboardInterrupt from None
@@ -128,6 +130,7 @@ class Stop:
         if times == heard:
             return  # the same wish: a terminal or a scheduler told both this process and its supervisor
         self._heard = times
+        self.by = self.by or signal.Signals(number).name
         if times > 1:  # not by what was heard: a handler may be in the middle of another
             self.insisted = True
             raise KeyboardInterrupt

@@ -31,6 +31,7 @@ def start(config: Config, command: list[str]) -> int:
     ready = checked(config)
     config = ready.config
     with _new_run(config, command) as recorder, refused_leaves_nothing(recorder.folder):
+        recorder.event("started", " ".join(command), step=0)
         _say(recorder, ready.lines)
         return _go(config, recorder, _store(recorder.folder))
 
@@ -49,6 +50,7 @@ def proceed(path: Path, overrides: list[str]) -> int:
         anew = _read_before(folder, config)
         with Recorder(folder, config, resumed_at=-1) as recorder:  # the evaluation at step 0 is made again too
             recorder.console.info(f"{folder.path} has no checkpoint yet: it starts anew")
+            recorder.event("started", "anew: there is no checkpoint yet", step=0)
             return _go(config, recorder, store, anew)
     check_same_start(load([folder.config], []), config, saved)
     state = saved.state()
@@ -60,6 +62,7 @@ def proceed(path: Path, overrides: list[str]) -> int:
     with Recorder(folder, config, resumed_at=state["step"]) as recorder:
         for line in rejected:
             recorder.console.warn(f"checkpoint passed over: {line}")
+            recorder.event("passed over", line)
         if last is not None and done:
             more = f"steps={last + 100}" if config.epochs is None else f"epochs={config.epochs + 1:g}"
             recorder.console.info(
@@ -67,6 +70,7 @@ def proceed(path: Path, overrides: list[str]) -> int:
             )
             return NOTHING_TO_DO
         recorder.console.info(f"resuming {folder.path} from {saved.path.name}")
+        recorder.event("resumed", f"from {saved.path.name}", step=saved.step)
         _say(recorder, [*dealt_anew(config, saved), *ready.lines])
         return _go(config, recorder, store, material, saved)
 
@@ -226,6 +230,7 @@ def _go(
     except KeyboardInterrupt:
         if STOP.insisted:
             raise
+    recorder.event("signal", f"{STOP.by or 'a stop'} was heard", who="driver")
     where = _in_warm_up(recorder) if store.last is None else f" after step {store.last}; continue with"
     recorder.console.info(f"stopped{where}: rlpost resume {recorder.folder.path}")
     return PREEMPTED
@@ -266,5 +271,6 @@ def _train(
         if config.evaluation.after:
             run.evaluate("after")
         recorder.finish({"base": base, "steps": run.step})
+        recorder.event("ended", f"with all of {run.step} steps", step=run.step)
         STOP.defer()  # all is done: a stop that comes now is not to make it look otherwise
     return True

@@ -61,6 +61,11 @@ class Console:
         self._announced: set[str] = set()
         self._live: Live | None = None
 
+    @property
+    def doing(self) -> str:
+        """What happens now, as `phase` was told."""
+        return self._phase
+
     def lasts(self, total_steps: int) -> None:
         """How many steps the whole run has."""
         self._total_steps = total_steps

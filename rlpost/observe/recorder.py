@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
-from rlpost import atomic
+from rlpost import atomic, events
 from rlpost.config import Config
 from rlpost.observe.console import Console, Interval
 from rlpost.observe.rollouts import write_rollouts
@@ -87,6 +87,21 @@ class Recorder:
         self._last_step = step
         self._send(step, metrics)
         self.console.step(step, metrics)
+
+    def event(self, kind: events.Kind, what: str, step: int | None = None, who: str | None = None, **more: Any) -> None:
+        """Add a line to events.jsonl, with the time and what the run was doing. A disk that does not take it is a warning.
+
+        Args:
+            step: that under way by default.
+            who: such as `engine 1`.
+            more: what else is known, as values of JSON.
+        """
+        step = self._last_step + 1 if step is None else step
+        phase = self.console.doing or None
+        try:
+            events.append(self.folder.events, kind, what, step=step, phase=phase, who=who, **more)
+        except OSError as error:  # it is told of something that is worse, often
+            self.console.warn(f"{self.folder.events} lacks an event ({error.strerror}): {kind}: {what}")
 
     def rollouts(
         self,

@@ -45,6 +45,7 @@ class RunFolder:
         self.config = path / "config.yaml"
         self.manifest = path / "manifest.json"
         self.metrics = path / "metrics.jsonl"
+        self.events = path / "events.jsonl"
         self.summary = path / "summary.json"
         self.report = path / "report.html"
         self.rollouts = path / "rollouts"
@@ -168,7 +169,7 @@ class RunFolder:
         self.lock()
         for events in self.tensorboard.glob("events.*"):
             events.unlink()
-        for file in (self.manifest, self.config, self.metrics, self.path / "LOCK"):
+        for file in (self.manifest, self.config, self.metrics, self.events, self.path / "LOCK"):
             file.unlink(missing_ok=True)
         for folder in (self.tensorboard, self.rollouts, self.checkpoints, self.logs, self.path, *self._made):
             with suppress(OSError):  # not there, or not empty

@@ -291,7 +291,8 @@ class Run:
                 checkpoint.flight.save(draft, self.store.run, done.step, self._made_with(), pending)
             (draft / "probe.json").write_text(json.dumps(probe_to_json(probe, logp, self.config.rollout.temperature)))
 
-        self.store.write(done.step, {**done.state, "flight": len(pending)}, fill)
+        written = self.store.write(done.step, {**done.state, "flight": len(pending)}, fill)
+        self.recorder.event("checkpoint", written.path.name, step=done.step)
         self._retain()
 
     def _retain(self) -> None:

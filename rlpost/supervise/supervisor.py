@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
 import sys
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from rlpost import events
 from rlpost.config import ConfigError, load
 from rlpost.exit_codes import FAULT, PREEMPTED, STOPPED_AT_ONCE
 from rlpost.stop import PASSED_ON, SIGNALS
@@ -128,10 +127,8 @@ def _way_on(folder: Path, now: Progress) -> str:
     return f"Go on with: rlpost resume {folder}" if now.run is not None else "There is no run yet to go on with"
 
 
-def _say(folder: Path, event: str, line: str, **more: Any) -> None:
+def _say(folder: Path, kind: events.Kind, line: str, **more: Any) -> None:
     """To standard error, and to the run's events.jsonl where there is a run."""
     print(f"rlpost: {line}", file=sys.stderr, flush=True)
     if folder.is_dir():
-        row = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "event": event, "what": line, **more}
-        with (folder / "events.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        events.append(folder / "events.jsonl", kind, line, who="driver", **more)

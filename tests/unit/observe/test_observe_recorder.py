@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console as RichConsole
 
 from rlpost import config as schema
+from rlpost import events
 from rlpost.config import Config, ConfigError
 from rlpost.observe import Console, Recorder, RunFolder, RunFolderError, read_metrics, read_rollouts
 from rlpost.types import Prompt, Rollout
@@ -247,3 +248,37 @@ def test_a_resume_leaves_what_a_user_laid_beside_the_rollouts(tmp_path: Path) ->
     made, _ = recorder(folder, config, resumed_at=1)
     made.close()
     assert sorted(p.name for p in folder.rollouts.iterdir()) == sorted(["step_000001.parquet", *theirs])
+
+
+def test_events_know_step_and_phase_and_are_not_undone_by_a_resume(tmp_path: Path) -> None:
+    config = configured()
+    folder = new_folder(tmp_path, config)
+    r, _ = recorder(folder, config)
+    with r:
+        r.event("started", "now")
+        record_step(r, 1)
+        record_step(r, 2)
+        r.console.phase("sampling")
+        r.event("fault", "engine 0 is gone", who="engine 0")
+        r.event("checkpoint", "step_000001", step=1)
+    r, _ = recorder(folder, config, resumed_at=1)
+    with r:
+        r.event("resumed", "from step_000001", step=1)
+    found = [(e.kind, e.step, e.phase, e.who) for e in events.read(folder.events)]
+    assert found == [
+        ("started", 1, None, None),
+        ("fault", 3, "sampling", "engine 0"),
+        ("checkpoint", 1, "sampling", None),
+        ("resumed", 1, None, None),
+    ]
+    assert [row["step"] for row in read_metrics(folder.metrics)] == [1]
+
+
+def test_events_that_cannot_be_written_are_a_warning(tmp_path: Path) -> None:
+    config = configured()
+    folder = new_folder(tmp_path, config)
+    r, out = recorder(folder, config)
+    folder.events.mkdir()
+    with r:
+        r.event("fault", "engine 0 is gone")
+    assert "lacks an event (Is a directory): fault: engine 0 is gone" in " ".join(out.getvalue().split())

@@ -139,7 +139,7 @@ def test_a_run_that_dies_goes_on_and_its_events_say_so(supervised):
     assert "restart 1 of 3: the driver was killed by SIGKILL after step 3; resuming from step 2" in said
     assert "restart 2 of 3: the driver ended with a fault (exit code 5) after step 4; resuming from step 4" in said
     events = [json.loads(line) for line in (supervised.run / "events.jsonl").read_text().splitlines()]
-    assert [(e["event"], e["step"], e["checkpoint"]) for e in events] == [("restart", 3, 2), ("restart", 4, 4)]
+    assert [(e["kind"], e["step"], e["checkpoint"]) for e in events] == [("restart", 3, 2), ("restart", 4, 4)]
 
 
 @pytest.mark.parametrize("code", [DONE, BAD_USAGE, ALARM, PREEMPTED, 1])
