@@ -80,6 +80,20 @@ def resume(
 
 
 @app.command()
+def fork(
+    run: RunDir,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Of the new run, beside the old one.")],
+    step: Annotated[
+        str | None, typer.Option(help="Which checkpoint: a step, or `best`; the newest by default.")
+    ] = None,
+) -> None:
+    """Begin a new run where another one was: `rlpost resume` goes on with it, and the old one stays as it is."""
+    from rlpost.commands.fork import fork as make
+
+    raise typer.Exit(make(run, name, _checkpoint_step(step), _command()))
+
+
+@app.command()
 def sft(arguments: Arguments, restarts: Restarts = 0) -> None:
     """Only the supervised warm-up of a configuration; the model goes to RUN/model."""
     config = _load(arguments)

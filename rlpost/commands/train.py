@@ -143,6 +143,11 @@ def check_nothing_is_lost(folder: RunFolder, rejected: list[str]) -> None:
             f"{folder.path} has no checkpoint to continue from: {'; '.join(rejected)}. To start it anew, remove "
             f"{folder.checkpoints}"
         )
+    if origin := folder.read_manifest().get("forked_from"):
+        raise ConfigError(
+            f"{folder.path} is a fork of {origin['path']} at step {origin['step']}, and its checkpoints are gone: nothing "
+            f"is left to continue from. Fork again: rlpost fork {origin['path']} NAME"
+        )
     if folder.summary.is_file():
         raise ConfigError(
             f"{folder.path} is finished and its checkpoints are gone: nothing is left to continue from. Start another "

@@ -6,7 +6,7 @@ import json
 import platform
 import secrets
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
@@ -58,7 +58,13 @@ class RunFolder:
 
     @classmethod
     def create(
-        cls, runs_dir: str | Path, name: str | None, config_yaml: str, command: Sequence[str], seed: int
+        cls,
+        runs_dir: str | Path,
+        name: str | None,
+        config_yaml: str,
+        command: Sequence[str],
+        seed: int,
+        origin: Mapping[str, Any] | None = None,
     ) -> RunFolder:
         """Make `runs_dir/name` with its config.yaml and manifest.json, and lock it for writing.
 
@@ -66,6 +72,7 @@ class RunFolder:
             name: a folder's name; None makes `<UTC timestamp>-<4 hex>`.
             config_yaml: the resolved configuration.
             command: the arguments the run was started with.
+            origin: the run it is a fork of, and from which step.
 
         Raises:
             RunFolderError: if the name is no plain name, or a run is there already or is being written.
@@ -100,6 +107,7 @@ class RunFolder:
                 "command": list(command),
                 "versions": _versions(),
                 "git": _git(),
+                **({"forked_from": origin} if origin is not None else {}),
             },
         )
         return folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -329,6 +330,55 @@ def test_other_adapters_are_refused_before_anything_is_taken_back(start, capsys,
     assert "model.lora" in said
     assert "leave model.lora out, or start a new run" in said
     assert rows(folder) == before
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_fork_goes_on_beside_the_old_run_which_stays_as_it_is(start, capsys):
+    folder = start(FAULT, die=4)
+    before = everything(folder)
+    assert run(["fork", str(folder), "other"]) == DONE
+    other = folder.with_name("other")
+    assert f"rlpost resume {other}" in _said(capsys)
+    made, was = (json.loads((f / "manifest.json").read_text()) for f in (other, folder))
+    assert made["forked_from"] == {"run_id": was["run_id"], "path": str(folder), "step": 2}
+    assert made["run_id"] != was["run_id"]
+    assert load([other / "config.yaml"], []).name == "other"
+    assert run(["resume", str(other), "learner.ranks=2"]) == DONE
+    assert rows(other) == [(3, None), (4, None), (4, "after")]
+    assert everything(folder) == before
+
+
+def test_a_fork_may_begin_at_an_older_step_and_takes_no_name_that_is_taken(start, capsys):
+    folder = start(DONE)
+    assert run(["fork", str(folder), "other", "--step", "2"]) == DONE
+    assert run(["resume", str(folder.with_name("other"))]) == DONE
+    assert rows(folder.with_name("other"))[0] == (3, None)
+    for name, says in (("other", "already holds a run"), ("run", "already holds a run"), ("a/b", "name")):
+        capsys.readouterr()
+        assert run(["fork", str(folder), name]) == BAD_USAGE
+        assert says in _said(capsys)
+    assert run(["fork", str(folder), "third", "--step", "7"]) == BAD_USAGE
+    assert not folder.with_name("third").exists()
+
+
+def test_a_checkpoint_that_goes_while_it_is_copied_is_no_fork(start, capsys, monkeypatch):
+    folder = start(FAULT, die=4)
+    monkeypatch.setattr("rlpost.commands.fork.shutil.copyfile", lambda source, target: target.write_bytes(b""))
+    assert run(["fork", str(folder), "other"]) == BAD_USAGE
+    assert "fork again" in _said(capsys)
+    assert not folder.with_name("other").exists()
+
+
+def test_a_fork_whose_checkpoint_is_gone_does_not_start_from_the_beginning(start, capsys):
+    folder = start(FAULT, die=4)
+    assert run(["fork", str(folder), "other"]) == DONE
+    shutil.rmtree(folder.with_name("other") / "checkpoints")
+    capsys.readouterr()
+    assert run(["resume", str(folder.with_name("other"))]) == BAD_USAGE
+    assert f"rlpost fork {folder}" in _said(capsys)
 
 
 @pytest.mark.parametrize("torn", ["metrics.jsonl", "config.yaml", "manifest.json"])
