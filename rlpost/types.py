@@ -127,6 +127,11 @@ class Rollout:
                 f"rollout {self.prompt_id}#{self.sample}: {n} response tokens but {len(self.logprobs)} log-probs "
                 f"and {len(self.versions)} weight versions"
             )
+        if not np.isfinite(self.logprobs).all():
+            raise ValueError(
+                f"rollout {self.prompt_id}#{self.sample}: log-probs of {np.count_nonzero(~np.isfinite(self.logprobs))} of {n} "
+                "tokens are not finite: the engine computes something that is not a number"
+            )
         if self.routes is not None and len(self.routes) != len(self.prompt_ids) + n - 1:
             raise ValueError(
                 f"rollout {self.prompt_id}#{self.sample}: {len(self.prompt_ids)} + {n} tokens need one row of routes "

@@ -290,10 +290,12 @@ def _load(
     namespace = dataset(source) if source.id is not None else None
     items: list[_Item] = []
     numbers: list[int] = []
-    encoded = _encode(texts, data.template, tokenizer)
+    encoded = _encode(texts, data.template, tokenizer, data.max_prompt_tokens)
     too_long: list[tuple[int, str]] = []
     for draft, text, ids in zip(drafts, texts, encoded, strict=True):
-        if unknown := unknown_characters(text, ids, tokenizer):
+        if ids is None:
+            too_long.append((draft.number, f"{len(text)} characters"))
+        elif unknown := unknown_characters(text, ids, tokenizer):
             report.bad.append((draft.number, f"the tokenizer has no token for {unknown} of the prompt"))
         elif len(ids) > data.max_prompt_tokens:
             too_long.append((draft.number, f"{len(ids)} tokens"))
@@ -314,7 +316,9 @@ def _load(
     report.bad = sorted((n, f"{places[n]}: {why}" if n in places else why) for n, why in report.bad)
     too_long = [(n, f"{places[n]}: {why}" if n in places else why) for n, why in too_long]
     report.too_long, report.kept = len(too_long), len(items)
-    report.notes += _changed("prompts", drafts, texts, encoded, tokenizer)
+    whole = [i for i, ids in enumerate(encoded) if ids is not None]
+    read = [ids for ids in encoded if ids is not None]
+    report.notes += _changed("prompts", [drafts[i] for i in whole], [texts[i] for i in whole], read, tokenizer)
     if with_completion:
         examples = [str(draft.completion) for draft in drafts]
         tokens = tokenizer(examples, add_special_tokens=False, verbose=False)["input_ids"] if examples else []
@@ -396,14 +400,32 @@ def _distinct(rows: list[Row], read: Callable[[Row], _Draft], report: SourceRepo
     return list(drafts.values())
 
 
-def _encode(texts: list[str], template: Template, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Token ids by text. A chat template writes its own special tokens; else the tokenizer's defaults, less an EOS."""
+def _encode(
+    texts: list[str], template: Template, tokenizer: PreTrainedTokenizerBase, limit: int
+) -> list[list[int] | None]:
+    """Token ids by text. A chat template writes its own special tokens; else the tokenizer's defaults, less an EOS.
+
+    None for a text of which the begin alone has twice as many tokens as the limit: the rest is not looked at, as a
+    tokenizer takes minutes for megabytes.
+    """
     if not texts:
         return []
-    encoded = tokenizer(texts, add_special_tokens=template.kind == "plain", verbose=False)["input_ids"]
-    if template.kind == "chat":
-        return encoded
-    return [ids[:-1] if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id else ids for ids in encoded]
+
+    def tokens(some: list[str]) -> list[list[int]]:
+        found: list[list[int]] = tokenizer(some, add_special_tokens=template.kind == "plain", verbose=False)[
+            "input_ids"
+        ]
+        return found
+
+    far = 64 * limit
+    long = [i for i, text in enumerate(texts) if len(text) > far]
+    heads = tokens([texts[i][:far] for i in long]) if long else []
+    hopeless = {i for i, ids in zip(long, heads, strict=True) if len(ids) > 2 * limit}
+    kept = [text for i, text in enumerate(texts) if i not in hopeless]
+    encoded = iter(tokens(kept) if kept else [])
+    if template.kind != "chat":
+        encoded = (ids[:-1] if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id else ids for ids in encoded)
+    return [None if i in hopeless else next(encoded) for i in range(len(texts))]
 
 
 def _enforce(report: SourceReport, too_long: list[tuple[int, str]], data: Data) -> None:

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from transformers import PreTrainedTokenizerFast
 
 from rlpost.config import Data, Source
 from rlpost.data import DataError, PromptSets, load_examples, load_prompts, make_tokenizer
@@ -157,6 +158,24 @@ def test_long_prompts_are_dropped_and_counted_or_an_error(load: Load) -> None:
     assert [len(prompt.token_ids) for prompt in sets.train] == [4, 10]
     assert sets.report.sources[0].too_long == 1
     with pytest.raises(DataError, match=r"1 prompts are longer[\s\S]*row 3: 11 tokens"):
+        load(rows, max_prompt_tokens=10, too_long="error")
+
+
+def test_of_a_text_of_megabytes_the_begin_is_enough(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    call = PreTrainedTokenizerFast.__call__
+
+    def counted(self: Any, texts: list[str], **settings: Any) -> Any:
+        read.append(sum(map(len, texts)))
+        return call(self, texts, **settings)
+
+    monkeypatch.setattr(PreTrainedTokenizerFast, "__call__", counted)
+    rows = [{"q": "x" * length, "a": 1} for length in (3, 5_000_000, 9)]
+    sets = load(rows, max_prompt_tokens=10)
+    assert [len(prompt.token_ids) for prompt in sets.train] == [4, 10]
+    assert sets.report.sources[0].too_long == 1
+    assert sum(read) < 2000
+    with pytest.raises(DataError, match=r"row 2: 5000000 characters"):
         load(rows, max_prompt_tokens=10, too_long="error")
 
 
