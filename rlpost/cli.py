@@ -68,15 +68,21 @@ def resume(
     run: RunDir,
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]", show_default=False)] = None,
     restarts: Restarts = 0,
+    step: Annotated[
+        int | None,
+        typer.Option(help="Take the checkpoint of this step, which an alarm left; else the newest ordinary one."),
+    ] = None,
 ) -> None:
     """Continue a run from its newest checkpoint that can be believed; from the start where there is none yet."""
+    if restarts and step is not None:
+        raise ConfigError("--step is for one start: leave --restarts out, and give it to the next `rlpost resume`")
     if restarts:
         from rlpost.commands.supervise import old_run
 
         raise typer.Exit(old_run(run, overrides or [], restarts))
     from rlpost.commands.train import proceed
 
-    raise typer.Exit(proceed(run, overrides or []))
+    raise typer.Exit(proceed(run, overrides or [], step))
 
 
 @app.command()

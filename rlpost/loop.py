@@ -11,6 +11,7 @@ What is in flight when the learner is done ends first (`rollout.updates: between
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from rlpost.data import still_missing
@@ -19,6 +20,7 @@ from rlpost.learner.batch import Batch
 from rlpost.rollout.request import sample_seed
 from rlpost.run.clock import Clock
 from rlpost.run.credit import Lesson, credited
+from rlpost.run.nonfinite import batch_kept
 from rlpost.types import Group
 
 if TYPE_CHECKING:
@@ -61,6 +63,8 @@ def advance(run: Run, step: int) -> None:
     check_staleness(lesson, run.version, config.rollout.max_staleness)
     metrics = learn(run, lesson)
     clock.lap("learn")
+    run.version = step
+    run.close_step = partial(close, run, step, groups, kept, lesson, metrics, clock)
     strike("driver.learned", step)
 
     if config.rollout.updates == "between":
@@ -68,16 +72,29 @@ def advance(run: Run, step: int) -> None:
         run.sampler.drain()
         clock.lap("drain")
     run.say("syncing weights")
-    run.version = step
     metrics |= run.fleet.sync(run.learner, run.version, run.fleet.dtype)
     clock.lap("sync")
     strike("driver.synced", step)
 
+    run.close_step()
+    strike("driver.reported", step)
+
+
+def close(
+    run: Run,
+    step: int,
+    groups: Sequence[Group],
+    kept: Sequence[Group],
+    lesson: Lesson | None,
+    metrics: dict[str, float],
+    clock: Clock,
+) -> None:
+    """The end of a step. It is one when the learner has taken it, also if the engines are lost before they get it."""
+    run.close_step = None
     settle(run, groups, kept)
     run.step = step
     run.adapt(metrics)
     run.report(groups, kept, lesson, metrics, clock.seconds())
-    strike("driver.reported", step)
 
 
 def submit(run: Run, step: int) -> None:
@@ -139,7 +156,10 @@ def learn(run: Run, lesson: Lesson | None) -> dict[str, float]:
     if lesson is None or not lesson.batch.learned_tokens:
         run.recorder.console.warn(f"step {run.step + 1}: no sample to learn from; the weights stay as they are")
         return {}
-    return {**run.learner.update(lesson.batch, run.version, lesson.coefs).values(), **lesson.metrics}
+    run.intact = False
+    with batch_kept(run.recorder, lesson, run.step + 1) as metrics:
+        metrics |= run.learner.update(lesson.batch, run.version, lesson.coefs).values()
+    return {**metrics, **lesson.metrics}
 
 
 def settle(run: Run, groups: Sequence[Group], kept: Sequence[Group]) -> None:

@@ -37,6 +37,7 @@ class Manifest(BaseModel):
         run: `run_id` of the run that wrote it.
         name: what the folder is called in the end; under another name it is somebody's copy.
         files: by path below the folder, with slashes; None while they are being written.
+        alarm: whether it was written on the way out of an alarm: then only who asks for its step gets it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -46,6 +47,7 @@ class Manifest(BaseModel):
     name: str
     step: int = Field(ge=0)
     files: dict[str, Entry] | None
+    alarm: bool = False
 
     @model_validator(mode="after")
     def _inside(self) -> Self:

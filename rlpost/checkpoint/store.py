@@ -160,6 +160,9 @@ class Store:
         if step == "best" and best is not None:
             found, step = self._by_score(best), None
         for checkpoint in (c for c in found if step in (None, c.step)):
+            if checkpoint.manifest.alarm and step is None:
+                rejected.append(f"{checkpoint.path.name}: it is of an alarm; --step {checkpoint.step} takes it")
+                continue
             problems = checkpoint.problems()
             self._believed[checkpoint.path] = not problems
             if not problems:
@@ -167,19 +170,20 @@ class Store:
             rejected.append(f"{checkpoint.path.name}: {'; '.join(problems[:3])}")
         return None, rejected
 
-    def write(self, step: int, state: dict[str, Any], fill: Callable[[Path], None]) -> Checkpoint:
+    def write(self, step: int, state: dict[str, Any], fill: Callable[[Path], None], alarm: bool = False) -> Checkpoint:
         """Write the checkpoint of a step atomically.
 
         Args:
             state: the driver's, with `step` and the learner's `ranks` and `zero_stage`.
             fill: writes everything but state.json into the folder it is given.
+            alarm: whether the run ends by one: see `Manifest.alarm`.
 
         Raises:
             CheckpointError: the weights or a rank's optimizer state are not in the folder after `fill`.
         """
         strike("save.begin", step)
-        name, before = self._place(step)
-        manifest = Manifest(format=1, id=uuid.uuid4().hex, run=self.run, name=name, step=step, files=None)
+        name, before = self._place(f"{'alarm' if alarm else 'step'}_{step:06d}")
+        manifest = Manifest(format=1, id=uuid.uuid4().hex, run=self.run, name=name, step=step, files=None, alarm=alarm)
         draft = self.folder / manifest.draft
         draft.mkdir(parents=True)
         try:
@@ -219,7 +223,7 @@ class Store:
         the run left behind go.
         """
         own = self._own()
-        newest = [c for c in own if self._stands(c)][:keep]
+        newest = [c for c in own if not c.manifest.alarm and self._stands(c)][:keep]
         oldest = min((c.step for c in newest), default=0)
         spared = [c for c in self._by_score(best) if c in own and self._stands(c)][: best.keep] if best else []
         for checkpoint in own:
@@ -268,11 +272,13 @@ class Store:
                 rejected.append(f"{path.name}: it is of another run ({manifest.run})")
             elif manifest.files is not None:
                 found.append(Checkpoint(path, manifest))
-        return sorted(found, key=lambda c: (-c.step, c.path.name != c.manifest.name, c.path.name)), rejected
+        return sorted(
+            found, key=lambda c: (-c.step, c.manifest.alarm, c.path.name != c.manifest.name, c.path.name)
+        ), rejected
 
-    def _place(self, step: int) -> tuple[str, Checkpoint | None]:
-        """What the checkpoint of a step will be called, and the run's own one that has this name now."""
-        name = plain = f"step_{step:06d}"
+    def _place(self, plain: str) -> tuple[str, Checkpoint | None]:
+        """What a checkpoint will be called that is to have this name, and the run's own one that has it now."""
+        name = plain
         number = 1
         while (path := self.folder / name).exists() or path.is_symlink():
             if before := next((c for c in self.finished() if c.path == path and c.manifest.name == name), None):

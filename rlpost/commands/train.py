@@ -14,7 +14,7 @@ from rlpost.faults import strike
 from rlpost.observe import Recorder, RunFolder
 from rlpost.run.cache import is_whole
 from rlpost.run.check import checked
-from rlpost.run.refusal import refused_leaves_nothing
+from rlpost.run.refusal import REFUSALS, refused_leaves_nothing
 from rlpost.stop import STOP
 
 if TYPE_CHECKING:
@@ -36,14 +36,20 @@ def start(config: Config, command: list[str]) -> int:
         return _go(config, recorder, _store(recorder.folder))
 
 
-def proceed(path: Path, overrides: list[str]) -> int:
-    """An old run, from its newest checkpoint; from the start where it had none yet."""
+def proceed(path: Path, overrides: list[str], step: int | None = None) -> int:
+    """An old run, from its newest checkpoint; from the start where it had none yet.
+
+    Args:
+        step: of the checkpoint, where it is one that is passed over unasked.
+    """
     folder = RunFolder.open(path)
     if folder.read_manifest()["command"][1:2] == ["sft"]:
         return _proceed_warm_up(folder, overrides)
     config = load([folder.config], overrides)
     store = _store(folder)
     saved, rejected = store.newest()
+    if step is not None:
+        saved, rejected = _chosen(store, step, saved), []
     if saved is None:
         check_nothing_is_lost(folder, rejected)
         config = checked(config).config
@@ -129,6 +135,15 @@ def _in_warm_up(recorder: Recorder) -> str:
         if saved
         else " before the first step; start anew with"
     )
+
+
+def _chosen(store: checkpoint.Store, step: int, newest: checkpoint.Checkpoint | None) -> checkpoint.Checkpoint:
+    """The checkpoint of a step. None before the newest: what is after it would be taken for newer than what comes next."""
+    if newest is not None and step < newest.step:
+        raise ConfigError(
+            f"--step {step}: the run has a newer checkpoint, {newest.path}: move it away, or resume without --step"
+        )
+    return store.choose(step, lambda _: None)
 
 
 def _say(recorder: Recorder, lines: list[str]) -> None:
@@ -235,6 +250,10 @@ def _go(
     except KeyboardInterrupt:
         if STOP.insisted:
             raise
+    except Exception as error:
+        if not isinstance(error, REFUSALS):
+            recorder.fault(error)
+        raise
     recorder.event("signal", f"{STOP.by or 'a stop'} was heard", who="driver")
     where = _in_warm_up(recorder) if store.last is None else f" after step {store.last}; continue with"
     recorder.console.info(f"stopped{where}: rlpost resume {recorder.folder.path}")
@@ -257,6 +276,7 @@ def _train(
     """
     from rlpost.loop import train
     from rlpost.run.start import running
+    from rlpost.run.way_out import saved_on_the_way_out
 
     with running(material, recorder, store, base, resume, join) as run:
         # What was overridden on resume holds for good, but not before the checkpoint was found to fit it.
@@ -265,7 +285,8 @@ def _train(
             run.evaluate("before")
         with STOP.deferred():
             try:
-                train(run)
+                with saved_on_the_way_out(run):
+                    train(run)
             except KeyboardInterrupt:  # in an evaluation between two steps
                 if STOP.insisted:
                     raise

@@ -10,6 +10,8 @@ from typing import Any
 
 from rlpost import atomic, events
 from rlpost.config import Config
+from rlpost.faults import DeadlineError
+from rlpost.observe.alarms import Alarm
 from rlpost.observe.console import Console, Interval
 from rlpost.observe.rollouts import write_rollouts
 from rlpost.observe.run_folder import RunFolder
@@ -55,6 +57,7 @@ class Recorder:
             rows = read_metrics(folder.metrics)
             self._elapsed_before = max((row.get("time/elapsed", 0.0) for row in rows), default=0.0)
             self._started = time.monotonic()
+            self._told: Exception | None = None
             self._last_step = max((row["step"] for row in rows), default=0)
             plain = config.model_dump(mode="json")
             for sink in make_sinks(config.observe.sinks, folder, plain, resumed_at):
@@ -102,6 +105,21 @@ class Recorder:
             events.append(self.folder.events, kind, what, step=step, phase=phase, who=who, **more)
         except OSError as error:  # it is told of something that is worse, often
             self.console.warn(f"{self.folder.events} lacks an event ({error.strerror}): {kind}: {what}")
+
+    def fault(self, error: Exception) -> None:
+        """Add the event that an error is, once, however many places tell of it on its way."""
+        if error is self._told:
+            return
+        self._told = error
+        kind: events.Kind = "fault"
+        more: dict[str, Any] = {}
+        if isinstance(error, Alarm):
+            kind, more = "alarm", {"metric": error.metric, "value": error.value, "action": "stop"}
+        elif isinstance(error, DeadlineError):
+            kind = "deadline"
+        first, _, rest = "\n".join([str(error), *getattr(error, "__notes__", ())]).partition("\n")
+        more |= {"error": type(error).__name__, "more": rest} if rest else {"error": type(error).__name__}
+        self.event(kind, first, who=getattr(error, "who", None), **more)
 
     def rollouts(
         self,

@@ -15,9 +15,17 @@ RAISED_BY = re.compile(r"\(pid=(\d+), ip=([^,)]+)")
 
 
 class LostActorError(RuntimeError):
-    """An engine or a rank is gone."""
+    """An engine or a rank is gone.
+
+    Attributes:
+        who: its name; None where it is none of those asked about.
+    """
 
     exit_code = FAULT
+
+    def __init__(self, message: str, who: str | None) -> None:
+        super().__init__(message)
+        self.who = who
 
 
 @contextmanager
@@ -34,10 +42,11 @@ def accounted(members: Sequence[Member]) -> Iterator[None]:
         yield
     except ray.exceptions.RayActorError as error:
         lost = next((member for member in members if member.actor == error.actor_id), None)
-        raise LostActorError(f"{_said(error)}\n{account(members, lost)}") from error
+        who = lost.name if lost is not None else None
+        raise LostActorError(f"{_said(error)}\n{account(members, lost)}", who) from error
     except ray.exceptions.RayTaskError as error:
         if not hasattr(getattr(error, "cause", error), "exit_code"):  # a refusal says all there is to say
-            error.add_note(account(members, _raiser(members, error)))
+            error.add_note(account(members, raiser(members, error)))
         raise
     except DeadlineError as error:
         error.add_note(account(members, None))
@@ -78,7 +87,7 @@ def _said(error: Exception) -> str:
     return " ".join(kept).partition(" Some common causes")[0]
 
 
-def _raiser(members: Sequence[Member], error: Exception) -> Member | None:
+def raiser(members: Sequence[Member], error: Exception) -> Member | None:
     """Who raised it: Ray tells the process in its text alone."""
     if (found := RAISED_BY.search(str(error))) is None:
         return None

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from fractions import Fraction
@@ -112,6 +112,8 @@ class Run:
         self.pending: dict[int, list[Pending]] = {}  # by step what a checkpoint had in flight of it
         self.tried: Counter[str] = Counter()  # by prompt id, samples that the strategy took outside of steps
         self.routing_metrics: dict[str, float] = {}
+        self.intact = False  # whether the learner is at the step of `finished`
+        self.close_step: Callable[[], None] | None = None  # of a step that is learned and not reported yet
 
     @property
     def stop_requested(self) -> bool:
@@ -184,6 +186,7 @@ class Run:
             if move is not None:
                 if move.why:
                     self.recorder.console.info(f"step {self.step}: anchor {name} moves to the policy: {move.why}")
+                self.intact = False  # until the step is done; after an evaluation, until the next one is
                 self.learner.move_anchor(name, move.amount, move.clear_optimizer)
 
     # ----------------------------------------------------------------------------------------------- evaluation
@@ -266,12 +269,16 @@ class Run:
         """Remember the driver's state as this step leaves it: `save` writes it, also when the next one has begun."""
         pending = [p for step in sorted(self.pending) for p in self.pending[step]]
         state, roles = deepcopy(self.state_dict()), deepcopy(self.roles())
+        self.intact = True
         self.finished = Snapshot(self.step, state, roles, self.sampler.in_flight(), pending)
 
-    def save(self) -> None:
+    def save(self, alarm: bool = False) -> checkpoint.Checkpoint:
         """Write a checkpoint of the last finished step, then drop the oldest.
 
-        The learner must be at that step. What is in flight is saved as far as it is sampled.
+        The learner must be at that step (`intact`). What is in flight is saved as far as it is sampled.
+
+        Args:
+            alarm: whether it is saved on the way out of one.
         """
         self.say("saving a checkpoint")
         done = self.finished
@@ -291,9 +298,10 @@ class Run:
                 checkpoint.flight.save(draft, self.store.run, done.step, self._made_with(), pending)
             (draft / "probe.json").write_text(json.dumps(probe_to_json(probe, logp, self.config.rollout.temperature)))
 
-        written = self.store.write(done.step, {**done.state, "flight": len(pending)}, fill)
+        written = self.store.write(done.step, {**done.state, "flight": len(pending)}, fill, alarm)
         self.recorder.event("checkpoint", written.path.name, step=done.step)
         self._retain()
+        return written
 
     def _retain(self) -> None:
         self.store.retain(self.config.checkpoint.keep, self.config.checkpoint.best)

@@ -32,7 +32,10 @@ class Progress:
             run = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["run_id"]
         except (OSError, ValueError, KeyError, TypeError):
             return cls()
-        saved, taught = (Store(folder / name, run).finished() for name in ("checkpoints", "warmup"))
+        saved, taught = (
+            [c for c in Store(folder / name, run).finished() if not c.manifest.alarm]
+            for name in ("checkpoints", "warmup")
+        )
         step = _last_step(folder / "metrics.jsonl")
         return cls(run, saved[0].step if saved else None, step, taught[0].step if taught else 0)
 

@@ -82,6 +82,7 @@ def stand_in_run(script: dict[str, list[float | None]], prompts: int = 20, **cha
     strategy.begin(order)
     return SimpleNamespace(
         config=config,
+        recorder=None,
         order=order,
         strategy=strategy,
         rewarded=list,

@@ -16,14 +16,16 @@ import yaml
 import rlpost.run.base
 import rlpost.run.start
 import rlpost.run.training
-from rlpost import checkpoint, cluster
+import rlpost.run.way_out
+from rlpost import checkpoint, cluster, events
 from rlpost.cli import run
 from rlpost.config import Learner, Model, load
 from rlpost.data.errors import DataError
-from rlpost.exit_codes import BAD_USAGE, DONE, FAULT, NOTHING_TO_DO, PREEMPTED
+from rlpost.exit_codes import ALARM, BAD_USAGE, DONE, FAULT, NOTHING_TO_DO, PREEMPTED
 from rlpost.learner.group import LearnerGroup
 from rlpost.learner.learning_rate import course_state, fresh_course
 from rlpost.learner.rank import LearnerRank
+from rlpost.observe import Alarm
 from rlpost.run.check import Checked
 from rlpost.stop import STOP
 from tests.conftest import tiny
@@ -38,6 +40,8 @@ class StandInRun:
     def __init__(self, config, recorder, store, saved, script: dict[str, object]) -> None:
         self.config, self.recorder, self.store, self.script = config, recorder, store, script
         self.step = saved.step if saved else 0
+        self.fleet = self.learner = SimpleNamespace(crew=[])
+        self.intact, self.close_step = "well" in script, None  # else it is as if it were killed
         self.last = config.steps if config.epochs is None else int(3 * config.epochs)  # 3 steps an epoch
 
     @property
@@ -56,7 +60,11 @@ class StandInRun:
         if self.config.checkpoint.every and self.step % self.config.checkpoint.every == 0:
             self.save()
 
-    def save(self) -> None:
+    @property
+    def finished(self) -> SimpleNamespace:
+        return SimpleNamespace(step=self.step)
+
+    def save(self, alarm: bool = False) -> checkpoint.Checkpoint:
         def fill(folder: Path) -> None:
             for name in ("model/model.safetensors", "deepspeed/state/mp_rank_00_model_states.pt"):
                 (folder / name).parent.mkdir(parents=True)
@@ -64,8 +72,9 @@ class StandInRun:
 
         state = {"step": self.step, "base": "base", "ranks": 1, "zero_stage": 0}
         state |= {"last": self.last, "length": self.config.length}
-        self.store.write(self.step, state, fill)
+        written = self.store.write(self.step, state, fill, alarm)
         self.store.retain(self.config.checkpoint.keep)
+        return written
 
 
 def happens(what: object, script: dict[str, object]) -> None:
@@ -73,6 +82,8 @@ def happens(what: object, script: dict[str, object]) -> None:
         signal.raise_signal(script.get("signal", signal.SIGTERM))
     if script.get("die") == what:
         raise RuntimeError("killed")
+    if script.get("alarm") == what:
+        raise Alarm(what, "entropy", 0.0, "below its threshold", "Look at the rollouts")
     if script.get("refuse") == what:
         raise DataError("data.train: no rows")
 
@@ -101,6 +112,7 @@ def script(monkeypatch) -> dict[str, object]:
         happens("base", told)
         return "base"
 
+    monkeypatch.setattr(rlpost.run.way_out, "wait", lambda *_: [])
     monkeypatch.setattr(cluster, "session", lambda config: nullcontext(lambda: None))
     monkeypatch.setattr(rlpost.run.base, "base_model", base_model)
     monkeypatch.setattr("rlpost.commands.train.checked", lambda config, base=None: Checked(config))
@@ -148,6 +160,44 @@ def test_a_run_that_died_before_its_first_checkpoint_starts_anew_without_its_old
     folder = start(FAULT, die=1)
     assert rows(folder) == [(0, "before"), (1, None)]
     assert run(["resume", str(folder)]) == DONE
+    assert rows(folder) == WHOLE
+
+
+def test_a_run_that_breaks_with_a_learner_that_is_well_goes_on_from_its_last_step(start, capsys):
+    folder = start(FAULT, die=3, well=True)
+    assert f"step 3 is saved as step_000003: rlpost resume {folder}" in _said(capsys)
+    kinds = [(e.kind, e.step) for e in events.read(folder / "events.jsonl")]
+    assert kinds == [("started", 0), ("fault", 4)]
+    assert run(["resume", str(folder)]) == DONE
+    assert "from step_000003" in [e.what for e in events.read(folder / "events.jsonl")]
+    assert rows(folder) == WHOLE
+
+
+def test_the_step_of_an_alarm_is_taken_by_who_asks_for_it_alone(start, script, capsys):
+    folder = start(ALARM, alarm=3, well=True)
+    said = _said(capsys)
+    assert (
+        f"step 3 is saved as alarm_000003, which a resume passes over: rlpost resume {folder} --step 3 goes on" in said
+    )
+    last = events.read(folder / "events.jsonl")[-1]
+    assert (last.kind, last.model_extra["metric"], last.model_extra["value"]) == ("alarm", "entropy", 0.0)
+    script["stop"] = "step 2"
+    assert run(["resume", str(folder), "evaluation.every=2"]) == PREEMPTED
+    said = _said(capsys)
+    assert "checkpoint passed over: alarm_000003: it is of an alarm; --step 3 takes it" in said
+    assert f"resuming {folder} from step_000002" in said
+    script.clear()
+    assert run(["resume", str(folder), "--step", "1"]) == BAD_USAGE
+    assert "the run has a newer checkpoint" in capsys.readouterr().err
+    assert run(["resume", str(folder), "--step", "3"]) == DONE
+    assert f"resuming {folder} from alarm_000003" in _said(capsys)
+
+
+def test_a_run_with_no_checkpoint_but_that_of_an_alarm_says_how_to_take_it(start, capsys):
+    folder = start(ALARM, alarm=1, well=True)
+    assert run(["resume", str(folder)]) == BAD_USAGE
+    assert "alarm_000001: it is of an alarm; --step 1 takes it" in capsys.readouterr().err
+    assert run(["resume", str(folder), "--step", "1"]) == DONE
     assert rows(folder) == WHOLE
 
 
@@ -450,8 +500,8 @@ def test_ranks_that_do_not_see_the_folder_are_named_before_anything_is_written(t
         say=lambda text: None,
         store=checkpoint.Store(tmp_path / "driver" / "checkpoints", "a"),
         learner=learner,
-        step=1,
-        state_dict=dict,
+        finished=SimpleNamespace(step=1, state={}, flights=[], pending=[]),
+        sampler=SimpleNamespace(settle=lambda flights: None),
         prompts=None,
         config=SimpleNamespace(rollout=SimpleNamespace(max_tokens=4)),
     )

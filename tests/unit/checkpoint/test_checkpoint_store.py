@@ -54,6 +54,23 @@ def test_what_was_written_is_found_with_its_state(store, write):
     assert (found.step, found.state(), rejected) == (12, state(12), [])
 
 
+def test_what_an_alarm_left_is_found_by_its_step_alone_and_takes_no_place_among_those_kept(store, write):
+    write(3)
+    write(5)
+    alarm = store.write(8, state(8), fill, alarm=True)
+    assert alarm.path.name == "alarm_000008"
+    store.retain(1)
+    found, rejected = store.newest()
+    assert (found.step, rejected) == (5, ["alarm_000008: it is of an alarm; --step 8 takes it"])
+    assert store.choose(8, warn=lambda _: None).path == alarm.path
+    assert names(store.folder) == ["alarm_000008", "step_000005"]
+    write(8)
+    assert store.choose(8, warn=lambda _: None).path.name == "step_000008"
+    write(9)
+    store.retain(1)
+    assert names(store.folder) == ["step_000009"]
+
+
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "flip": (lambda p: (p / WEIGHTS).write_bytes(b"x" + b"w" * 999), "SHA-256"),
     "truncate": (lambda p: (p / WEIGHTS).write_bytes(b"w" * 10), "10 bytes"),
