@@ -21,6 +21,7 @@ from rlpost.rollout.request import sample_seed
 from rlpost.run.clock import Clock
 from rlpost.run.credit import Lesson, credited
 from rlpost.run.nonfinite import batch_kept
+from rlpost.stop import STOP
 from rlpost.types import Group
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def train(run: Run) -> None:
         advance(run, step)
         if failpoint("driver.kill", step):
             run.kill()
-        if config.saves(step):
+        if run.saves(step):
             run.save()
 
 
@@ -117,7 +118,9 @@ def collect(run: Run, step: int) -> list[Group]:
     groups: list[Group] = []
     missing = wanted
     for round_ in range(policy.max_rounds + 1):
-        groups += run.rewarded(run.sampler.collect(step, missing))
+        with STOP.prompt():  # who resumes samples the step again, to the same bits
+            found = run.sampler.collect(step, missing)
+        groups += run.rewarded(found)
         missing = still_missing([run.judge(g) for g in groups], wanted, policy)
         if not missing or round_ == policy.max_rounds:
             break

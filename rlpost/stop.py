@@ -10,9 +10,12 @@ import ctypes
 import os
 import signal
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
+from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PASSED_ON = signal.SIGUSR1  # by a supervisor, which was sent one of them
@@ -26,18 +29,21 @@ class Stop:
     Attributes:
         requested: somebody wants it to stop.
         insisted: somebody said so twice, and is not to be kept waiting.
-        by: name of the first signal that was heard; None before.
+        by: what asked first: the name of a signal, or time_limit; None before.
+        began: when the command was started (time.monotonic), by its supervisor if it has one.
     """
 
     def __init__(self) -> None:
         self.requested = False
         self.insisted = False
         self.by: str | None = None
+        self.began = time.monotonic()
         self._asked = {True: 0, False: 0}  # how often, by whether a supervisor passed it on
         self._heard = 0
         self._deferred = False
         self._ray_starts = False
         self._hung_up = False
+        self._alarmed: Any = None  # the handler before ours
 
     @contextmanager
     def listening(self, to_the_end: bool = False) -> Iterator[None]:
@@ -49,7 +55,9 @@ class Stop:
         self.__init__()  # type: ignore[misc]
         before = {s: signal.getsignal(s) for s in SIGNALS}
         heard = [s for s in SIGNALS if s != signal.SIGHUP or before[s] != signal.SIG_IGN]
-        if _is_supervised():
+        supervised = _is_supervised()
+        self.began -= _age(os.getppid() if supervised else os.getpid())
+        if supervised:
             before[PASSED_ON] = signal.getsignal(PASSED_ON)
             heard.append(PASSED_ON)
         for s in heard:
@@ -57,6 +65,9 @@ class Stop:
         try:
             yield
         finally:
+            if self._alarmed is not None:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                signal.signal(signal.SIGALRM, self._alarmed)
             for s in heard:
                 signal.signal(s, signal.SIG_IGN if to_the_end else before[s])
 
@@ -69,6 +80,13 @@ class Stop:
     def defer(self) -> None:
         """From here on a first stop waits for good."""
         self._deferred = True
+
+    def at(self, when: float) -> None:
+        """Ask for a stop at `when` (time.monotonic), or now if that is past; in place of what was said before."""
+        if self._alarmed is None:
+            self._alarmed = signal.signal(signal.SIGALRM, self._handle)
+        if not self.requested:
+            signal.setitimer(signal.ITIMER_REAL, max(0.001, when - time.monotonic()))
 
     @contextmanager
     def prompt(self) -> Iterator[None]:
@@ -125,19 +143,28 @@ class Stop:
             leave_the_terminal()
             if self.requested:
                 return  # a closed terminal may say so several times, and means it once
+        if number == signal.SIGALRM:
+            if not self.requested:  # or somebody was faster
+                self.by = "time_limit"
+                self._ask("time_limit: ")
+            return
         self._asked[number == PASSED_ON] += 1
         times, heard = max(self._asked.values()), self._heard
         if times == heard:
             return  # the same wish: a terminal or a scheduler told both this process and its supervisor
         self._heard = times
-        self.by = self.by or signal.Signals(number).name
+        self.by = self.by or ("a supervisor's signal" if number == PASSED_ON else signal.Signals(number).name)
         if times > 1:  # not by what was heard: a handler may be in the middle of another
             self.insisted = True
             raise KeyboardInterrupt
+        if not self.requested:  # by the clock
+            self._ask()
+
+    def _ask(self, why: str = "") -> None:
         self.requested = True
         how = " after this step with a checkpoint" if self._deferred else ""
         with suppress(OSError):  # not print: it may be in the middle of one
-            os.write(2, f"\nstopping{how}; once more to stop now\n".encode())
+            os.write(2, f"\n{why}stopping{how}; once more to stop now\n".encode())
         if not self._deferred:
             raise KeyboardInterrupt
 
@@ -149,6 +176,12 @@ def _is_supervised() -> bool:
     if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed: a run could outlive its supervisor")
     return True
+
+
+def _age(pid: int) -> float:
+    """Seconds since a process was started."""
+    started = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])  # in ticks since the machine's
+    return float(Path("/proc/uptime").read_text().split()[0]) - started / os.sysconf("SC_CLK_TCK")
 
 
 def leave_the_terminal() -> None:

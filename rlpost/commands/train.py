@@ -15,6 +15,7 @@ from rlpost.observe import Recorder, RunFolder
 from rlpost.run.cache import is_whole
 from rlpost.run.check import checked
 from rlpost.run.refusal import REFUSALS, refused_leaves_nothing
+from rlpost.run.timetable import Timetable
 from rlpost.stop import STOP
 
 if TYPE_CHECKING:
@@ -114,6 +115,7 @@ def _sft_of(config: Config) -> Sft:
 def _warm_up(config: Config, sft: Sft, recorder: Recorder) -> int:
     target = recorder.folder.path / "model"
     try:
+        Timetable(config)  # time runs while parts start
         with cluster.session(config) as join:
             from rlpost.run.base import supervised
 
@@ -238,6 +240,7 @@ def _go(
         material: what was read already.
     """
     try:
+        Timetable(config)  # time runs while parts start
         material = material or _read(config)
         _say(recorder, material.lines)
         strike("driver.start", 0 if resume is None else resume.step)

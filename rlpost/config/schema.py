@@ -22,6 +22,7 @@ from rlpost.config.checks import (
     check_routing,
 )
 from rlpost.config.data import Data, ScoredSource, TemplatedSource, TestSource
+from rlpost.config.duration import Duration
 from rlpost.config.model import Model
 from rlpost.config.objective import Objective
 from rlpost.config.overrides import check_overrides
@@ -275,6 +276,9 @@ class Best(Section):
 
 class Checkpoint(Section):
     every: int = Field(50, ge=0, description="steps between saves; 0 saves only at the end and on Ctrl-C")
+    minutes: float | None = Field(
+        None, gt=0, description="also save with the first step that ends so long after the last save; also in a warm-up"
+    )
     keep: int = Field(2, ge=1, description="how many of the newest stay")
     best: Best | None = None
 
@@ -403,6 +407,11 @@ class Config(Section):
         None,
         gt=0,
         description="how often to see the prompts of data.train, in place of `steps`: rounded up to whole steps",
+    )
+    time_limit: Duration | None = Field(
+        None,
+        description="such as 3h50m, or seconds, from the start of the command: it stops with a checkpoint and exit code 6 "
+        "when another step and a save would not fit",
     )
     model: Model
     data: Data

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from copy import deepcopy
@@ -30,6 +31,7 @@ from rlpost.run.credit import Lesson
 from rlpost.run.evaluation import Results, by_name, evaluate
 from rlpost.run.metrics import step_metrics
 from rlpost.run.probe import probe_batch, probe_to_json
+from rlpost.run.timetable import Timetable
 from rlpost.stop import STOP
 from rlpost.types import Group, Pending, Prompt, Sample
 
@@ -114,6 +116,7 @@ class Run:
         self.routing_metrics: dict[str, float] = {}
         self.intact = False  # whether the learner is at the step of `finished`
         self.close_step: Callable[[], None] | None = None  # of a step that is learned and not reported yet
+        self.timetable = Timetable(config)
 
     @property
     def stop_requested(self) -> bool:
@@ -128,6 +131,10 @@ class Run:
         if enough(seen >= epochs for seen in self.order.seen().values()):
             return max(self.step, *self.drawn) if self.drawn else self.step
         return self.config.last_step
+
+    def saves(self, step: int) -> bool:
+        """Whether a checkpoint is written of this step, which is done."""
+        return self.config.saves(step) or self.timetable.due
 
     def say(self, phase: str) -> None:
         self.recorder.console.phase(phase)
@@ -258,6 +265,7 @@ class Run:
             [(r.group, r.sample) in credit for r in rollouts],
         )
         self.recorder.step(self.step, metrics)
+        self.timetable.stepped(times["time/total"])
         try:
             self.watch.check(self.step, metrics)
         finally:  # with or without an alarm the step is done
@@ -282,6 +290,7 @@ class Run:
         """
         self.say("saving a checkpoint")
         done = self.finished
+        began = time.monotonic()
         probe = probe_batch(self.prompts, self.config.rollout.max_tokens)
         logp = self.learner.log_probs(probe)
         self.sampler.settle(done.flights)
@@ -301,6 +310,7 @@ class Run:
         written = self.store.write(done.step, {**done.state, "flight": len(pending)}, fill, alarm)
         self.recorder.event("checkpoint", written.path.name, step=done.step)
         self._retain()
+        self.timetable.saved(time.monotonic() - began)
         return written
 
     def _retain(self) -> None:

@@ -5,6 +5,7 @@ Its checkpoints lie in the folder of the run that does it, whoever else wants th
 
 from __future__ import annotations
 
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from rlpost.rehearsal import switch
 from rlpost.run.failed import starting
 from rlpost.run.lost import accounted
 from rlpost.run.start import start_learner
+from rlpost.run.timetable import Timetable
 from rlpost.stop import STOP
 from rlpost.types import Prompt
 from rlpost.weights import LEAST_SURVIVING
@@ -95,10 +97,11 @@ class Warmup:
         self.store.clear()
 
     def _learn(self, group: LearnerGroup, taken: int) -> None:
-        sft, every = self.sft, self.config.checkpoint.every
+        sft, every, timetable = self.sft, self.config.checkpoint.every, Timetable(self.config)
         completions = {p.id: completion for p, completion in self.examples}
         with STOP.deferred():
             for step in range(taken + 1, sft.steps + 1):
+                began = time.monotonic()
                 chosen = [self.order.next() for _ in range(sft.prompts_per_step)]
                 batch = Batch.from_examples([p.token_ids for p in chosen], [completions[p.id] for p in chosen])
                 metrics = group.update(batch, version=0).values()
@@ -107,9 +110,12 @@ class Warmup:
                         f"warm-up step {step}/{sft.steps}  loss {metrics['loss']:.4f}  lr {metrics['lr']:.2e}  "
                         f"epoch {self.order.consumed / len(self.examples):.2f}"
                     )
-                stop = STOP.requested
-                if stop or (every and step % every == 0 and step < sft.steps):
+                timetable.stepped(time.monotonic() - began)
+                stop, due = STOP.requested, timetable.due or (every and step % every == 0)
+                if stop or (due and step < sft.steps):
+                    began = time.monotonic()
                     self._save(group, step)
+                    timetable.saved(time.monotonic() - began)
                 if stop:
                     raise KeyboardInterrupt
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import weakref
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ from rlpost.objective.reference import HardReset
 from rlpost.rollout.request import Sampling
 from rlpost.rollout.sampler import Account
 from rlpost.run.training import Run
+from rlpost.stop import STOP
 from rlpost.types import Group, Pending, Prompt, Rollout, Sample, Verdict
 from tests.conftest import tiny
 
@@ -253,7 +255,7 @@ def test_what_a_step_sampled_and_learned_from_is_gone_when_the_next_is_sampled()
 
     run.sampler.submit, run.chosen, run.learner = submit, chosen, SimpleNamespace(update=update)
     run.fleet, run.referee, run.stop_requested = SimpleNamespace(dtype="float32", sync=lambda *_: {}), "v", False
-    for name in ("say", "adapt", "report", "save", "evaluate"):
+    for name in ("say", "adapt", "report", "saves", "save", "evaluate"):
         setattr(run, name, lambda *_: None)
     loop.train(run)
     assert run.step == 3
@@ -286,6 +288,9 @@ class AnchoredRun:
     def advance(self, step: int) -> None:
         self.step = step
         self._did(f"step {step}")
+
+    def saves(self, step: int) -> bool:
+        return self.config.saves(step)
 
     def save(self) -> None:
         self.saved = self.step, self.anchor.state_dict()
@@ -381,3 +386,18 @@ def test_a_mixture_ends_with_its_source_and_nothing_is_submitted_beyond(until: s
     assert taken == list(range(1, ends + 1))
     assert {step for step, _ in run.sampler.submitted} == set(taken)
     assert run.drawn == {}
+
+
+def test_a_stop_does_not_wait_for_samples(hang_ups_heard):
+    """What they are is decided by their seeds, so who resumes has the same; and the learner is between two steps."""
+    run = stand_in_run({})
+    loop.submit(run, 1)
+
+    def waits(step: int, count: int) -> list[Group]:
+        signal.raise_signal(signal.SIGTERM)
+        raise AssertionError("it waits")
+
+    run.sampler.collect = waits
+    with STOP.listening(), STOP.deferred(), pytest.raises(KeyboardInterrupt):
+        loop.collect(run, 1)
+    assert [p.id for p in run.drawn[1]] == ["p0", "p1", "p2", "p3"]

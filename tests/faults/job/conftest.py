@@ -21,12 +21,12 @@ MARK = "RLPOST_TEST_RUN"
 class Job:
     """A command that runs, and all that was started by it."""
 
-    def __init__(self, run: Path, *arguments: object) -> None:
+    def __init__(self, run: Path, *arguments: object, faults: str = "") -> None:
         self.mark = f"{MARK}={run}".encode()
         self.lines: list[str] = []
         self.process = subprocess.Popen(
             command(*arguments),
-            env={**environment(), MARK: str(run)},
+            env={**environment(faults), MARK: str(run)},
             cwd=ROOT,
             text=True,
             stdout=subprocess.PIPE,
@@ -76,8 +76,8 @@ def start(hang_ups_heard) -> Iterator[Callable[..., Job]]:
     """Start `rlpost` on a run's folder with these arguments; what is left of it afterwards is killed."""
     jobs: list[Job] = []
 
-    def started(run: Path, *arguments: object) -> Job:
-        jobs.append(Job(run, *arguments))
+    def started(run: Path, *arguments: object, faults: str = "") -> Job:
+        jobs.append(Job(run, *arguments, faults=faults))
         return jobs[-1]
 
     yield started
