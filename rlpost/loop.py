@@ -68,7 +68,7 @@ def advance(run: Run, step: int) -> None:
     run.close_step = partial(close, run, step, groups, kept, lesson, metrics, clock)
     strike("driver.learned", step)
 
-    if config.rollout.updates == "between":
+    if config.rollout.max_staleness and config.rollout.updates == "between":
         run.say("letting sequences end")
         run.sampler.drain()
         clock.lap("drain")

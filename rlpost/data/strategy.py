@@ -14,8 +14,8 @@ The run calls, in this order:
 `judge` is the label of the verifier that says what is correct, for `Rollout.judged` and `is_correct`; None where the
 sources of a mixture have judges of their own, whom a rollout knows.
 
-With `rollout.max_staleness` above 0 `next` is also called for later steps before `observe`. A resumed run draws those
-prompts again, and then knows what was observed meanwhile.
+With `rollout.max_staleness` above 0 `next` is also called for later steps before `observe`. A resumed run has those
+prompts from its checkpoint, and asks for what comes after them.
 """
 
 from __future__ import annotations

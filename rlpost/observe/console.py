@@ -20,7 +20,8 @@ from rich.text import Text
 Mode = Literal["auto", "live", "plain", "off"]
 Interval = tuple[float, float, float]
 
-PHASES = ("generate", "verify", "learn", "sync", "total")
+PHASES = ("generate", "verify", "learn", "drain", "sync", "total")
+_AT_TIMES = ("drain",)  # where sampling overlaps learning
 _SHOWN = (
     ("reward", "reward/mean"),
     ("pass@1", "train/pass@1"),
@@ -151,8 +152,13 @@ class Console:
     def _line(self) -> str:
         parts = [f"step {self._step}/{self._total_steps}"]
         parts += [f"{label} {_number(self._metrics.get(name))}" for label, name in self._numbers()]
-        parts += [f"{phase} {_seconds(self._metrics.get(f'time/{phase}'))}" for phase in PHASES]
+        parts += self._times()
         return "  ".join([*parts, f"left {self._left()}"])
+
+    def _times(self) -> list[str]:
+        seconds = {phase: self._metrics.get(f"time/{phase}") for phase in PHASES}
+        shown = {phase: s for phase, s in seconds.items() if s is not None or phase not in _AT_TIMES}
+        return [f"{phase} {_seconds(s)}" for phase, s in shown.items()]
 
     def _numbers(self) -> list[tuple[str, str]]:
         """(label, metric) of what is shown, each divergence under its own name."""
@@ -185,7 +191,7 @@ class Console:
             grid.add_row(*(Text(label, style="dim") for label, _ in chunk))
             grid.add_row(*(Text(value, style="bold") for _, value in chunk))
 
-        times = "  ".join(f"{phase} {_seconds(self._metrics.get(f'time/{phase}'))}" for phase in PHASES)
+        times = "  ".join(self._times())
         phase = f"{self._phase} ({_duration(time.monotonic() - self._phase_since)})" if self._phase else ""
         return Panel(
             Group(progress, grid, Text(f"reward  {self._trend()}"), Text(times)),

@@ -72,9 +72,6 @@ class StandInSampler:
     def forget(self, step: int) -> None:
         assert self._waiting.pop(step) == []
 
-    def drain(self) -> None:
-        self.drained_at = len(self.submitted)
-
 
 def stand_in_run(script: dict[str, list[float | None]], prompts: int = 20, **changes: object) -> SimpleNamespace:
     config = parse(tiny(learner={"prompts_per_step": 4}, rollout={"samples_per_prompt": 2}, **changes))

@@ -44,7 +44,10 @@ def test_plain_is_one_line_a_step_with_the_numbers_however_narrow_the_output() -
     with console:
         console.step(12, METRICS)
         console.step(13, {})
-    first, second = out.getvalue().splitlines()
+        console.step(14, METRICS | {"time/drain": 1.5})
+    first, second, overlapped = out.getvalue().splitlines()
+    assert "learn 2.5s  drain 1.5s  sync 0.1s" in overlapped
+    assert "drain" not in first + second
     for part in ("step 12/100", "reward 0.4123", "pass@1 0.39", "length 112.5", "kl/frozen 0.0021", "tokens/s 1834"):
         assert part in first
     for part in ("mismatch 1.2e-05", "generate 3.0s", "verify 0.2s", "learn 2.5s", "sync 0.1s", "total 6.0s"):
