@@ -70,7 +70,8 @@ def parts(tmp_path, monkeypatch):
         run.references = {}
         run.said = []
         run.recorder = SimpleNamespace(
-            console=SimpleNamespace(phase=lambda _: None, warn=run.said.append, info=lambda _: None)
+            console=SimpleNamespace(phase=lambda _: None, warn=run.said.append, info=lambda _: None),
+            event=lambda *_, **__: None,
         )
         run.step = run.version = run.submitted = 0
         run.drawn, run.pending, run.tried = {}, {}, training.Counter()
