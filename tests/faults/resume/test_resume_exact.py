@@ -8,6 +8,7 @@ import pytest
 
 from tests.conftest import COUNTDOWN
 from tests.faults.resume.runs import Runs, differences, rollouts
+from tests.integration.routing.test_train_moe import MOE as ROUTED
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(3600)]
 
@@ -45,23 +46,7 @@ REFILLED: dict[str, Any] = {
         "reweight": {"name": "recap", "window": 2},
     },
 }
-MOE: dict[str, Any] = {
-    "model": {
-        "create": {
-            "config": {
-                "model_type": "qwen3_moe",
-                "moe_intermediate_size": 32,
-                "num_hidden_layers": 3,
-                "mlp_only_layers": [0],
-                "num_local_experts": 8,
-                "num_experts_per_tok": 2,
-                "head_dim": 32,
-                "initializer_range": 0.1,
-            }
-        }
-    },
-    "routing": {"replay": "r3"},
-}
+MOE: dict[str, Any] = {key: ROUTED[key] for key in ("model", "routing")}
 MASTERED: dict[str, Any] = {
     "verifiers": ["short"],
     "data": {"strategy": {"name": "mastery_partition", "samples": 2, "threshold": 1, "prompts": 24, "per_step": 4}},

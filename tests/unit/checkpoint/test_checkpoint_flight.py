@@ -171,3 +171,9 @@ def test_a_checkpoint_is_believed_with_what_it_promises_in_flight_and_nothing_el
     ]
     (problem,) = flight.problems(tmp_path, files, state, "another")
     assert "is of run run after step 3, not of another" in problem
+
+
+def test_groups_of_which_none_is_sampled_yet_keep_their_identity(tmp_path):
+    flight.save(tmp_path, "run", 3, WITH, in_flight(routed=False)[3:])
+    (found,) = flight.load(tmp_path, "run", 3).pending(prompts())
+    assert (found.id, found.step, found.prompt.id, found.seeds, found.group) == (9, 5, "d", (1, 2), None)
