@@ -20,7 +20,7 @@ from tests.integration.test_train import command, environment, rlpost
 
 # All that is told of a process or of the time, and not of the run.
 OF_THE_PROCESS = re.compile(
-    r"time/.*|tokens_per_second|verifier/(waiting|restarts)|verifier/[^/]+/(seconds_.*|wait_.*|cache_hits)"
+    r"time/.*|tokens_per_second|verifier/(waiting|restarts)|verifier/.+/(seconds_.*|wait_.*|cache_hits)"
 )
 
 # Rewards for a model that knows nothing yet: there is something to learn from the first step on, without a warm-up.
