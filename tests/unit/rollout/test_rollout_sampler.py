@@ -18,6 +18,8 @@ from rlpost.types import Prompt, Rollout, Verdict
 class StandInFleet:
     """Answers from a thread, the last group first."""
 
+    dtype = "float32"
+
     def __init__(self, fail: bool = False, silent: bool = False) -> None:
         self.fail, self.silent = fail, silent
         self.requests: list[tuple[SampleRequest, Future]] = []

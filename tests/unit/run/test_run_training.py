@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import pickle
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from rlpost import checkpoint, loop
+from rlpost.checkpoint import manifest
 from rlpost.config import parse
-from rlpost.data import STRATEGIES, PromptOrder
-from rlpost.rollout.request import Sampling
-from rlpost.rollout.sampler import GroupSampler
+from rlpost.data import STRATEGIES
 from rlpost.run import training
 from rlpost.run.training import Run
 from rlpost.types import Prompt
@@ -53,29 +55,34 @@ def parts(tmp_path, monkeypatch):
 
     def made(**changes: Any) -> Run:
         values = tiny(learner={"prompts_per_step": 4}, rollout={"samples_per_prompt": 2, "max_staleness": 1})
-        run = Run.__new__(Run)
-        run.config = parse(merge(values, changes))
-        pool = [Prompt(f"p{i}", f"p{i}", np.ones(2, np.int32)) for i in range(30)]
-        run.order = PromptOrder(pool, seed=0, shuffle=False)
-        run.strategy = STRATEGIES.create(run.config.data.strategy)
-        run.strategy.begin(run.order)
-        run.fleet = StandInFleet()
-        run.sampler = GroupSampler(run.fleet, StandInPool(), 0, 30)
-        run.sampling = Sampling(1.0, 4)
-        run.store = checkpoint.Store(tmp_path / "checkpoints", "run")
-        run.learner, run.likelihood = StandInLearner(), StandInLikelihood()
-        run.base, run.tokenizer, run.prompts = "base", None, None
-        state = SimpleNamespace(state_dict=dict, load_state_dict=lambda *_: None)
-        run.credit = run.watch = state
-        run.references = {}
-        run.said = []
-        run.recorder = SimpleNamespace(
-            console=SimpleNamespace(phase=lambda _: None, warn=run.said.append, info=lambda _: None),
+        config = parse(merge(values, changes))
+        said: list[str] = []
+        recorder = SimpleNamespace(
+            console=SimpleNamespace(phase=lambda _: None, warn=said.append, info=lambda _: None),
             event=lambda *_, **__: None,
+            said=said,
         )
-        run.step = run.version = run.submitted = 0
-        run.drawn, run.pending, run.tried = {}, {}, training.Counter()
-        return run
+        roles = SimpleNamespace(
+            credit=SimpleNamespace(state_dict=dict),
+            references={},
+            wanted=set(),
+            strategy=STRATEGIES.create(config.data.strategy),
+        )
+        config = config.model_copy(update={"data": config.data.model_copy(update={"shuffle": False})})
+        pool = [Prompt(f"p{i}", f"p{i}", np.ones(2, np.int32)) for i in range(30)]
+        return Run(
+            config,
+            recorder,
+            checkpoint.Store(tmp_path / "checkpoints", "run"),
+            SimpleNamespace(by_source={"": pool}),
+            StandInLearner(),
+            StandInFleet(),
+            StandInPool(),
+            "base",
+            None,
+            roles,
+            StandInLikelihood(),
+        )
 
     return made
 
@@ -131,7 +138,7 @@ def test_what_was_in_flight_is_learned_from_and_never_sampled_again(parts):
     groups, before = again.sampler.collect(2, 4), run.sampler.collect(2, 4)
     assert [(g.id, g.prompt.id) for g in groups] == [(g.id, g.prompt.id) for g in before]
     assert [r.seed for g in groups for r in g.rollouts] == [r.seed for g in before for r in g.rollouts]
-    assert again.said == []
+    assert again.recorder.said == []
 
 
 @pytest.mark.parametrize(
@@ -149,7 +156,7 @@ def test_what_was_sampled_under_other_settings_is_sampled_again_and_said(parts, 
     again = resumed(parts(**changes))
     loop.submit(again, 2)
     assert [r.prompt_id for r, _ in again.fleet.requests] == [f"p{i}" for i in range(4, 8)]
-    assert again.said == [
+    assert again.recorder.said == [
         "4 of the 4 groups that were in flight at step 1 are sampled again, of the same prompts with the weights of that "
         f"step: {why}"
     ]
@@ -163,8 +170,8 @@ def test_a_checkpoint_from_before_rollouts_in_flight_were_kept_is_taken_and_says
     again = resumed(parts())
     loop.submit(again, 2)
     assert [r.prompt_id for r, _ in again.fleet.requests] == [f"p{i}" for i in range(4, 8)]
-    assert "4 of the 4 groups" in again.said[0]
-    assert "the checkpoint was written without them" in again.said[0]
+    assert "4 of the 4 groups" in again.recorder.said[0]
+    assert "the checkpoint was written without them" in again.recorder.said[0]
 
 
 @pytest.mark.parametrize(("wanted", "dealt"), [(3, [3, 1]), (8, [4])])
@@ -192,4 +199,45 @@ def test_a_step_without_overlap_leaves_no_file(parts):
     run.save()
     saved, _ = run.store.newest()
     assert checkpoint.flight.FILE not in saved.files
-    assert resumed(parts()).said == []
+    assert resumed(parts()).recorder.said == []
+
+
+class Bomb:
+    def __reduce__(self):
+        return (Path("bombed").touch, ())
+
+
+def foreign(file: Path) -> None:
+    arrays = load_file(file)
+    document = json.loads(arrays["document"].tobytes()) | {"run": "another"}
+    save_file(arrays | {"document": np.frombuffer(json.dumps(document).encode(), np.uint8)}, file)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda file: file.write_bytes(file.read_bytes()[:-1]), "flight.safetensors has"),
+        (lambda file: file.unlink(), "flight.safetensors is missing"),
+        (foreign, "flight.safetensors is of run another after step 1, not of run after step 1"),
+        (lambda file: file.write_bytes(pickle.dumps(Bomb())), "flight.safetensors cannot be read"),
+    ],
+)
+@pytest.mark.parametrize("resealed", [False, True])
+def test_a_checkpoint_whose_rollouts_in_flight_are_damaged_or_anothers_is_passed_over_by_name(
+    parts, monkeypatch, tmp_path, change, said, resealed
+):
+    monkeypatch.chdir(tmp_path)
+    run = parts()
+    one_step(run)
+    run.save()
+    (folder,) = (tmp_path / "checkpoints").iterdir()
+    change(folder / checkpoint.flight.FILE)
+    if resealed:  # whoever can write the file can write the manifest
+        sealed = json.loads((folder / "manifest.json").read_text())
+        sealed["files"] = {name: entry.model_dump() for name, entry in manifest.described(folder).items()}
+        (folder / "manifest.json").write_text(json.dumps(sealed))
+    found, (why,) = checkpoint.Store(tmp_path / "checkpoints", "run").newest()
+    assert found is None
+    assert why.startswith("step_000001: ")
+    assert (said if resealed and "missing" not in said and "has" not in said else checkpoint.flight.FILE) in why
+    assert not Path("bombed").exists()
