@@ -9,6 +9,7 @@ import yaml
 from rlpost.checkpoint import Store
 from rlpost.commands import export
 from rlpost.commands.export import Difference
+from rlpost.config import ConfigError
 from rlpost.exit_codes import DONE, FAULT
 from rlpost.models.load import load_causal_lm
 from rlpost.models.save import save_pretrained
@@ -112,6 +113,25 @@ def test_an_export_of_which_one_tensor_was_changed_is_refused(run, tmp_path, cap
     assert export.run(run, tmp_path / "out", None, "transformers", dtype=dtype) == FAULT
     assert part in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
+
+
+def test_an_export_goes_to_a_new_folder_or_leaves_nothing(run, tmp_path, capsys, monkeypatch):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "mine").write_text("kept")
+    with pytest.raises(ConfigError, match="is there already: name a new folder"):
+        export.run(run, tmp_path / "taken", None, "transformers")
+    assert [p.name for p in (tmp_path / "taken").iterdir()] == ["mine"]
+
+    def full(saved, draft, *rest):
+        draft.mkdir()
+        (draft / "model.safetensors").write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(export, "_write", full)
+    before = sorted(p.name for p in tmp_path.iterdir())
+    with pytest.raises(OSError, match="No space left"):
+        export.run(run, tmp_path / "out", None, "transformers")
+    assert sorted(p.name for p in tmp_path.iterdir()) == before, "half an export looks like none"
 
 
 def test_another_dtype_is_the_rounding_of_what_was_saved(run, tmp_path):

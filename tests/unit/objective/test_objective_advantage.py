@@ -168,6 +168,12 @@ def test_a_sample_alone_in_its_group_gets_exactly_0(name):
     assert found[1] < 0 < found[2]
 
 
+@pytest.mark.parametrize("name", [n for n in GROUP_WISE if n not in ("pass_at_k", "jepo_loo")])
+@pytest.mark.parametrize("rewards", [[1e30, -1e30, 0.0], [5e-324, 0.0, 0.0], [1e30, 1e30, 5e-324]], ids=str)
+def test_enormous_and_tiny_rewards_give_finite_advantages(name, rewards):
+    assert torch.isfinite(estimate(name, samples(rewards), **GROUP_WISE[name])).all()
+
+
 def test_group_statistics_of_equal_values_are_exactly_0():
     found = group_statistics(tensor([0.1] * 3 + [7.0]), torch.tensor([5, 5, 5, -2]), ddof=1)
     assert found.count.tolist() == [3, 3, 3, 1]
