@@ -24,8 +24,9 @@ def test_a_run_whose_driver_is_killed_comes_to_its_end_and_leaves_nothing(start,
     os.kill(driver, signal.SIGKILL)
     out = job.end()
     assert job.process.returncode == 0, out
-    (event,) = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
-    assert (event["event"], event["exit"], event["checkpoint"]) == ("restart", -signal.SIGKILL, 2)
+    rows = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    (event,) = [row for row in rows if row["kind"] == "restart"]
+    assert (event["exit"], event["checkpoint"]) == (-signal.SIGKILL, 2)
     assert [row["step"] for row in metrics(run)] == [1, 2, 3, 4, 5]
     rows = metrics(run)
     assert rows[-1]["samples/submitted"] == rows[-1]["samples/consumed"] + rows[-1]["samples/dropped"]
