@@ -35,6 +35,8 @@ class Whereabouts:
         node: Ray's identity of the machine, whose address `host` is.
         logs: what it prints goes to these files of that machine.
         stacks: a file of that machine, to which it writes where its threads are when it is sent SIGUSR2.
+        cgroup: folder of its cgroup, where the kernel counts what it killed for want of memory; empty where there is none.
+        killed: that count when the process began.
     """
 
     node: str
@@ -42,6 +44,8 @@ class Whereabouts:
     pid: int
     logs: tuple[str, ...]
     stacks: str
+    cgroup: str = ""
+    killed: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,11 +56,17 @@ class Sight:
         lines: the end of its log.
         doing: where in rlpost its process is; None when it is gone.
         gpus: what is in use of each of the machine's GPUs.
+        state: letter of its process as in `ps`: `T` is stopped by a signal, `D` waits for a disk; None when it is gone.
+        killed: how many processes of its cgroup the kernel has killed for want of memory since it began.
+        stacks: all of its threads, as faulthandler writes them.
     """
 
     lines: list[str]
     doing: str | None
     gpus: list[str]
+    state: str | None = None
+    killed: int = 0
+    stacks: str = ""
 
 
 @dataclass(frozen=True)
@@ -85,13 +95,49 @@ class Reachable:
         folder = Path(logs[0]).parent if logs else None  # Ray's own, which goes when the logs go
         handle, stacks = tempfile.mkstemp(prefix="stacks_", suffix=".txt", dir=folder)
         faulthandler.register(signal.SIGUSR2, file=handle, all_threads=True)
+        cgroup = own_cgroup()
         return Whereabouts(
             node=context.get_node_id(),
             host=ray.util.get_node_ip_address(),
             pid=os.getpid(),
             logs=tuple(logs),
             stacks=stacks,
+            cgroup=cgroup,
+            killed=killed_in(cgroup),
         )
+
+
+def own_cgroup() -> str:
+    """Folder of this process's cgroup of version 2, with its memory.events; empty where there is none."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return ""
+    path = next((line.removeprefix("0::") for line in lines if line.startswith("0::")), None)
+    if path is None:
+        return ""
+    folder = Path("/sys/fs/cgroup") / path.lstrip("/")
+    return str(folder) if (folder / "memory.events").is_file() else ""
+
+
+def killed_in(cgroup: str) -> int:
+    """How many processes of a cgroup, and of those below it, the kernel has killed for want of memory."""
+    try:
+        events = (Path(cgroup) / "memory.events").read_text(encoding="ascii") if cgroup else ""
+    except OSError:  # the cgroup went with its processes
+        return 0
+    found = re.search(r"^oom_kill (\d+)$", events, re.MULTILINE)
+    return int(found[1]) if found else 0
+
+
+def state_of(pid: int) -> str | None:
+    """Letter of a process's state as in `ps`; None when it is gone, or dead and not yet buried."""
+    try:
+        # The name, which is in parentheses, may hold any character.
+        state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return None
+    return None if state in "ZX" else state
 
 
 def crew(name: str, handles: Sequence[Any]) -> list[Member]:
@@ -101,7 +147,11 @@ def crew(name: str, handles: Sequence[Any]) -> list[Member]:
 
 def look(at: Whereabouts, patience: float = 2.0) -> Sight:
     """What can be seen of an actor, on its own machine."""
-    return Sight(_ends(at.logs), _doing(at, patience), device.memory_in_use())
+    state = state_of(at.pid)
+    stacks = None if state is None else _stacks(at, 0.0 if state == "T" else patience)
+    doing = None if stacks is None else "stopped by a signal" if state == "T" else place(stacks)
+    killed = max(0, killed_in(at.cgroup) - at.killed)
+    return Sight(_ends(at.logs), doing, device.memory_in_use(), state, killed, stacks or "")
 
 
 def _ends(logs: Sequence[str]) -> list[str]:
@@ -127,8 +177,8 @@ def _unlike(lines: Sequence[str]) -> list[str]:
     return [*kept.values()]
 
 
-def _doing(at: Whereabouts, patience: float) -> str | None:
-    """The innermost place in rlpost of the thread that is deepest in it."""
+def _stacks(at: Whereabouts, patience: float) -> str | None:
+    """Where the threads of a process are, as it writes when told; None when it is gone."""
     stacks = Path(at.stacks)
     try:
         before = stacks.stat().st_size
@@ -144,7 +194,7 @@ def _doing(at: Whereabouts, patience: float) -> str | None:
         size = now
     with stacks.open(encoding="utf-8", errors="replace") as file:
         file.seek(before)
-        return place(file.read())
+        return file.read()
 
 
 def place(stacks: str) -> str:

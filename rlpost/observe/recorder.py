@@ -91,6 +91,10 @@ class Recorder:
         self._send(step, metrics)
         self.console.step(step, metrics)
 
+    def doing(self) -> str:
+        """What the run does now, in words."""
+        return f"{self.console.doing or 'its start'}, step {self._last_step + 1}"
+
     def event(self, kind: events.Kind, what: str, step: int | None = None, who: str | None = None, **more: Any) -> None:
         """Add a line to events.jsonl, with the time and what the run was doing. A disk that does not take it is a warning.
 

@@ -120,7 +120,7 @@ def running(
             config, engines, lambda: start_learner(config, spec, placement), recorder.folder, stack
         )
         fleet = engines.fleet
-        stack.enter_context(accounted([*fleet.crew, *learner.crew]))
+        stack.enter_context(accounted([*fleet.crew, *learner.crew], recorder.folder.logs, recorder.doing))
         check_same_routers(config, model["routing"], engine.get("routing"))
         with starting("the weight transfer", config, "rollout", "cluster", log=recorder.folder.logs):
             fleet.connect(learner)
@@ -161,13 +161,13 @@ def started(
     crew = [*engines.fleet.crew]
 
     def serving() -> dict[str, Any]:
-        with starting("the engines", config, "rollout", "model", log=folder.logs), accounted(crew):
+        with starting("the engines", config, "rollout", "model", log=folder.logs), accounted(crew, folder.logs):
             return engines.ready()
 
     # An engine takes what is gone from its GPU by the end of its start for its own, and ends where memory came back: one
     # that shares the GPU must have measured before a learner is there.
     engine = serving() if config.cluster.colocate else None
-    with starting("the learner", config, "learner", "model", log=folder.logs), accounted(crew):
+    with starting("the learner", config, "learner", "model", log=folder.logs), accounted(crew, folder.logs):
         learner = start()
         stack.callback(learner.shutdown)
         crew += learner.crew

@@ -114,6 +114,7 @@ class Run:
         self.pending: dict[int, list[Pending]] = {}  # by step what a checkpoint had in flight of it
         self.tried: Counter[str] = Counter()  # by prompt id, samples that the strategy took outside of steps
         self.routing_metrics: dict[str, float] = {}
+        self.finished: Snapshot | None = None  # as the last step left it, or a checkpoint; none before
         self.intact = False  # whether the learner is at the step of `finished`
         self.close_step: Callable[[], None] | None = None  # of a step that is learned and not reported yet
         self.timetable = Timetable(config)
@@ -291,6 +292,7 @@ class Run:
         self.say("saving a checkpoint")
         done = self.finished
         began = time.monotonic()
+        assert done is not None, "there is no step to save"
         probe = probe_batch(self.prompts, self.config.rollout.max_tokens)
         logp = self.learner.log_probs(probe)
         self.sampler.settle(done.flights)

@@ -25,7 +25,7 @@ def saved_on_the_way_out(run: Run) -> Iterator[None]:
     """
     console = run.recorder.console
     try:
-        with accounted([*run.fleet.crew, *run.learner.crew]):
+        with accounted([*run.fleet.crew, *run.learner.crew], run.recorder.folder.logs, run.recorder.doing):
             yield
     except Exception as error:
         run.recorder.fault(error)
@@ -46,7 +46,8 @@ def _save(run: Run, error: Exception) -> str:
         except Alarm as alarm:
             run.recorder.fault(alarm)
             error = alarm
-    step, last, folder = run.finished.step, run.store.last, run.recorder.folder.path
+    step = run.finished.step if run.finished is not None else 0
+    last, folder = run.store.last, run.recorder.folder.path
     if not step or last == step:
         return (
             f"nothing is left to save; go on with: rlpost resume {folder}"

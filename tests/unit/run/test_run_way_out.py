@@ -31,7 +31,8 @@ class StandInRun:
         self.recorder = SimpleNamespace(
             console=SimpleNamespace(doing="sampling", warn=self.warned.append, phase=lambda _: None),
             fault=self.told.append,
-            folder=SimpleNamespace(path=tmp_path),
+            folder=SimpleNamespace(path=tmp_path, logs=tmp_path),
+            doing=lambda: "sampling, step 5",
         )
         self.fleet = SimpleNamespace(crew=[])
         self.learner = SimpleNamespace(crew=[])
@@ -82,7 +83,7 @@ def test_what_is_saved_already_is_not_saved_again(made):
 
 
 def test_before_the_first_step_there_is_nothing_to_save(made):
-    made.finished.step = 0
+    made.finished = None
     assert "nothing to save" in breaks(made, OSError("full"))
     assert made.saved == []
 
