@@ -121,8 +121,9 @@ class Recorder:
             kind, more = "alarm", {"metric": error.metric, "value": error.value, "action": "stop"}
         elif isinstance(error, DeadlineError):
             kind = "deadline"
-        first, _, rest = "\n".join([str(error), *getattr(error, "__notes__", ())]).partition("\n")
-        more |= {"error": type(error).__name__, "more": rest} if rest else {"error": type(error).__name__}
+        cause = getattr(error, "cause", None) or error  # what an actor raised, and not all that Ray says around it
+        first, _, rest = "\n".join([str(cause), *getattr(error, "__notes__", ())]).partition("\n")
+        more |= {"error": type(cause).__name__, **({"more": rest} if rest else {})}
         self.event(kind, first, who=getattr(error, "who", None), **more)
 
     def rollouts(

@@ -72,7 +72,10 @@ def accounted(
     except ray.exceptions.RayTaskError as error:
         # A refusal says all there is to say; a note may be there from within.
         if not hasattr(getattr(error, "cause", error), "exit_code") and not hasattr(error, "__notes__"):
-            error.add_note(account(members, _look(members), raiser(members, error)))
+            raised = raiser(members, error)
+            error.add_note(account(members, _look(members), raised))
+            if raised is not None:
+                error.who = raised.name
         raise
     except ray.exceptions.RayError as error:
         cause, remedy = cause_of(str(error), None)

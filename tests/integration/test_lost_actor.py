@@ -83,6 +83,7 @@ def test_what_one_raises_passes_with_a_note(workers):
     with pytest.raises(ValueError, match="no such thing") as raised, accounted(workers):
         wait([worker.handle.refuse.remote() for worker in workers[1:]], 60, "the ranks")
     (note,) = raised.value.__notes__
+    assert raised.value.who == "engine 1"
     assert "It was engine 1, process " in note
     assert f"line {_letters(59)} of the log" in note
     assert "engine 0, process " in note
