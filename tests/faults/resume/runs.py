@@ -14,14 +14,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from rlpost.exit_codes import FAULT
+from rlpost.exit_codes import DONE, FAULT
 from tests.conftest import COUNTDOWN, ROOT, merge, tiny
-from tests.integration.test_train import command, environment, rlpost
+from tests.integration.test_train import command, environment
 
 # All that is told of a process or of the time, and not of the run.
 OF_THE_PROCESS = re.compile(
     r"time/.*|tokens_per_second|verifier/(waiting|restarts)|verifier/.+/(seconds_.*|wait_.*|cache_hits)"
 )
+
+# What Ray says where it is not up in its own time, on a machine that is busy: nothing of the run was touched.
+NOT_STARTED = "The current node timed out during startup"
+ATTEMPTS = 3
 
 # Rewards for a model that knows nothing yet: there is something to learn from the first step on, without a warm-up.
 VERIFIERS = """
@@ -54,28 +58,33 @@ class Runs:
 
     def straight(self, name: str = "straight") -> Path:
         """A run that nothing befell."""
-        rlpost("train", self._file(name), timeout=600)
-        return self.folder / name
+        return self.killed([], name)
 
     def killed(self, places: Sequence[tuple[str, int]], name: str = "killed") -> Path:
         """A run that is killed at each of these places (failpoint, step) in turn, and resumed each time."""
         file, run = self._file(name), self.folder / name
-        verb: tuple[str | Path, ...] = ("train", file)
         for place, step in places:
+            # Where a rank dies the driver says so.
+            by_rank = place.startswith("rank.") or place in ("save.shard", "save.model")
+            self._go(file, run, f"{place}:kill@step={step}", FAULT if by_rank else -signal.SIGKILL)
+        self.said = self._go(file, run, "", DONE)
+        return run
+
+    def _go(self, file: Path, run: Path, faults: str, expected: int) -> str:
+        """Start the run, or go on with it, until it ends as expected; what it said."""
+        for _ in range(ATTEMPTS):
             done = subprocess.run(
-                command(*verb),
-                env=environment(f"{place}:kill@step={step}"),
+                command("resume", run) if run.exists() else command("train", file),
+                env=environment(faults),
                 cwd=ROOT,
                 text=True,
                 capture_output=True,
                 timeout=600,
             )
-            # Where a rank dies the driver says so.
-            expected = FAULT if place.startswith("rank.") or place in ("save.shard", "save.model") else -signal.SIGKILL
-            assert done.returncode == expected, f"{place} at {step}: {done.returncode}\n{done.stdout}\n{done.stderr}"
-            verb = ("resume", run)
-        self.said = rlpost(*verb, timeout=600).stdout
-        return run
+            if NOT_STARTED not in done.stderr:
+                break
+        assert done.returncode == expected, f"{faults}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
 
     def _file(self, name: str) -> Path:
         file = self.folder / f"{name}.yaml"
