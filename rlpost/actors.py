@@ -145,6 +145,31 @@ def crew(name: str, handles: Sequence[Any]) -> list[Member]:
     return [Member(f"{name} {i}", handle, handle.whereabouts.remote()) for i, handle in enumerate(handles)]
 
 
+def resident_mb(members: Sequence[Member]) -> dict[str, float]:
+    """Memory in MiB of the driver, and of the largest of each kind of actor on its machine: `memory/driver_mb`, ..."""
+    import ray
+
+    found = {"memory/driver_mb": _resident(os.getpid()) or 0.0}
+    here = ray.get_runtime_context().get_node_id()
+    for member in members:
+        try:
+            at: Whereabouts = ray.get(member.found, timeout=0)
+        except ray.exceptions.RayError:  # it is gone, or has not said yet
+            continue
+        if at.node == here and (size := _resident(at.pid)) is not None:
+            kind = member.name.rpartition(" ")[0].replace(" ", "_")
+            found[f"memory/{kind}_mb"] = max(size, found.get(f"memory/{kind}_mb", 0.0))
+    return found
+
+
+def _resident(pid: int) -> float | None:
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
+    except (OSError, IndexError):
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
 def look(at: Whereabouts, patience: float = 2.0) -> Sight:
     """What can be seen of an actor, on its own machine."""
     state = state_of(at.pid)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from rlpost.config.checks import (
     check_batch,
@@ -314,7 +314,10 @@ class Observe(Section):
 
 
 class Alarms(Section):
-    """What stops a run that is wrong but would stay green. Exit code 4; the newest checkpoint stays as it was."""
+    """What stops a run that is wrong but would stay green, with exit code 4 and its step saved apart, or is a warning.
+
+    What is held against the run's own past (`kl` to `stall`) is a warning by default, all else stops the run.
+    """
 
     mismatch_logp_abs_max: float | None = Field(
         None, gt=0, description="engine against learner on the same weights; 1e-3 in float32, else off by default"
@@ -348,6 +351,45 @@ class Alarms(Section):
     router_load_entropy: float | None = Field(
         None, ge=0, le=1, description="least entropy of a step's expert loads, over that of equal loads; mean of layers"
     )
+    kl: float | None = Field(2.0, gt=0, description="mean divergence from the anchor, in nats a token")
+    entropy_fall: float | None = Field(
+        0.98, gt=0, lt=1, description="share of the entropy of the first 5 steps that may be lost, 3 steps in a row"
+    )
+    entropy_rise: float | None = Field(
+        10.0, gt=1, description="how many times the entropy of the first 5 steps it may become, 3 steps in a row"
+    )
+    grad_norm_spike: float | None = Field(
+        50.0, gt=1, description="how many times its median of 50 steps a gradient norm may be"
+    )
+    reward_fall: float | None = Field(
+        0.5,
+        gt=0,
+        description="share of the best mean reward of 10 steps that may be lost, beyond the noise of both means",
+    )
+    memory_slope_mb: float | None = Field(
+        32.0, gt=0, description="MiB a step by which driver, engines and ranks of its machine may grow over 50 steps"
+    )
+    stall: float | None = Field(
+        20.0, gt=1, description="how many times the median time of 50 steps one may take, where that is over a minute"
+    )
+    actions: dict[str, Literal["warn", "checkpoint+stop"]] = Field(
+        default_factory=dict,
+        description="what follows, by key of this section, such as `entropy_fall: checkpoint+stop`",
+    )
+
+    @field_validator("actions")
+    @classmethod
+    def _of_this_section(cls, actions: dict[str, str]) -> dict[str, str]:
+        keys = [key for key in cls.model_fields if key != "actions"]
+        for key in actions:
+            if key not in keys:
+                raise ValueError(f"alarms.actions.{key}: there is no such alarm; there are {', '.join(keys)}")
+        return actions
+
+    def action(self, key: str | None) -> Literal["warn", "checkpoint+stop"]:
+        """What follows when the alarm of a key goes off; None is of those that have none, and stop."""
+        trends = ("kl", "entropy_fall", "entropy_rise", "grad_norm_spike", "reward_fall", "memory_slope_mb", "stall")
+        return self.actions.get(key or "", "warn" if key in trends else "checkpoint+stop")
 
 
 class Cluster(Section):

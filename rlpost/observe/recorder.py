@@ -110,6 +110,11 @@ class Recorder:
         except OSError as error:  # it is told of something that is worse, often
             self.console.warn(f"{self.folder.events} lacks an event ({error.strerror}): {kind}: {what}")
 
+    def warned(self, alarm: Alarm) -> None:
+        """Say an alarm whose action is to warn, and add its event."""
+        self.console.warn(str(alarm))
+        self.event("alarm", str(alarm), step=alarm.step, metric=alarm.metric, value=alarm.value, action="warn")
+
     def fault(self, error: Exception) -> None:
         """Add the event that an error is, once, however many places tell of it on its way."""
         if error is self._told:
@@ -118,7 +123,7 @@ class Recorder:
         kind: events.Kind = "fault"
         more: dict[str, Any] = {}
         if isinstance(error, Alarm):
-            kind, more = "alarm", {"metric": error.metric, "value": error.value, "action": "stop"}
+            kind, more = "alarm", {"metric": error.metric, "value": error.value, "action": "checkpoint+stop"}
         elif isinstance(error, DeadlineError):
             kind = "deadline"
         cause = getattr(error, "cause", None) or error  # what an actor raised, and not all that Ray says around it

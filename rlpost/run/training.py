@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rlpost import checkpoint
+from rlpost.actors import resident_mb
 from rlpost.config import Config, TestSet
 from rlpost.data import PromptSets, fill, judge_group, order_of
 from rlpost.data.chat import save_chat_template, saved_template
@@ -250,6 +251,7 @@ class Run:
         rollouts = [r for g in groups for r in g.rollouts]
         credit = lesson.credited if lesson is not None else {}
         metrics = {
+            **resident_mb([*self.fleet.crew, *self.learner.crew]),
             **self.pool.stats(),  # since the last step, evaluations included: times, time-outs, restarts
             **step_metrics(self, groups, kept, lesson, times["time/total"]),  # of this step's own samples
             **self.strategy.metrics(),
@@ -268,7 +270,8 @@ class Run:
         self.recorder.step(self.step, metrics)
         self.timetable.stepped(times["time/total"])
         try:
-            self.watch.check(self.step, metrics)
+            for alarm in self.watch.check(self.step, metrics):
+                self.recorder.warned(alarm)
         finally:  # with or without an alarm the step is done
             self.snapshot()
 

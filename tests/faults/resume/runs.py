@@ -20,7 +20,7 @@ from tests.integration.test_train import command, environment
 
 # All that is told of a process or of the time, and not of the run.
 OF_THE_PROCESS = re.compile(
-    r"time/.*|tokens_per_second|verifier/(waiting|restarts)|verifier/.+/(seconds_.*|wait_.*|cache_hits)"
+    r"time/.*|memory/.*|tokens_per_second|verifier/(waiting|restarts)|verifier/.+/(seconds_.*|wait_.*|cache_hits)"
 )
 
 # What Ray says where it is not up in its own time, on a machine that is busy: nothing of the run was touched.
