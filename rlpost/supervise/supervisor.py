@@ -131,4 +131,7 @@ def _say(folder: Path, kind: events.Kind, line: str, **more: Any) -> None:
     """To standard error, and to the run's events.jsonl where there is a run."""
     print(f"rlpost: {line}", file=sys.stderr, flush=True)
     if folder.is_dir():
-        events.append(folder / "events.jsonl", kind, line, who="driver", **more)
+        try:
+            events.append(folder / "events.jsonl", kind, line, who="driver", **more)
+        except OSError as error:  # a full disk is often why
+            print(f"rlpost: {folder / 'events.jsonl'} lacks this event ({error.strerror})", file=sys.stderr, flush=True)

@@ -174,6 +174,14 @@ def test_a_run_that_gets_further_each_time_ends_with_its_restarts(supervised):
     assert "all 2 restarts are used" in said
 
 
+def test_a_restart_that_cannot_be_written_down_is_made_all_the_same(supervised):
+    (supervised.run / "events.jsonl").mkdir(parents=True)
+    supervised.start([{"steps": [1], "end": 5}, {"end": 0}])
+    code, said = supervised.end()
+    assert code == DONE, said
+    assert "events.jsonl lacks this event" in said
+
+
 def test_before_there_is_a_run_the_same_command_is_given_again(supervised):
     """Somebody else's run of that name is not taken for ours: the command itself has to refuse it."""
     supervised.start([{"run": False, "end": -9}, {"steps": [1], "end": -9}, {"end": 0}])
