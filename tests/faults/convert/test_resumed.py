@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 
 import pytest
 
@@ -12,7 +11,7 @@ from tests.integration.test_train import metrics, rlpost
 pytestmark = [pytest.mark.integration, pytest.mark.long]
 
 EMA = {
-    "anchors": {"slow": {"follow": "ema", "decay": 0.3}},
+    "references": {"slow": {"name": "ema", "decay": 0.5, "every": 1}},
     "regularizers": [{"divergence": "k3", "coef": 0.1, "anchor": "slow"}],
 }
 MOE = {
@@ -37,45 +36,25 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_next_steps_are_those_of_the_straight_run(write_config, tmp_path, kind):
-    exact = kind != "bfloat16"
-    least = 0 if exact else 1
+    least = 0 if kind != "bfloat16" else 1
+    settings = {"lr": 1e-3, "eps": 1e-3, "ranks": 2, "zero_stage": least, "optimizer_steps_per_batch": 2}
     path = write_config(
         name="run",
         steps=2,
         warmup={"steps": 10},
         evaluation={"before": False, "after": False},
         checkpoint={"every": 1},
-        **{
-            **KINDS[kind],
-            "learner": {"lr": 1e-3, "eps": 1e-3, "ranks": 2, "zero_stage": least, "optimizer_steps_per_batch": 2},
-        },
+        **{**KINDS[kind], "learner": settings},
     )
     rlpost("train", path)
-    run = tmp_path / "runs" / "run"
-    shares = [(1, 3), (2, 3), (1, 2), (2, 2 if least else 1)]
-    straight = gone_on(run, 2, least)
-    for ranks, stage in shares:
-        found = gone_on(run, ranks, stage)
-        for name in ("lr", "loss", "grad_norm", "reward/mean", "tokens/response"):
-            if name in straight:
-                assert found[name] == pytest.approx(straight[name], rel=1e-4 if exact else 0.1, abs=1e-6), (
-                    ranks,
-                    stage,
-                    name,
-                )
-    # A conversion of what was converted, back to what it was.
-    there, back = run.with_name("there"), run.with_name("back")
-    assert there.is_dir() is back.is_dir() is False
-    shutil.copytree(run.with_name("2-3"), there)
-    found = gone_on(there, 2, least, steps=4)
-    expected = gone_on(run.with_name(f"2-{least}"), 2, least, steps=4)
-    assert found["loss"] == pytest.approx(expected["loss"], rel=1e-3 if exact else 0.3, abs=1e-5)
-    assert found["lr"] == expected["lr"]
-
-
-def gone_on(run: Path, ranks: int, stage: int, steps: int = 3) -> dict:
-    """The metrics of the last step that a copy of a run makes so."""
-    copy = run.with_name(f"{ranks}-{stage}" if steps == 3 else f"{run.name}-{ranks}-{stage}-{steps}")
-    shutil.copytree(run, copy)
-    rlpost("resume", copy, f"steps={steps}", f"learner.ranks={ranks}", f"learner.zero_stage={stage}")
-    return metrics(copy)[-1]
+    straight = tmp_path / "runs" / "run"
+    other = straight.with_name("other")
+    shutil.copytree(straight, other)
+    # Two ranks become one under ZeRO 3, and that one two again: each next step has the batch of the straight run.
+    for step, share in ((3, (1, 3)), (4, (2, 2))):
+        rlpost("resume", straight, f"steps={step}")
+        rlpost("resume", other, f"steps={step}", f"learner.ranks={share[0]}", f"learner.zero_stage={share[1]}")
+        expected, found = metrics(straight)[-1], metrics(other)[-1]
+        assert found["lr"] == expected["lr"]
+        for name in ("loss", "grad_norm", "entropy"):
+            assert found[name] == pytest.approx(expected[name], rel=1e-3 if least == 0 else 0.2, abs=1e-5), (step, name)
