@@ -8,7 +8,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help setup quickstart test nightly unit verifiers engines methods extras lint bench clean
+.PHONY: help setup quickstart test nightly unit verifiers engines methods extras lint bench chaos clean
 
 help:            ## show the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -61,6 +61,11 @@ lint: $(VENV)/.ready  ## ruff format and check, mypy
 
 bench: $(VENV)/.ready  ## seconds per step against TRL and the floor
 	$(BIN)/python benchmarks/step.py
+
+DURATION ?= 1200
+SEED ?= 0
+chaos: $(VENV)/.ready  ## the quickstart under a supervisor while things break at random (DURATION=1200 seconds, SEED=0)
+	$(BIN)/python benchmarks/chaos.py --duration $(DURATION) --seed $(SEED)
 
 clean:           ## remove .venv and caches, not the runs
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build *.egg-info
