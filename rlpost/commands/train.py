@@ -123,8 +123,13 @@ def _warm_up(config: Config, sft: Sft, recorder: Recorder) -> int:
     except KeyboardInterrupt:
         if STOP.insisted:
             raise
+        recorder.event("signal", f"{STOP.by or 'a stop'} was heard", who="driver")
         recorder.console.info(f"stopped{_in_warm_up(recorder)}: rlpost resume {recorder.folder.path}")
         return PREEMPTED
+    except Exception as error:
+        if not isinstance(error, REFUSALS):
+            recorder.fault(error)
+        raise
     recorder.console.info(f"model  {target}")
     return DONE
 

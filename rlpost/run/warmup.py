@@ -75,9 +75,10 @@ class Warmup:
             begin = starting(
                 "the learner of the warm-up", self.config, "learner", "warmup", "model", log=self.recorder.folder.logs
             )
-            with begin, accounted(group.crew):
+            logs = self.recorder.folder.logs
+            with begin, accounted(group.crew, logs):
                 group.ready()
-            stack.enter_context(accounted(group.crew))
+            stack.enter_context(accounted(group.crew, logs, lambda: console.doing))
             into.parent.mkdir(parents=True, exist_ok=True)
             if unshared := group.unshared(into.parent):
                 raise ConfigError(unshared)
