@@ -8,10 +8,12 @@ import subprocess
 import time
 
 import pytest
+import ray
 
 from rlpost import actors
 from rlpost.actors import Sight, killed_in, own_cgroup, state_of
-from rlpost.run.lost import cause_of
+from rlpost.faults import DeadlineError
+from rlpost.run.lost import LostActorError, accounted, cause_of
 
 ENDED = (
     "The actor died unexpectedly before finishing this task. The actor is dead because its worker process has died. Worker "
@@ -78,3 +80,27 @@ def test_a_stopped_process_is_told_from_one_that_sleeps_and_one_that_is_dead():
     assert state_of(child.pid) is None  # a zombie
     child.wait()
     assert state_of(child.pid) is None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ray.exceptions.RaySystemError("the raylet is gone"),
+        ray.exceptions.NodeDiedError("node 5ba1 was marked dead"),
+        ray.exceptions.LocalRayletDiedError(),
+        ray.exceptions.OutOfMemoryError("Task was killed due to the node running low on memory"),
+    ],
+)
+def test_what_carries_the_actors_is_told_from_them(error):
+    says = rf"^Ray itself broke in learning, step 3 \({type(error).__name__}\)"
+    with pytest.raises(LostActorError, match=says) as raised, accounted([], doing=lambda: "learning, step 3"):
+        raise error
+    assert (raised.value.who, raised.value.exit_code) == ("ray", 5)
+
+
+def test_what_was_accounted_for_within_is_not_looked_at_again(tmp_path):
+    with pytest.raises(DeadlineError) as raised, accounted([], tmp_path), accounted([], tmp_path):
+        raise DeadlineError("waited for the engines")
+    assert len(raised.value.__notes__) == 1
+    (stacks,) = tmp_path.iterdir()
+    assert "test_what_was_accounted_for_within_is_not_looked_at_again" in stacks.read_text()
