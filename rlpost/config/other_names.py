@@ -64,6 +64,7 @@ OTHER_NAMES = {
     "reward_funcs": "verifiers",
     "custom_reward_function": "verifiers: [file.py:function]",
     "lora_rank": "model.lora.rank",
+    "partial_rollout": "rollout.updates",
     "resume_mode": "the command rlpost resume",
     "resume_from_checkpoint": "the command rlpost resume",
 }  # fmt: skip
