@@ -44,7 +44,13 @@ def test_routes_of_the_engine_are_replayed_while_weights_change_under_it(config)
     path, run = config(
         "replayed",
         steps=3,
-        rollout={"dtype": "bfloat16", "max_staleness": 1, "samples_per_prompt": 4, "max_tokens": 12},
+        rollout={
+            "dtype": "bfloat16",
+            "max_staleness": 1,
+            "updates": "within",
+            "samples_per_prompt": 4,
+            "max_tokens": 12,
+        },
         learner={"optimizer_steps_per_batch": 2, "prompts_per_step": 8, "lr": 1e-3, "tokens_per_micro_batch": 512},
     )
     rlpost("train", path)
