@@ -83,6 +83,27 @@ class Member:
         return str(self.handle._actor_id.hex())
 
 
+class ActorGoneError(RuntimeError):
+    """An actor that is lost and will not be replaced."""
+
+    def __init__(self, member: Member, message: str) -> None:
+        super().__init__(message)
+        self.member = member
+
+
+class Crews(Sequence[Member]):
+    """Several crews as one, as they are when it is looked at: engines are replaced."""
+
+    def __init__(self, *crews: Sequence[Member]) -> None:
+        self._crews = crews
+
+    def __len__(self) -> int:
+        return sum(map(len, self._crews))
+
+    def __getitem__(self, index: Any) -> Any:
+        return [member for crew in self._crews for member in crew][index]
+
+
 class Reachable:
     """What an actor answers first: a class that says where it runs."""
 
@@ -140,9 +161,16 @@ def state_of(pid: int) -> str | None:
     return None if state in "ZX" else state
 
 
-def crew(name: str, handles: Sequence[Any]) -> list[Member]:
+def crew(name: str, handles: Sequence[Any], first: int = 0) -> list[Member]:
     """These actors by name and number. Asked at once, or one that dies while it starts could not be found."""
-    return [Member(f"{name} {i}", handle, handle.whereabouts.remote()) for i, handle in enumerate(handles)]
+    return [Member(f"{name} {i}", handle, handle.whereabouts.remote()) for i, handle in enumerate(handles, first)]
+
+
+def said(error: Exception) -> str:
+    """What Ray says of an actor's end, without the identities and its list of common causes."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    kept = [line for line in lines if not re.match(r"(class_name|actor_id|namespace|pid|ip|name):", line)]
+    return " ".join(kept).partition(" Some common causes")[0]
 
 
 def resident_mb(members: Sequence[Member]) -> dict[str, float]:

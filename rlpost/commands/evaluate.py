@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import tempfile
 import time
 from contextlib import ExitStack
@@ -109,6 +110,7 @@ def run(request: Request) -> int:
         with starting("the engines", config, "rollout", "model"), accounted(engines.fleet.crew):
             engines.ready()
         fleet = engines.fleet
+        fleet.says(lambda who, what: print(f"{who}: {what}", file=sys.stderr))
         stack.enter_context(accounted(fleet.crew))
         if fleet.spec.adapters is not None:
             fleet.load_adapters(*saved_adapter(Path(model), fleet.dtype, version=1), version=1)

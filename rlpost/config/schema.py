@@ -100,6 +100,28 @@ class VerifierPool(Section):
     cache_mb: int = Field(64, ge=0, description="memory for verdicts of answers seen before; 0 scores each anew")
 
 
+class Repair(Section):
+    """How engines are watched while the driver waits for them, and how often one that is lost is replaced."""
+
+    heartbeat: float = Field(
+        3.0,
+        gt=0,
+        le=600,
+        description="seconds between two questions to each engine; one that is stopped leaves two open",
+    )
+    silence: float = Field(
+        60.0, gt=0, description="seconds until an engine that answers nothing, and is not stopped, is given up"
+    )
+    stall: float = Field(
+        300.0,
+        gt=0,
+        description="seconds one decoding step may take, with the prefill of what is new and its compilation",
+    )
+    restarts: int = Field(
+        3, ge=0, le=1000, description="times an engine is replaced within an hour; 0 ends the run with the first loss"
+    )
+
+
 class Rollout(Section):
     """The engines and how they sample.
 
@@ -150,6 +172,7 @@ class Rollout(Section):
     )
     deadline: float = Field(1800.0, gt=0, description="seconds one step's sampling may take")
     sync_deadline: float = Field(600.0, gt=0, description="seconds a weight update may take")
+    repair: Repair = Repair()
     engine_args: dict[str, Any] = Field(
         default_factory=dict,
         description="passed to vLLM's EngineArgs; what would change which tokens are drawn is refused",

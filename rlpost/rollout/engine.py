@@ -27,14 +27,34 @@ from rlpost.models.load import eos_token_ids, load_tokenizer
 from rlpost.rollout import adapters, capture
 from rlpost.rollout import probes as read_back
 from rlpost.rollout.decode import Decoder
+from rlpost.rollout.remains import Process, processes
 from rlpost.rollout.request import EngineSpec, SampleRequest
 from rlpost.routing import Routes
 from rlpost.types import FinishReason, Rollout
 from rlpost.weights import WHOLE, Held, Probe
 
 
+class EngineDownError(RuntimeError):
+    """The engine's thread has ended by an error and does nothing any more; another process could."""
+
+
 class StaleEngineError(RuntimeError):
     """The engine missed a weight update and serves nothing until it has taken one whole."""
+
+
+@dataclass(frozen=True)
+class Beat:
+    """What an engine's thread does.
+
+    Attributes:
+        doing: `waiting` for a job, `sampling`, or `working` on a job, such as a part of a weight update.
+        since: seconds this turn has taken so far.
+        broken: the error that ended the thread.
+    """
+
+    doing: str
+    since: float
+    broken: str | None
 
 
 @dataclass
@@ -75,6 +95,7 @@ class Engine(Reachable):
         self._layout: capture.Layout | None = None
         self._lora_request: Any = None
         self._joining = "was not reached"
+        self._turn = ("waiting", time.monotonic())
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     async def start(self) -> dict[str, Any]:
@@ -90,6 +111,15 @@ class Engine(Reachable):
         self._thread.start()
         started: dict[str, Any] = await self._do(self._load)
         return {**started, "node": ray.get_runtime_context().get_node_id()}
+
+    async def beat(self) -> Beat:
+        """The heartbeat: answered beside the thread, whatever that does, and by no process that is stopped."""
+        doing, began = self._turn
+        return Beat(doing, time.monotonic() - began, repr(self._broken) if self._broken is not None else None)
+
+    async def processes(self) -> list[Process]:
+        """This process and those of vLLM's workers, once the engine is ready."""
+        return processes()
 
     async def generate(self, request: SampleRequest) -> list[Rollout]:
         """Sample a group. Returns one rollout for each seed, in order; given-up ones end in "abort"."""
@@ -218,7 +248,7 @@ class Engine(Reachable):
     async def _do(self, job: Callable[[], Any]) -> Any:
         """Run `job` on the engine thread, between two decoding steps."""
         if self._broken is not None:
-            raise RuntimeError(f"engine is down: {self._broken!r}") from self._broken
+            raise EngineDownError(f"engine is down: {self._broken!r}") from self._broken
         future: Future[Any] = Future()
         self._jobs.put((job, future))
         return await asyncio.wrap_future(future)
@@ -230,6 +260,7 @@ class Engine(Reachable):
                 idle = not self._requests or self.stale
                 self._take_jobs(wait=idle)
                 if self._requests and not self.stale:
+                    self._turns_to("sampling")
                     strike("engine.sample", self.version + 1, self.number)
                     began = time.perf_counter()
                     for output in self._engine.step():
@@ -239,14 +270,19 @@ class Engine(Reachable):
         except BaseException as error:  # noqa: BLE001 - handed to everyone who waits; the actor is unusable
             self._broken = error
             for group in self._groups.values():
-                group.future.set_exception(RuntimeError(f"engine failed while sampling: {error!r}"))
+                group.future.set_exception(EngineDownError(f"engine failed while sampling: {error!r}"))
             while not self._jobs.empty():
-                self._jobs.get()[1].set_exception(RuntimeError(f"engine is down: {error!r}"))
+                self._jobs.get()[1].set_exception(EngineDownError(f"engine is down: {error!r}"))
+
+    def _turns_to(self, doing: str) -> None:
+        self._turn = (doing, time.monotonic())
 
     def _take_jobs(self, wait: bool) -> None:
         """Do all jobs that are there, waiting for the first when there is nothing else to do."""
         while wait or not self._jobs.empty():
+            self._turns_to("waiting")
             job, future = self._jobs.get()
+            self._turns_to("working")
             wait = False
             try:
                 future.set_result(job())

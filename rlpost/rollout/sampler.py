@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rlpost.verify.remote import ClusterPool
 
 T = TypeVar("T")
+GLANCE = 1.0  # seconds between two looks after the engines
 
 
 @dataclass
@@ -235,11 +236,18 @@ class GroupSampler:
 
     def _results(self, futures: Sequence[Future[T]], what: str) -> list[T]:
         """Of all, in their order; or what one of them raised, as soon as it has."""
-        done, late = wait(futures, timeout=self._patience, return_when=FIRST_EXCEPTION)
-        if failed := next((e for f in done if (e := f.exception()) is not None), None):
+        expires = time.monotonic() + self._patience
+        while not all(f.done() for f in futures) and (left := expires - time.monotonic()) > 0:
+            done, _ = wait(futures, timeout=min(GLANCE, left), return_when=FIRST_EXCEPTION)
+            if any(f.exception() for f in done):
+                break
+            if self.fleet.attend():
+                expires = time.monotonic() + self._patience  # what was lost is sampled from its beginning
+        came = [f for f in futures if f.done()]
+        if failed := next((e for f in came if (e := f.exception()) is not None), None):
             raise failed
-        if late:
-            self._expired(len(done), len(futures), what)
+        if len(came) < len(futures):
+            self._expired(len(came), len(futures), what)
         return [f.result() for f in futures]
 
     def _expired(self, came: int, of: int, what: str) -> NoReturn:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from rlpost.actors import Member, Sight, Whereabouts, look
+from rlpost.actors import ActorGoneError, Member, Sight, Whereabouts, look, said
 from rlpost.exit_codes import FAULT
 from rlpost.faults import DeadlineError
 
@@ -50,14 +50,17 @@ def accounted(
         doing: what the driver does, in words such as `sampling, step 3`.
 
     Raises:
-        LostActorError: in the place of what Ray raises when an actor's process or what carries it is gone, and of a
-            deadline that ran out for one that is stopped. Whatever an actor raises, and any other deadline that ran out,
-            pass with a note.
+        LostActorError: in the place of what Ray raises when an actor's process or what carries it is gone, of an
+            `ActorGoneError`, and of a deadline that ran out for one that is stopped. Whatever an actor raises, and any other
+            deadline that ran out, pass with a note.
     """
     import ray
 
     try:
         yield
+    except ActorGoneError as error:
+        told = account(members, _look(members), error.member)
+        raise LostActorError(f"{error}{_while(doing)}\n{told}", error.member.name) from error
     except ray.exceptions.RayActorError as error:
         lost = next((member for member in members if member.actor == error.actor_id), None)
         seen = _look(members)
@@ -66,7 +69,7 @@ def accounted(
         cause, remedy = cause_of(str(error), sight)
         where = f" ({_at(at)})" if lost is not None else ""
         raise LostActorError(
-            f"{name}{where} is gone{_while(doing)}: {cause}. {remedy}\n{account(members, seen, lost)}\nRay says: {_said(error)}",
+            f"{name}{where} is gone{_while(doing)}: {cause}. {remedy}\n{account(members, seen, lost)}\nRay says: {said(error)}",
             lost.name if lost is not None else None,
         ) from error
     except ray.exceptions.RayTaskError as error:
@@ -80,7 +83,7 @@ def accounted(
     except ray.exceptions.RayError as error:
         cause, remedy = cause_of(str(error), None)
         raise LostActorError(
-            f"Ray itself broke{_while(doing)} ({type(error).__name__}): {_said(error)}. {remedy}", "ray"
+            f"Ray itself broke{_while(doing)} ({type(error).__name__}): {said(error)}. {remedy}", "ray"
         ) from error
     except DeadlineError as error:
         if hasattr(error, "__notes__"):
@@ -172,13 +175,6 @@ def _at(where: Whereabouts | None) -> str:
 
 def _logs(where: Whereabouts | None) -> str:
     return " and ".join(where.logs if where is not None else ()) or "unknown"
-
-
-def _said(error: Exception) -> str:
-    """What Ray says, without the identities and its list of common causes."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    kept = [line for line in lines if not re.match(r"(class_name|actor_id|namespace|pid|ip|name):", line)]
-    return " ".join(kept).partition(" Some common causes")[0]
 
 
 def raiser(members: Sequence[Member], error: Exception) -> Member | None:

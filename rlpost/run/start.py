@@ -10,6 +10,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from rlpost import checkpoint, cluster
+from rlpost.actors import Crews
 from rlpost.config import Config, ConfigError, DType
 from rlpost.data import PromptSets, load_prompts, steps_until
 from rlpost.data.chat import saved_template
@@ -120,7 +121,13 @@ def running(
             config, engines, lambda: start_learner(config, spec, placement), recorder.folder, stack
         )
         fleet = engines.fleet
-        stack.enter_context(accounted([*fleet.crew, *learner.crew], recorder.folder.logs, recorder.doing))
+
+        def changes(who: str, what: str) -> None:
+            console.warn(f"{who}: {what}")
+            recorder.event("engine", what, who=who)
+
+        fleet.says(changes)
+        stack.enter_context(accounted(Crews(fleet.crew, learner.crew), recorder.folder.logs, recorder.doing))
         check_same_routers(config, model["routing"], engine.get("routing"))
         with starting("the weight transfer", config, "rollout", "cluster", log=recorder.folder.logs):
             fleet.connect(learner)
@@ -331,6 +338,7 @@ def start_fleet(config: Config, spec: EngineSpec, placement: cluster.Placement) 
         gpus=placement.engine_gpus,
         sync_deadline=config.rollout.sync_deadline,
         start_deadline=config.cluster.start_deadline,
+        repair=config.rollout.repair,
     )
 
 

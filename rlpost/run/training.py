@@ -253,6 +253,7 @@ class Run:
         metrics = {
             **resident_mb([*self.fleet.crew, *self.learner.crew]),
             **self.pool.stats(),  # since the last step, evaluations included: times, time-outs, restarts
+            **self.fleet.stats(),  # as well: engines replaced
             **step_metrics(self, groups, kept, lesson, times["time/total"]),  # of this step's own samples
             **self.strategy.metrics(),
             **(self.likelihood.metrics() if self.likelihood is not None else {}),

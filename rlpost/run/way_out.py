@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from rlpost.actors import Crews
 from rlpost.faults import wait
 from rlpost.observe import Alarm
 from rlpost.run.lost import LostActorError, accounted, raiser
@@ -25,7 +26,7 @@ def saved_on_the_way_out(run: Run) -> Iterator[None]:
     """
     console = run.recorder.console
     try:
-        with accounted([*run.fleet.crew, *run.learner.crew], run.recorder.folder.logs, run.recorder.doing):
+        with accounted(Crews(run.fleet.crew, run.learner.crew), run.recorder.folder.logs, run.recorder.doing):
             yield
     except Exception as error:
         run.recorder.fault(error)

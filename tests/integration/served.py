@@ -21,7 +21,13 @@ from tests.conftest import tiny
 def build(model: Path, engines: int = 1, **rollout: Any) -> tuple[Fleet, LearnerGroup]:
     config = parse(tiny(rollout={"engines": engines, "threads": 1, **rollout}, learner={"lr": 0.05, "threads": 1}))
     fleet = Fleet(
-        engine_spec(config, str(model)), [None] * engines, cpus=1, gpus=0, sync_deadline=60, start_deadline=180
+        engine_spec(config, str(model)),
+        [None] * engines,
+        cpus=1,
+        gpus=0,
+        sync_deadline=60,
+        start_deadline=180,
+        repair=config.rollout.repair,
     )
     learner = LearnerGroup(
         learner_spec(config, Roles(config), str(model), 0), [None], cpus=1, gpus=0, start_deadline=180

@@ -29,6 +29,9 @@ class StandInFleet:
         self.requests.append((request, future))
         return future
 
+    def attend(self) -> bool:
+        return False
+
     def answer(self) -> None:
         pending, self.requests = self.requests, []
         for request, future in reversed(pending):

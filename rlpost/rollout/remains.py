@@ -1,0 +1,66 @@
+"""The processes of an engine, on its machine: which they are, whether one is stopped, and their end.
+
+An engine with tensor parallelism has workers below its actor, and a process that is stopped hears nothing of Ray's.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlpost.supervise.leftovers import below
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process that cannot be mistaken for a later one of its number.
+
+    Attributes:
+        began: clock ticks from the start of the machine.
+    """
+
+    pid: int
+    began: int
+
+
+def processes() -> list[Process]:
+    """This one and all below it."""
+    pids = [os.getpid(), *sorted(below())]
+    return [Process(pid, int(fields[19])) for pid in pids if (fields := _stat(pid))]
+
+
+def stopped(found: Sequence[Process]) -> bool:
+    """Whether the first, the actor's own, is stopped: by SIGSTOP, a terminal or a debugger."""
+    fields = _stat(found[0].pid)
+    return bool(fields) and int(fields[19]) == found[0].began and fields[0] in "Tt"
+
+
+def end(found: Sequence[Process], patience: float = 10.0) -> list[int]:
+    """Kill those that are left. Returns what would not go in so many seconds: in the kernel, waiting for a device."""
+    until = time.monotonic() + patience
+    while left := [process.pid for process in found if _living(process)]:
+        for pid in left:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if time.monotonic() > until:
+            return left
+        time.sleep(0.05)
+    return []
+
+
+def _living(process: Process) -> bool:
+    fields = _stat(process.pid)
+    return bool(fields) and int(fields[19]) == process.began and fields[0] not in "ZX"
+
+
+def _stat(pid: int) -> list[str]:
+    """From the state on; nothing of a process that is gone. The name before it may hold any character."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []

@@ -1,0 +1,1 @@
+from tests.integration.conftest import small_model as small_model
