@@ -262,6 +262,10 @@ def test_threads_are_a_part_of_the_cores_where_an_actor_runs(change, cores, engi
             ("rollout.weight_transfer: nccl takes no two processes on one GPU", "leave it out"),
         ),
         (
+            {"cluster": {"colocate": True, "elastic": True}, "rollout": {"engines": 2}, "learner": {"ranks": 2}},
+            ("cluster.elastic: true", "cluster.colocate"),
+        ),
+        (
             {"rollout": {"weight_transfer": "ipc"}},
             ("rollout.weight_transfer: ipc is between an engine and a rank on one GPU", "leave it out"),
         ),

@@ -158,6 +158,8 @@ def test_a_configuration_file_outside_is_refused_and_several_inside_travel_in_th
     )
     files, overrides = split_arguments(["p/tiny.yaml", "p/b.yaml", "seed=1"])
     assert entrypoint([f"{tmp_path}/{f}" for f in files], overrides, project).endswith("train tiny.yaml b.yaml seed=1")
+    watched = entrypoint([f"{tmp_path}/{f}" for f in files], overrides, project, restarts=2)
+    assert watched.endswith("train --restarts 2 tiny.yaml b.yaml seed=1")
 
 
 @pytest.mark.parametrize("folder", ["nowhere", "p/tiny.yaml"])
