@@ -6,15 +6,24 @@ A folder is what its manifest says, whatever the folder is called. Names are for
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from io import BufferedReader
 from pathlib import Path, PurePosixPath
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from rlpost import torch_files
 from rlpost.atomic import fsync
+from rlpost.plain_files import opened, read_json, shown
 
 FILE = "manifest.json"
+# Far above what the largest runs write: a hundred bytes a file, some files a rank.
+LONGEST = 16 * 2**20
+# What is read of these folders is what lies there, named in the manifest or not.
+READ = ("anchors", "deepspeed", "model")
+KINDS = (".bin", ".jinja", ".json", ".model", ".pt", ".py", ".safetensors", ".tiktoken")
 
 
 class ManifestError(ValueError):
@@ -53,7 +62,7 @@ class Manifest(BaseModel):
     def _inside(self) -> Self:
         for name in self.files or {}:
             path = PurePosixPath(name)
-            if path.is_absolute() or ".." in path.parts or not path.parts or "\0" in name:
+            if path.is_absolute() or ".." in path.parts or path.as_posix() != name or "\0" in name or name == ".":
                 raise ValueError(f"{name!r} is no path below the folder")
         return self
 
@@ -69,15 +78,17 @@ def read(folder: Path) -> Manifest:
     """
     file = folder / FILE
     try:
-        if not file.is_file():
-            raise ManifestError(f"it has no {FILE}: it was not finished")
-        return Manifest.model_validate_json(file.read_bytes(), strict=True)
+        return Manifest.model_validate(read_json(file, LONGEST), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
+        key = ".".join(shown(str(part)) for part in first["loc"])
         raise ManifestError(f"{FILE} cannot be read: {f'{key}: ' if key else ''}{first['msg']}") from None
+    except FileNotFoundError:
+        raise ManifestError(f"it has no {FILE}: it was not finished") from None
     except OSError as error:
         raise ManifestError(f"{FILE} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise ManifestError(f"{FILE} cannot be read: {error}") from None
 
 
 def described(folder: Path) -> dict[str, Entry]:
@@ -85,33 +96,52 @@ def described(folder: Path) -> dict[str, Entry]:
     found = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / FILE):
         fsync(path)
-        found[path.relative_to(folder).as_posix()] = Entry(bytes=path.stat().st_size, sha256=_sha256(path))
+        with opened(path) as file:
+            found[path.relative_to(folder).as_posix()] = Entry(bytes=path.stat().st_size, sha256=_sha256(file))
     return found
 
 
 def damage(folder: Path, files: Mapping[str, Entry], content: bool = True) -> list[str]:
-    """What of a folder is not as its manifest says.
+    """What of a folder is not as its manifest says, or is more than data.
 
     Args:
-        content: compare SHA-256 too, which reads everything.
+        content: compare SHA-256 too, which reads everything, and look at what pickles would call.
     """
-    found, root = [], folder.resolve()
-    for name, expected in files.items():
-        path = folder / name
-        try:
-            if not path.is_file():
-                found.append(f"{name} is missing")
-            elif not path.resolve().is_relative_to(root):
-                found.append(f"{name} is a link to somewhere else")
-            elif (size := path.stat().st_size) != expected.bytes:
-                found.append(f"{name} has {size} bytes, expected {expected.bytes}")
-            elif content and _sha256(path) != expected.sha256:
-                found.append(f"{name} is not what was written (SHA-256 differs)")
-        except OSError as error:
-            found.append(f"{name} cannot be read: {error.strerror}")
-    return found
+    found = [
+        f"{shown(name)} {what}" for name, expected in files.items() if (what := _wrong(folder, name, expected, content))
+    ]
+    return found + [f"{shown(name)} is not in {FILE}" for name in _beside(folder, files)]
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _wrong(folder: Path, name: str, expected: Entry, content: bool) -> str | None:
+    path = folder / name
+    try:
+        if linked := next(
+            (p for p in (path, *path.parents) if p.is_relative_to(folder) and p != folder and p.is_symlink()), None
+        ):
+            return f"is a link to somewhere else ({os.readlink(linked)})"
+        with opened(path) as file:
+            if (size := os.fstat(file.fileno()).st_size) != expected.bytes:
+                return f"has {size} bytes, expected {expected.bytes}"
+            if content and _sha256(file) != expected.sha256:
+                return "is not what was written (SHA-256 differs)"
+        return torch_files.refused(path) if content and path.suffix == ".pt" else None
+    except (FileNotFoundError, NotADirectoryError):
+        return "is missing"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+
+
+def _beside(folder: Path, files: Mapping[str, Entry]) -> Iterator[str]:
+    """Files that a library could take for a part of the checkpoint, and nobody wrote."""
+    for read in READ:
+        if (folder / read).is_symlink():
+            yield read
+            continue
+        for path in (folder / read).rglob("*"):
+            if path.suffix in KINDS and (name := path.relative_to(folder).as_posix()) not in files:
+                yield name
+
+
+def _sha256(file: BufferedReader) -> str:
+    return hashlib.file_digest(file, "sha256").hexdigest()

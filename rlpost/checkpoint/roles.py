@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from rlpost import torch_files
+
 FILE = "roles.pt"
 
 
@@ -22,7 +24,7 @@ def load_roles(folder: Path) -> dict[str, Any]:
     """Read what `save_roles` wrote. Nothing in the file is run."""
     import torch
 
-    state: dict[str, Any] = torch.load(folder / FILE, weights_only=True)
+    state: dict[str, Any] = torch_files.load(folder / FILE)
     return _mapped(state, torch.Tensor, lambda tensor: tensor.numpy())
 
 

@@ -17,6 +17,8 @@ and of a checkpoint that goes only the files that its manifest names.
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -31,8 +33,11 @@ from rlpost.checkpoint import flight
 from rlpost.checkpoint.manifest import FILE, Manifest, ManifestError, damage, described, read
 from rlpost.config import Best, ConfigError
 from rlpost.faults import strike
+from rlpost.plain_files import read_json, shown
 
 SCORES = "scores.json"
+LONGEST = 512 * 2**20  # of a JSON file of a checkpoint: far above what ten million prompts need
+SHARD = re.compile(r"deepspeed/state/[^/]*zero_pp_rank_(\d{1,9})_[^/]*optim_states\.pt")
 
 
 class CheckpointError(RuntimeError):
@@ -59,13 +64,15 @@ class Checkpoint:
         return self.manifest.files or {}
 
     def state(self) -> dict[str, Any]:
-        state: dict[str, Any] = json.loads((self.path / "state.json").read_text(encoding="utf-8"))
+        state = read_json(self.path / "state.json", LONGEST)
+        if not isinstance(state, dict):
+            raise ValueError("it is no object")
         return state
 
     def scores(self) -> dict[str, float]:
         """By metric what the latest evaluation of this step said; empty before there was one."""
         try:
-            found = json.loads((self.path / SCORES).read_text(encoding="utf-8"))
+            found = read_json(self.path / SCORES, LONGEST)
         except (OSError, ValueError):
             return {}
         return {k: v for k, v in found.items() if isinstance(v, (int, float))} if isinstance(found, dict) else {}
@@ -79,9 +86,9 @@ class Checkpoint:
         try:
             state = self.state()
             if state["step"] != self.step:
-                return [f"state.json is of step {state['step']}, manifest.json of step {self.step}"]
+                return [f"state.json is of step {state['step']!r}, manifest.json of step {self.step}"]
             return _lacking(self.files, state) or flight.problems(self.path, self.files, state, self.manifest.run)
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, OSError, KeyError, TypeError, ValueError) as error:
             return [f"state.json cannot be read: {error!r}"]
 
 
@@ -167,7 +174,8 @@ class Store:
             self._believed[checkpoint.path] = not problems
             if not problems:
                 return checkpoint, rejected
-            rejected.append(f"{checkpoint.path.name}: {'; '.join(problems[:3])}")
+            more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+            rejected.append(f"{shown(checkpoint.path.name)}: {'; '.join(problems[:3])}{more}")
         return None, rejected
 
     def write(self, step: int, state: dict[str, Any], fill: Callable[[Path], None], alarm: bool = False) -> Checkpoint:
@@ -266,10 +274,10 @@ class Store:
         found, rejected = [], []
         for path, manifest in self._folders():
             if isinstance(manifest, ManifestError):
-                if (path.name[:5] == "step_" and path.name[5:].isdigit()) or (path / FILE).exists():
-                    rejected.append(f"{path.name}: {manifest}")
+                if (path.name[:5] == "step_" and path.name[5:].isdigit()) or os.path.lexists(path / FILE):
+                    rejected.append(f"{shown(path.name)}: {manifest}")
             elif manifest.run != self.run:
-                rejected.append(f"{path.name}: it is of another run ({manifest.run})")
+                rejected.append(f"{shown(path.name)}: it is of another run ({shown(manifest.run)})")
             elif manifest.files is not None:
                 found.append(Checkpoint(path, manifest))
         return sorted(
@@ -316,6 +324,11 @@ def _scored(best: Best) -> Callable[[Checkpoint], str]:
 
 def _lacking(files: Iterable[str], state: Mapping[str, Any]) -> list[str]:
     """Which files no run could continue without are not among these."""
-    shards = [f"deepspeed/state/*zero_pp_rank_{rank}_*optim_states.pt" for rank in range(state["ranks"])]
-    wanted = ["model/*.safetensors", *(shards if state["zero_stage"] else ["deepspeed/state/*"])]
-    return [f"no {pattern}" for pattern in wanted if not matching(files, pattern)]
+    names, wanted = list(files), ["model/*.safetensors"]
+    ranks = range(min(state["ranks"], len(names) + 1))  # as many as there can be, whatever the number says
+    found = {int(match[1]) for name in names if (match := SHARD.fullmatch(name))}
+    if state["zero_stage"]:
+        wanted += [f"deepspeed/state/*zero_pp_rank_{rank}_*optim_states.pt" for rank in ranks if rank not in found]
+    else:
+        wanted += ["deepspeed/state/*"]
+    return [f"no {pattern}" for pattern in wanted if not matching(names, pattern)]

@@ -263,10 +263,7 @@ def _other(names: set[str]) -> str:
 
 def _mapped(file: Path) -> dict[str, Any]:
     """A file of DeepSpeed's, its tensors mapped and not read."""
-    from deepspeed.runtime.fp16.loss_scaler import LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-    from deepspeed.utils.tensor_fragment import fragment_address
+    from rlpost.learner import shards
 
-    with torch.serialization.safe_globals([fragment_address, ZeroStageEnum, LossScaler]):
-        found: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    found: dict[str, Any] = shards.load(file, mmap=True)
     return found

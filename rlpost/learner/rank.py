@@ -65,6 +65,7 @@ class LearnerRank(Reachable, Steps, Delivery):
         from rlpost.learner.logprobs import Policy, TokenLogProbs
         from rlpost.learner.references import References
         from rlpost.learner.replay import moe_blocks
+        from rlpost.learner.shards import Shards
         from rlpost.learner.survival import Sample
         from rlpost.objective import Objective as Terms
 
@@ -105,6 +106,7 @@ class LearnerRank(Reachable, Steps, Delivery):
         self.engine, *_ = deepspeed.initialize(
             model=policy, optimizer=self._optimizer(policy), config=config, dist_init_required=False
         )
+        self.engine.checkpoint_engine = Shards()
         self._config = config
         self.anchors = References(spec.anchors, self._load_anchor, self.engine.module)
         self.terms = Terms(spec.objective)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from rlpost import torch_files
 from rlpost.models.source import ModelSource
 
 if TYPE_CHECKING:
@@ -194,8 +195,6 @@ class References:
 
     def _saved(self, folder: Path, name: str, rank: int) -> dict[str, Tensor]:
         """An anchor's weights by name as this rank is to hold them, whoever wrote them."""
-        import torch
-
         whole = _file(folder, name)
         shards: list[Path] = []
         while (file := _file(folder, name, len(shards))).is_file():
@@ -204,7 +203,7 @@ class References:
             raise FileNotFoundError(
                 f"no weights of anchor {name!r} in {folder}: the checkpoint is of a run where it could not move"
             )
-        parts = [torch.load(f, map_location="cpu", weights_only=True, mmap=True) for f in shards or [whole]]
+        parts = [torch_files.load(f, mmap=True) for f in shards or [whole]]
         model = getattr(self._models[name], "module", self._models[name])
         saved, parameters = dict(parts[0]), dict(model.named_parameters())
         for key in saved.keys() & parameters.keys():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from rlpost.learner.spec import LearnerSpec
 from rlpost.models.source import ModelSource
 from rlpost.types import Sample
 from rlpost.weights import Held, to_tensor
+from tests.archives import Canary, archive
 
 pytestmark = pytest.mark.integration
 READABLE = {"model.norm.weight": Held((64,), "float32")}
@@ -182,6 +184,11 @@ def test_a_saved_learner_goes_on_as_if_it_had_not_stopped(ray_cluster, small_mod
         np.testing.assert_allclose(flat(again), expected, atol=1e-7)
         with pytest.raises(Exception, match="no DeepSpeed state"):
             again.load(tmp_path / "elsewhere")
+        for shard in (tmp_path / "deepspeed" / "state").iterdir():
+            shard.write_bytes(archive(pickle.dumps({"module": Canary(tmp_path / "canary")}, 2)))
+        with pytest.raises(Exception, match=r"states\.pt: it calls posix\.mkdir"):
+            again.load(tmp_path)
+        assert not (tmp_path / "canary").exists()
     finally:
         again.shutdown()
 
