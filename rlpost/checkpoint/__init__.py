@@ -1,7 +1,8 @@
 """One folder with all state of a step: written whole or not at all, verified before it is believed."""
 
 from rlpost.checkpoint import flight
+from rlpost.checkpoint.errors import CheckpointError, DiskFullError
 from rlpost.checkpoint.roles import load_roles, save_roles
-from rlpost.checkpoint.store import Checkpoint, CheckpointError, Store
+from rlpost.checkpoint.store import Checkpoint, Store
 
-__all__ = ["Checkpoint", "CheckpointError", "Store", "flight", "load_roles", "save_roles"]
+__all__ = ["Checkpoint", "CheckpointError", "DiskFullError", "Store", "flight", "load_roles", "save_roles"]

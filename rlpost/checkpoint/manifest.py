@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from io import BufferedReader
 from pathlib import Path, PurePosixPath
 from typing import Literal, Self
@@ -15,12 +16,12 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rlpost import torch_files
-from rlpost.atomic import fsync
 from rlpost.plain_files import opened, read_json, shown
 
 FILE = "manifest.json"
 # Far above what the largest runs write: a hundred bytes a file, some files a rank.
 LONGEST = 16 * 2**20
+READERS = min(8, os.cpu_count() or 1)  # threads that sum files: hashing lets go of the interpreter
 # What is read of these folders is what lies there, named in the manifest or not.
 READ = ("anchors", "deepspeed", "model")
 KINDS = (".bin", ".jinja", ".json", ".model", ".pt", ".py", ".safetensors", ".tiktoken")
@@ -92,13 +93,16 @@ def read(folder: Path) -> Manifest:
 
 
 def described(folder: Path) -> dict[str, Entry]:
-    """Every file below a folder, flushed to the disk first."""
-    found = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / FILE):
-        fsync(path)
+    """Every file below a folder, flushed to the disk first; several at a time."""
+
+    def entry(path: Path) -> tuple[str, Entry]:
         with opened(path) as file:
-            found[path.relative_to(folder).as_posix()] = Entry(bytes=path.stat().st_size, sha256=_sha256(file))
-    return found
+            os.fsync(file.fileno())
+            size = os.fstat(file.fileno()).st_size
+            return path.relative_to(folder).as_posix(), Entry(bytes=size, sha256=_sha256(file))
+
+    with ThreadPoolExecutor(READERS) as readers:
+        return dict(readers.map(entry, sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / FILE)))
 
 
 def damage(folder: Path, files: Mapping[str, Entry], content: bool = True) -> list[str]:
@@ -107,9 +111,9 @@ def damage(folder: Path, files: Mapping[str, Entry], content: bool = True) -> li
     Args:
         content: compare SHA-256 too, which reads everything, and look at what pickles would call.
     """
-    found = [
-        f"{shown(name)} {what}" for name, expected in files.items() if (what := _wrong(folder, name, expected, content))
-    ]
+    with ThreadPoolExecutor(READERS) as readers:
+        wrong = readers.map(lambda name: _wrong(folder, name, files[name], content), files)
+        found = [f"{shown(name)} {what}" for name, what in zip(files, wrong, strict=True) if what]
     return found + [f"{shown(name)} is not in {FILE}" for name in _beside(folder, files)]
 
 

@@ -22,6 +22,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import filter as matching
 from pathlib import Path
@@ -29,8 +30,10 @@ from typing import Any, Literal
 
 from rlpost import atomic
 from rlpost.atomic import fsync
-from rlpost.checkpoint import flight
+from rlpost.checkpoint import flight, room
+from rlpost.checkpoint.errors import CheckpointError
 from rlpost.checkpoint.manifest import FILE, Manifest, ManifestError, damage, described, read
+from rlpost.checkpoint.sealing import Sealing
 from rlpost.config import Best, ConfigError
 from rlpost.faults import strike
 from rlpost.plain_files import read_json, shown
@@ -38,10 +41,6 @@ from rlpost.plain_files import read_json, shown
 SCORES = "scores.json"
 LONGEST = 512 * 2**20  # of a JSON file of a checkpoint: far above what ten million prompts need
 SHARD = re.compile(r"deepspeed/state/[^/]*zero_pp_rank_(\d{1,9})_[^/]*optim_states\.pt")
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be written or taken up."""
 
 
 @dataclass(frozen=True)
@@ -100,13 +99,16 @@ class Store:
     Args:
         folder: where they lie, which others may use too.
         run: `run_id` of the run.
+        deadline: seconds to wait for a checkpoint to be sealed.
     """
 
-    def __init__(self, folder: Path, run: str) -> None:
+    def __init__(self, folder: Path, run: str, deadline: float = 1800.0) -> None:
         self.folder = folder
         self.run = run
         self.last: int | None = None  # the newest step that is known to be saved
         self._believed: dict[Path, bool] = {}
+        self._bytes = 0  # of the checkpoint written last; before the first nothing is known here
+        self._sealing = Sealing(deadline)
 
     def finished(self) -> list[Checkpoint]:
         """The run's checkpoints, newest first and originals before copies, as their manifests say and unread."""
@@ -147,6 +149,7 @@ class Store:
 
     def score(self, step: int, values: Mapping[str, float]) -> None:
         """Write down what an evaluation said of a step, where the step has a checkpoint."""
+        self.join()
         for checkpoint in self._own():
             if checkpoint.step == step:
                 atomic.write_json(checkpoint.path / SCORES, values)
@@ -163,12 +166,13 @@ class Store:
     def _search(
         self, step: int | Literal["best"] | None, best: Best | None = None
     ) -> tuple[Checkpoint | None, list[str]]:
+        self.join()
         found, rejected = self._read()
         if step == "best" and best is not None:
             found, step = self._by_score(best), None
         for checkpoint in (c for c in found if step in (None, c.step)):
             if checkpoint.manifest.alarm and step is None:
-                rejected.append(f"{checkpoint.path.name}: it is of an alarm; --step {checkpoint.step} takes it")
+                rejected.append(f"{shown(checkpoint.path.name)}: it is of an alarm; --step {checkpoint.step} takes it")
                 continue
             problems = checkpoint.problems()
             self._believed[checkpoint.path] = not problems
@@ -179,61 +183,110 @@ class Store:
         return None, rejected
 
     def write(self, step: int, state: dict[str, Any], fill: Callable[[Path], None], alarm: bool = False) -> Checkpoint:
-        """Write the checkpoint of a step atomically.
+        """Write the checkpoint of a step atomically, and wait until it has its name: see `begin`."""
+        path = self.begin(step, state, fill, alarm).path
+        self.join()
+        return Checkpoint(path, read(path))
+
+    def begin(
+        self,
+        step: int,
+        state: dict[str, Any],
+        fill: Callable[[Path], None],
+        alarm: bool = False,
+        keep: int | None = None,
+        best: Best | None = None,
+        every: int | None = None,
+        told: Callable[[], None] | None = None,
+    ) -> Checkpoint:
+        """Write the checkpoint of a step; from when its files are there, it is sealed while the run goes on.
+
+        To seal is to flush and sum the files, to write the manifest, to give the folder its name, and to retain. What goes
+        wrong with it is raised by `check`, or by whoever asks the store for anything next.
 
         Args:
             state: the driver's, with `step` and the learner's `ranks` and `zero_stage`.
             fill: writes everything but state.json into the folder it is given.
             alarm: whether the run ends by one: see `Manifest.alarm`.
+            keep, best, every: what is retained then: see `retain`; all without `keep`.
+            told: called when it is sealed, by whoever hears of it first.
+
+        Returns:
+            the checkpoint as it will be, under the name it will have.
 
         Raises:
             CheckpointError: the weights or a rank's optimizer state are not in the folder after `fill`.
+            DiskFullError: there is less room than the last one took, or it ran out.
         """
+        self.join()
         strike("save.begin", step)
+        room.look_for(self._bytes, self.folder, step)
         name, before = self._place(f"{'alarm' if alarm else 'step'}_{step:06d}")
         manifest = Manifest(format=1, id=uuid.uuid4().hex, run=self.run, name=name, step=step, files=None, alarm=alarm)
         draft = self.folder / manifest.draft
-        draft.mkdir(parents=True)
-        try:
+        with room.told_when_full(self.folder, step), _removed_on_failure(draft):
+            draft.mkdir(parents=True)
             _write_manifest(draft, manifest)  # so that who finds the draft later knows whose it was
             fill(draft)
             (draft / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
-            strike("save.before_manifest", step)
-            files = described(draft)
-            if lacking := _lacking(files, state):
+            names = [p.relative_to(draft).as_posix() for p in draft.rglob("*") if p.is_file()]
+            if lacking := _lacking(names, state):
                 raise CheckpointError(
                     f"{self.folder / name}: {', '.join(lacking)} where it was written: runs_dir "
                     f"({self.folder.parent.parent}) must be on a file system that all nodes share"
                 )
-            manifest = manifest.model_copy(update={"files": files})
-            _write_manifest(draft, manifest)
-            strike("save.after_manifest", step)
-            if before is not None:  # left by a run that was resumed from before it
-                before = Checkpoint(before.path.rename(self.folder / before.manifest.draft), before.manifest)
-            strike("save.before_rename", step)
-            draft.rename(self.folder / name)
-            fsync(self.folder)
-        except BaseException:
-            shutil.rmtree(draft, ignore_errors=True)
-            raise
+
+        def seal() -> None:
+            with room.told_when_full(self.folder, step), _removed_on_failure(draft):
+                self._seal(draft, manifest, before)
+            if keep is not None:
+                self._retain(keep, best, every)
+
+        self._sealing.start(f"the checkpoint of step {step} to be sealed", seal, told)
+        return Checkpoint(self.folder / name, manifest)
+
+    def check(self) -> None:
+        """Say what went wrong with a checkpoint that was begun, if that is known by now."""
+        self._sealing.check()
+
+    def join(self) -> None:
+        """Wait until the checkpoint that was begun is sealed, or raise what went wrong with it."""
+        self._sealing.join()
+
+    def _seal(self, draft: Path, manifest: Manifest, before: Checkpoint | None) -> None:
+        step, path = manifest.step, self.folder / manifest.name
+        strike("save.before_manifest", step)
+        manifest = manifest.model_copy(update={"files": described(draft)})
+        _write_manifest(draft, manifest)
+        strike("save.after_manifest", step)
+        if before is not None:  # left by a run that was resumed from before it
+            before = Checkpoint(before.path.rename(self.folder / before.manifest.draft), before.manifest)
+        strike("save.before_rename", step)
+        draft.rename(path)
+        fsync(self.folder)
         strike("save.after_rename", step)
         if before is not None:
             _remove(before)
-        written = Checkpoint(self.folder / name, manifest)
-        self._believed[written.path] = True
+        self._believed[path] = True
+        self._bytes = sum(entry.bytes for entry in (manifest.files or {}).values())
         self.last = step
-        return written
 
-    def retain(self, keep: int, best: Best | None = None) -> None:
-        """Keep the newest `keep` of the run's own checkpoints that can be believed, and the best ones; drop older ones.
+    def retain(self, keep: int, best: Best | None = None, every: int | None = None) -> None:
+        """Keep the newest `keep` of the run's own checkpoints that can be believed, the best, and those of every so many
+        steps; drop older ones.
 
         What is newer than those and damaged stays: it is not in the way, and something may be left to save. Drafts that
         the run left behind go.
         """
+        self.join()
+        self._retain(keep, best, every)
+
+    def _retain(self, keep: int, best: Best | None, every: int | None) -> None:
         own = self._own()
         newest = [c for c in own if not c.manifest.alarm and self._stands(c)][:keep]
         oldest = min((c.step for c in newest), default=0)
         spared = [c for c in self._by_score(best) if c in own and self._stands(c)][: best.keep] if best else []
+        spared += [c for c in own if every is not None and c.step % every == 0]
         for checkpoint in own:
             if checkpoint.step < oldest and checkpoint not in spared:
                 strike("save.retain", own[0].step)
@@ -242,6 +295,7 @@ class Store:
 
     def clear(self) -> None:
         """Delete all of the run's own checkpoints, and the folder where nothing else is in it."""
+        self.join()
         for checkpoint in self._own():
             _remove(checkpoint)
         self._clear_drafts()
@@ -294,6 +348,15 @@ class Store:
             number += 1
             name = f"{plain}-{number}"  # somebody else's has the name
         return name, None
+
+
+@contextmanager
+def _removed_on_failure(draft: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
 
 
 def _write_manifest(folder: Path, manifest: Manifest) -> None:

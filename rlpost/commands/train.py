@@ -298,8 +298,10 @@ def _train(
             except KeyboardInterrupt:  # in an evaluation between two steps
                 if STOP.insisted:
                     raise
+            store.join()
             if run.step and (store.last is None or store.last < run.step):
                 run.save()
+                store.join()
         if run.stop_requested and (run.step < run.last or config.evaluation.after):
             return False
         if config.evaluation.after:

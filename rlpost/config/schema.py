@@ -303,6 +303,7 @@ class Checkpoint(Section):
         None, gt=0, description="also save with the first step that ends so long after the last save; also in a warm-up"
     )
     keep: int = Field(2, ge=1, description="how many of the newest stay")
+    keep_every: int | None = Field(None, ge=1, description="steps of whose multiples the checkpoints stay for good")
     best: Best | None = None
 
 

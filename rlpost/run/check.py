@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlpost import faults
+from rlpost.checkpoint import room
 from rlpost.config import Config, ConfigError
 from rlpost.data.sources import check_files
 from rlpost.models.facts import Facts, facts_of, outline_of
@@ -74,8 +76,13 @@ def checked(
             raise
         Roles(config)
         return Checked(config, None, [f"not looked at: {error}"])
-    if not elsewhere:
+    disk = _crowded(config, facts)
+    if elsewhere:
+        unseen = [*unseen, *([f"on this machine {disk}"] if disk else [])]
+    else:
         check_memory(config, facts, served)
+        if disk:
+            raise ConfigError(disk)
     return Checked(config, facts, [*lines, *unseen])
 
 
@@ -95,6 +102,26 @@ def check_memory(config: Config, facts: Facts | None, served: bool = True) -> No
     memory = memory_of(config, facts, served=served)
     if memory is not None and memory.problems:
         raise ConfigError("\n".join(memory.problems))
+
+
+def _crowded(config: Config, facts: Facts) -> str | None:
+    """What is wrong with a disk that has no room for the checkpoints that are kept and the one being written."""
+    from rlpost.memory.host import checkpoint
+    from rlpost.memory.shapes import shapes_of
+
+    kept, runs = config.checkpoint, Path(config.runs_dir)
+    each = sum(checkpoint(config, shapes_of(config, facts.config, facts.where)).values())
+    count = kept.keep + (kept.best.keep if kept.best is not None else 0) + 1
+    before = runs / config.name / "checkpoints" if config.name is not None else None  # of a run that is resumed
+    there = sum(p.stat().st_size for p in before.rglob("*") if p.is_file()) if before is not None else 0
+    if each * count - there <= (free := room.free(runs)):
+        return None
+    fits = int((free + there) / each) - (count - kept.keep)
+    less = f"set checkpoint.keep: {fits}, " if fits >= 1 else ""
+    return (
+        f"checkpoint.keep: {kept.keep}: {count} checkpoints of {room.size(each)}, with the one being written, take "
+        f"{room.size(each * count)}, and {runs} has {room.size(free)} free: make room, {less}or set runs_dir to a larger disk"
+    )
 
 
 def _check_anchors(config: Config, roles: Roles, policy: Facts) -> None:

@@ -135,7 +135,8 @@ class Run:
         return self.config.last_step
 
     def saves(self, step: int) -> bool:
-        """Whether a checkpoint is written of this step, which is done."""
+        """Whether a checkpoint is written of this step, which is done. Raises what went wrong with the one before."""
+        self.store.check()
         return self.config.saves(step) or self.timetable.due
 
     def say(self, phase: str) -> None:
@@ -286,7 +287,7 @@ class Run:
         self.finished = Snapshot(self.step, state, roles, self.sampler.in_flight(), pending)
 
     def save(self, alarm: bool = False) -> checkpoint.Checkpoint:
-        """Write a checkpoint of the last finished step, then drop the oldest.
+        """Write a checkpoint of the last finished step, which is sealed while the run goes on; then the oldest goes.
 
         The learner must be at that step (`intact`). What is in flight is saved as far as it is sampled.
 
@@ -313,14 +314,20 @@ class Run:
                 checkpoint.flight.save(draft, self.store.run, done.step, self._made_with(), pending)
             (draft / "probe.json").write_text(json.dumps(probe_to_json(probe, logp, self.config.rollout.temperature)))
 
-        written = self.store.write(done.step, {**done.state, "flight": len(pending)}, fill, alarm)
-        self.recorder.event("checkpoint", written.path.name, step=done.step)
-        self._retain()
+        kept = self.config.checkpoint
+
+        def told() -> None:
+            self.recorder.event("checkpoint", written.path.name, step=done.step)
+            self.timetable.saved(time.monotonic() - began)
+
+        state = {**done.state, "flight": len(pending)}
+        written = self.store.begin(done.step, state, fill, alarm, kept.keep, kept.best, kept.keep_every, told)
         self.timetable.saved(time.monotonic() - began)
         return written
 
     def _retain(self) -> None:
-        self.store.retain(self.config.checkpoint.keep, self.config.checkpoint.best)
+        kept = self.config.checkpoint
+        self.store.retain(kept.keep, kept.best, kept.keep_every)
 
     def state_dict(self) -> dict[str, Any]:
         """The driver's own state."""

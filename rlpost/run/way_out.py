@@ -47,6 +47,7 @@ def _save(run: Run, error: Exception) -> str:
         except Alarm as alarm:
             run.recorder.fault(alarm)
             error = alarm
+    unsealed = _unsealed(run)
     step = run.finished.step if run.finished is not None else 0
     last, folder = run.store.last, run.recorder.folder.path
     if not step or last == step:
@@ -64,10 +65,12 @@ def _save(run: Run, error: Exception) -> str:
         try:
             wait([member.handle.__ray_ready__.remote() for member in run.learner.crew], ANSWER, "the learner to answer")
             saved = run.save(alarm=isinstance(error, Alarm))
+            run.store.join()
         except Exception as failed:  # noqa: BLE001 - the run ends by what broke first; this is said beside it
             why = f"{type(failed).__name__}: {failed}"
     if why is not None:
         before = f"the newest checkpoint is of step {last}" if last is not None else "there is no checkpoint"
+        before += unsealed
         return f"step {step} is not saved ({why}); {before}: rlpost resume {folder}"
     if isinstance(error, Alarm):
         return (
@@ -75,6 +78,15 @@ def _save(run: Run, error: Exception) -> str:
             f"goes on from it, rlpost resume {folder} from before"
         )
     return f"step {step} is saved as {saved.path.name}: rlpost resume {folder}"
+
+
+def _unsealed(run: Run) -> str:
+    """Wait for the checkpoint under way; what went wrong with it, which does not keep this step from being saved."""
+    try:
+        run.store.join()
+    except Exception as failed:  # noqa: BLE001 - the run ends by what broke first; this is said beside it
+        return f"; the checkpoint before could not be written: {failed}"
+    return ""
 
 
 def _is_learners(run: Run, error: Exception) -> bool:

@@ -15,6 +15,7 @@ from rlpost.models.load import load_causal_lm
 from rlpost.models.save import save_pretrained
 from rlpost.models.source import ModelSource
 from rlpost.observe import RunFolder
+from tests.archives import archive
 from tests.conftest import tiny
 from tests.tiny_models import make
 
@@ -76,7 +77,7 @@ def run(tmp_path):
         described = {name: t.to("meta") for name, t in tensors.items()}
         save_pretrained(draft / "model", source, described, tensors.items(), torch.bfloat16)
         (draft / "deepspeed" / "state").mkdir(parents=True)
-        (draft / "deepspeed" / "state" / "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt").write_bytes(b"w")
+        (draft / "deepspeed" / "state" / "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt").write_bytes(archive())
         (draft / "probe.json").write_text(json.dumps({"temperature": 1.0, "sequences": sequences}))
 
     Store(made.checkpoints, made.run_id).write(1, {"step": 1, "ranks": 1, "zero_stage": 1}, fill)

@@ -28,6 +28,7 @@ from rlpost.learner.rank import LearnerRank
 from rlpost.observe import Alarm
 from rlpost.run.check import Checked
 from rlpost.stop import STOP
+from tests.archives import archive
 from tests.conftest import tiny
 
 pytestmark = pytest.mark.usefixtures("shipped_verifiers_load", "hang_ups_heard")
@@ -68,7 +69,7 @@ class StandInRun:
         def fill(folder: Path) -> None:
             for name in ("model/model.safetensors", "deepspeed/state/mp_rank_00_model_states.pt"):
                 (folder / name).parent.mkdir(parents=True)
-                (folder / name).write_bytes(b"w")
+                (folder / name).write_bytes(archive())
 
         state = {"step": self.step, "base": "base", "ranks": 1, "zero_stage": 0}
         state |= {"last": self.last, "length": self.config.length}

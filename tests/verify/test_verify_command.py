@@ -20,6 +20,7 @@ from rlpost.exit_codes import ALARM, BAD_USAGE, DONE, NOTHING_TO_DO
 from rlpost.observe import RunFolder
 from rlpost.observe.rollouts import write_rollouts
 from rlpost.types import Prompt, Rollout, Verdict
+from tests.archives import archive
 from tests.conftest import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -344,7 +345,7 @@ def test_a_run_s_other_columns_come_from_its_data(folder):
         tokenizer.save_pretrained(draft / "model")
         for name in ("model/model.safetensors", "deepspeed/state/mp_rank_00_model_states.pt"):
             (draft / name).parent.mkdir(parents=True, exist_ok=True)
-            (draft / name).write_bytes(b"w")
+            (draft / name).write_bytes(archive())
 
     Store(made.checkpoints, made.run_id).write(1, {"step": 1, "ranks": 1, "zero_stage": 0}, fill)
     rollouts = [rollout(p, p.metadata["entry"]["metadata"]["expression"], None) for p in prompts]

@@ -19,6 +19,7 @@ from rlpost.data import STRATEGIES
 from rlpost.run import training
 from rlpost.run.training import Run
 from rlpost.types import Prompt
+from tests.archives import archive
 from tests.conftest import merge, tiny
 from tests.unit.rollout.test_rollout_sampler import StandInFleet, StandInPool
 
@@ -27,7 +28,7 @@ class StandInLearner:
     def save(self, draft: Path, step: int) -> None:
         for name in ("model/model.safetensors", "deepspeed/state/shard.pt"):
             (draft / name).parent.mkdir(parents=True, exist_ok=True)
-            (draft / name).write_bytes(b"1")
+            (draft / name).write_bytes(archive())
 
     def unshared(self, draft: Path) -> None:
         return None
