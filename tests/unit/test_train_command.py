@@ -20,6 +20,7 @@ import rlpost.run.way_out
 from rlpost import checkpoint, cluster, events
 from rlpost.cli import run
 from rlpost.config import Learner, Model, load
+from rlpost.config.schema import Checkpoint as Saving
 from rlpost.data.errors import DataError
 from rlpost.exit_codes import ALARM, BAD_USAGE, DONE, FAULT, NOTHING_TO_DO, PREEMPTED
 from rlpost.learner.group import LearnerGroup
@@ -504,7 +505,7 @@ def test_ranks_that_do_not_see_the_folder_are_named_before_anything_is_written(t
         finished=SimpleNamespace(step=1, state={}, flights=[], pending=[]),
         sampler=SimpleNamespace(settle=lambda flights: None),
         prompts=None,
-        config=SimpleNamespace(rollout=SimpleNamespace(max_tokens=4)),
+        config=SimpleNamespace(rollout=SimpleNamespace(max_tokens=4), checkpoint=Saving()),
     )
     monkeypatch.setattr(rlpost.run.training, "probe_batch", lambda *_: None)
     with pytest.raises(checkpoint.CheckpointError, match=r"rank 1 on node-7.*all nodes share"):

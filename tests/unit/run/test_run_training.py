@@ -100,12 +100,18 @@ def one_step(run: Run) -> None:
     run.snapshot()
 
 
+def save(run: Run) -> None:
+    """Save, and wait until another can read it."""
+    run.save()
+    run.store.join()
+
+
 def resumed(run: Run) -> Run:
-    saved, rejected = run.store.newest()
-    assert (saved is not None, rejected) == (True, [])
-    run._restore_data(saved, saved.state())
-    run.sampler.load_state_dict(saved.state()["sampler"])
-    run.step = run.submitted = saved.step
+    newest, rejected = run.store.newest()
+    assert (newest is not None, rejected) == (True, [])
+    run._restore_data(newest, newest.state())
+    run.sampler.load_state_dict(newest.state()["sampler"])
+    run.step = run.submitted = newest.step
     return run
 
 
@@ -117,7 +123,7 @@ def test_what_is_saved_is_the_finished_step_though_the_next_has_begun(parts):
     loop.submit(run, 3)  # drawn, submitted, and one step's groups taken: none of it is of step 1
     run.sampler.collect(2, 4)
     run.likelihood.seen.append(2)
-    run.save()
+    save(run)
     saved, _ = run.store.newest()
     state = saved.state()
     assert (state["step"], state["flight"], list(state["drawn"])) == (1, 4, ["2"])
@@ -131,7 +137,7 @@ def test_what_is_saved_is_the_finished_step_though_the_next_has_begun(parts):
 def test_what_was_in_flight_is_learned_from_and_never_sampled_again(parts):
     run = parts()
     one_step(run)
-    run.save()
+    save(run)
     again = resumed(parts())
     loop.submit(again, 2)
     loop.submit(again, 3)
@@ -153,7 +159,7 @@ def test_what_was_in_flight_is_learned_from_and_never_sampled_again(parts):
 def test_what_was_sampled_under_other_settings_is_sampled_again_and_said(parts, changes, why):
     run = parts()
     one_step(run)
-    run.save()
+    save(run)
     again = resumed(parts(**changes))
     loop.submit(again, 2)
     assert [r.prompt_id for r, _ in again.fleet.requests] == [f"p{i}" for i in range(4, 8)]
@@ -167,7 +173,7 @@ def test_a_checkpoint_from_before_rollouts_in_flight_were_kept_is_taken_and_says
     run = parts()
     one_step(run)
     del run.finished.flights[:]
-    run.save()
+    save(run)
     again = resumed(parts())
     loop.submit(again, 2)
     assert [r.prompt_id for r, _ in again.fleet.requests] == [f"p{i}" for i in range(4, 8)]
@@ -179,7 +185,7 @@ def test_a_checkpoint_from_before_rollouts_in_flight_were_kept_is_taken_and_says
 def test_prompts_in_flight_are_dealt_anew_to_steps_of_another_size(parts, wanted, dealt):
     run = parts()
     one_step(run)
-    run.save()
+    save(run)
     again = resumed(parts(learner={"prompts_per_step": wanted}))
     assert [len(prompts) for prompts in again.drawn.values()] == dealt
     loop.submit(again, 2)
@@ -197,7 +203,7 @@ def test_a_step_without_overlap_leaves_no_file(parts):
     del run.drawn[1]
     run.step = 1
     run.snapshot()
-    run.save()
+    save(run)
     saved, _ = run.store.newest()
     assert checkpoint.flight.FILE not in saved.files
     assert resumed(parts()).recorder.said == []
@@ -230,7 +236,7 @@ def test_a_checkpoint_whose_rollouts_in_flight_are_damaged_or_anothers_is_passed
     monkeypatch.chdir(tmp_path)
     run = parts()
     one_step(run)
-    run.save()
+    save(run)
     (folder,) = (tmp_path / "checkpoints").iterdir()
     change(folder / checkpoint.flight.FILE)
     if resealed:  # whoever can write the file can write the manifest
