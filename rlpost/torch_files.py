@@ -132,5 +132,5 @@ def _called(program: bytes) -> str | None:
         if opcode.name == "GLOBAL":
             name = str(argument).replace(" ", ".", 1)
             if name not in TENSORS | DEEPSPEED and not STORAGE.fullmatch(name):
-                return f"it calls {shown(name)}, which is not among what a checkpoint holds: it is not loaded"
+                return f"it calls {shown(name)}, which is not among what a checkpoint holds"
     return None

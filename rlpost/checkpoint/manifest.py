@@ -129,7 +129,8 @@ def _wrong(folder: Path, name: str, expected: Entry, content: bool) -> str | Non
                 return f"has {size} bytes, expected {expected.bytes}"
             if content and _sha256(file) != expected.sha256:
                 return "is not what was written (SHA-256 differs)"
-        return torch_files.refused(path) if content and path.suffix == ".pt" else None
+        why = torch_files.refused(path) if content and path.suffix == ".pt" else None
+        return why and f"is not loaded: {why}"
     except (FileNotFoundError, NotADirectoryError):
         return "is missing"
     except OSError as error:
