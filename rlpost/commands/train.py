@@ -53,7 +53,7 @@ def proceed(path: Path, overrides: list[str], step: int | None = None) -> int:
         saved, rejected = _chosen(store, step, saved), []
     if saved is None:
         check_nothing_is_lost(folder, rejected)
-        config = checked(config).config
+        config = checked(config, begins=False).config
         anew = _read_before(folder, config)
         with Recorder(folder, config, resumed_at=-1) as recorder:  # the evaluation at step 0 is made again too
             recorder.console.info(f"{folder.path} has no checkpoint yet: it starts anew")
@@ -61,7 +61,7 @@ def proceed(path: Path, overrides: list[str], step: int | None = None) -> int:
             return _go(config, recorder, store, anew)
     check_same_start(load([folder.config], []), config, saved)
     state = saved.state()
-    ready = checked(config, state["base"])
+    ready = checked(config, state["base"], begins=False)
     config = ready.config
     last = state["last"] if state["length"] == config.length else config.steps
     done = last is not None and state["step"] >= last and _summarized(folder, state["step"])

@@ -35,7 +35,12 @@ class Checked:
 
 
 def checked(
-    config: Config, base: str | None = None, elsewhere: bool = False, served: bool = True, weights: bool = True
+    config: Config,
+    base: str | None = None,
+    elsewhere: bool = False,
+    served: bool = True,
+    weights: bool = True,
+    begins: bool = True,
 ) -> Checked:
     """Build every role once and look at every model, so that a wrong parameter, a broken file or a model that cannot do
     what is asked is refused.
@@ -45,6 +50,7 @@ def checked(
         elsewhere: the run is to be on other machines, which may hold models that are out of reach here.
         served: whether engines are to serve the policy, too.
         weights: whether the policy's have to be here.
+        begins: whether it is a new run, which has to find room on its disk. One that goes on may find it later.
 
     Raises:
         ConfigError: naming key, value and fix.
@@ -76,7 +82,7 @@ def checked(
             raise
         Roles(config)
         return Checked(config, None, [f"not looked at: {error}"])
-    disk = _crowded(config, facts)
+    disk = _crowded(config, facts) if begins else None
     if elsewhere:
         unseen = [*unseen, *([f"on this machine {disk}"] if disk else [])]
     else:
@@ -112,11 +118,9 @@ def _crowded(config: Config, facts: Facts) -> str | None:
     kept, runs = config.checkpoint, Path(config.runs_dir)
     each = sum(checkpoint(config, shapes_of(config, facts.config, facts.where)).values())
     count = kept.keep + (kept.best.keep if kept.best is not None else 0) + 1
-    before = runs / config.name / "checkpoints" if config.name is not None else None  # of a run that is resumed
-    there = sum(p.stat().st_size for p in before.rglob("*") if p.is_file()) if before is not None else 0
-    if each * count - there <= (free := room.free(runs)):
+    if each * count <= (free := room.free(runs)):
         return None
-    fits = int((free + there) / each) - (count - kept.keep)
+    fits = int(free / each) - (count - kept.keep)
     less = f"set checkpoint.keep: {fits}, " if fits >= 1 else ""
     return (
         f"checkpoint.keep: {kept.keep}: {count} checkpoints of {room.size(each)}, with the one being written, take "
