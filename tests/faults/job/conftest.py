@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -55,9 +56,16 @@ class Job:
         return found
 
     def left(self) -> dict[int, str]:
-        """What still runs of all it started."""
+        """What still runs of all it started, now."""
         found = [int(p) for p in os.listdir("/proc") if p.isdecimal()]
         return {pid: told(pid).decode() for pid in found if self.mark in told(pid, "environ")}
+
+    def stays(self, seconds: float = 30) -> dict[int, str]:
+        """What still runs of it when its last processes have had time to see that it ended: Ray's agents take some."""
+        until = time.monotonic() + seconds
+        while (left := self.left()) and time.monotonic() < until:
+            time.sleep(0.5)
+        return left
 
 
 def parent(pid: int) -> int:

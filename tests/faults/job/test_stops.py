@@ -38,7 +38,7 @@ def test_a_stop_while_an_engine_samples_waits_for_nobody(start, write_config, tm
     out = job.end()
     assert job.process.returncode == PREEMPTED, out
     assert f"stopped after step 2; continue with: rlpost resume {run}" in " ".join(out.split())
-    assert not job.left()
+    assert not job.stays()
     rlpost("resume", run)
     assert [row["step"] for row in metrics(run)] == [1, 2, 3]
 
@@ -55,7 +55,7 @@ def test_time_that_runs_out_is_a_stop_in_good_time(start, write_config, tmp_path
     kept = sorted(p.name for p in (run / "checkpoints").iterdir())
     assert kept[-1] == f"step_{last:06d}"
     assert len(kept) == 2, "saved by the clock on its way"
-    assert not job.left()
+    assert not job.stays()
 
 
 # ------------------------------------------------------------------------------------------------- at random moments
@@ -108,9 +108,10 @@ def test_a_stop_at_a_random_moment(start, write_config, tmp_path, undisturbed, s
         )
     # Before Python has come to our first line the signal is the kernel's; and a run that was done stays so.
     assert job.process.returncode in (PREEMPTED, DONE, -number), out
-    assert (job.process.returncode != -number) or not run.exists()
-    assert not job.left()
-    if run.exists():
+    begun = (run / "manifest.json").exists()
+    assert job.process.returncode != -number or not begun
+    assert not job.stays()
+    if begun:
         rlpost("resume", run, expect=NOTHING_TO_DO if job.process.returncode == DONE else DONE)
     else:
         rlpost("train", path)
@@ -129,4 +130,4 @@ def test_the_second_signal_ends_at_once_whatever_hangs(start, write_config, tmp_
     os.kill(job.process.pid, signal.SIGINT)
     out = job.end()
     assert job.process.returncode == 130, out
-    assert not job.left()
+    assert not job.stays()
