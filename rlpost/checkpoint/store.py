@@ -33,6 +33,7 @@ from rlpost.atomic import fsync
 from rlpost.checkpoint import flight, room
 from rlpost.checkpoint.errors import CheckpointError
 from rlpost.checkpoint.manifest import FILE, Manifest, ManifestError, damage, described, read
+from rlpost.checkpoint.mirror import Mirror
 from rlpost.checkpoint.sealing import Sealing
 from rlpost.config import Best, ConfigError
 from rlpost.faults import strike
@@ -99,24 +100,34 @@ class Store:
     Args:
         folder: where they lie, which others may use too.
         run: `run_id` of the run.
-        deadline: seconds to wait for a checkpoint to be sealed.
+        deadline: seconds to wait for a checkpoint to be sealed, and uploaded.
+        mirror: where sealed checkpoints are uploaded to.
     """
 
-    def __init__(self, folder: Path, run: str, deadline: float = 1800.0) -> None:
+    def __init__(self, folder: Path, run: str, deadline: float = 1800.0, mirror: Mirror | None = None) -> None:
         self.folder = folder
         self.run = run
         self.last: int | None = None  # the newest step that is known to be saved
         self._believed: dict[Path, bool] = {}
         self._bytes = 0  # of the checkpoint written last; before the first nothing is known here
         self._sealing = Sealing(deadline)
+        self.mirror = mirror
 
     def finished(self) -> list[Checkpoint]:
         """The run's checkpoints, newest first and originals before copies, as their manifests say and unread."""
         return self._read()[0]
 
     def newest(self) -> tuple[Checkpoint | None, list[str]]:
-        """The newest checkpoint that can be believed, and what was passed over and why."""
+        """The newest checkpoint that can be believed, and what was passed over and why.
+
+        Where there is none, that of the mirror is downloaded.
+        """
         checkpoint, rejected = self._search(None)
+        if checkpoint is None and self.mirror is not None and not rejected:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            rejected = self.mirror.fetch(self.folder)
+            checkpoint, more = self._search(None)
+            rejected += more
         if checkpoint is not None:
             self.last = checkpoint.step
         return checkpoint, rejected
@@ -241,6 +252,8 @@ class Store:
                 self._seal(draft, manifest, before)
             if keep is not None:
                 self._retain(keep, best, every)
+            if self.mirror is not None and not alarm:
+                self.mirror.put(self.folder / manifest.name, {c.path.name for c in self._own()})
 
         self._sealing.start(f"the checkpoint of step {step} to be sealed", seal, told)
         return Checkpoint(self.folder / name, manifest)

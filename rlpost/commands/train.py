@@ -34,7 +34,7 @@ def start(config: Config, command: list[str]) -> int:
     with _new_run(config, command) as recorder, refused_leaves_nothing(recorder.folder):
         recorder.event("started", " ".join(command), step=0)
         _say(recorder, ready.lines)
-        return _go(config, recorder, _store(recorder.folder))
+        return _go(config, recorder, _store(recorder.folder, config))
 
 
 def proceed(path: Path, overrides: list[str], step: int | None = None) -> int:
@@ -47,7 +47,7 @@ def proceed(path: Path, overrides: list[str], step: int | None = None) -> int:
     if folder.read_manifest()["command"][1:2] == ["sft"]:
         return _proceed_warm_up(folder, overrides)
     config = load([folder.config], overrides)
-    store = _store(folder)
+    store = _store(folder, config)
     saved, rejected = store.newest()
     if step is not None:
         saved, rejected = _chosen(store, step, saved), []
@@ -214,8 +214,10 @@ def _new_run(config: Config, command: list[str]) -> Recorder:
         return Recorder(folder, config)
 
 
-def _store(folder: RunFolder) -> checkpoint.Store:
-    return checkpoint.Store(folder.checkpoints, folder.run_id)
+def _store(folder: RunFolder, config: Config) -> checkpoint.Store:
+    url = config.checkpoint.mirror
+    mirror = checkpoint.Mirror(url, folder.run_id) if url is not None else None
+    return checkpoint.Store(folder.checkpoints, folder.run_id, config.learner.deadline, mirror)
 
 
 def _read(config: Config, base: str | None = None) -> Material:

@@ -305,6 +305,11 @@ class Checkpoint(Section):
     keep: int = Field(2, ge=1, description="how many of the newest stay")
     keep_every: int | None = Field(None, ge=1, description="steps of whose multiples the checkpoints stay for good")
     best: Best | None = None
+    mirror: str | None = Field(
+        None,
+        pattern=r"^[a-z][a-z0-9+]*://.+",
+        description="URL of a folder (s3://, gs://, ...) that sealed checkpoints are uploaded to, and resumed from",
+    )
 
 
 class Resume(Section):
