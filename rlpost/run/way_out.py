@@ -47,6 +47,8 @@ def _save(run: Run, error: Exception) -> str:
         except Alarm as alarm:
             run.recorder.fault(alarm)
             error = alarm
+        except Exception as failed:  # noqa: BLE001 - as below; then the learner is not at the last finished step
+            run.recorder.console.warn(f"the step under way cannot be finished: {type(failed).__name__}: {failed}")
     unsealed = _unsealed(run)
     step = run.finished.step if run.finished is not None else 0
     last, folder = run.store.last, run.recorder.folder.path

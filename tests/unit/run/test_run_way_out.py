@@ -36,7 +36,7 @@ class StandInRun:
         )
         self.fleet = SimpleNamespace(crew=[])
         self.learner = SimpleNamespace(crew=[])
-        self.store = SimpleNamespace(last=2)
+        self.store = SimpleNamespace(last=2, join=lambda: None)
         self.finished = SimpleNamespace(step=4)
         self.intact, self.close_step = True, None
 
@@ -132,6 +132,24 @@ def test_a_step_that_turns_out_to_set_off_an_alarm_is_saved_as_such(made):
     assert "--step 4" in breaks(made, OSError("first"))
     assert made.saved == [True]
     assert made.told[1:] == [ALARM]
+
+
+def test_a_step_that_cannot_be_closed_does_not_hide_why_the_run_ended(made):
+    made.intact = False
+
+    def close() -> None:
+        raise RuntimeError("samples went missing")
+
+    made.close_step = close
+    assert "on its way to another step" in breaks(made, LostActorError("gone", "engine 0"))
+    assert "the step under way cannot be finished: RuntimeError: samples went missing" in made.warned[0]
+    assert made.saved == []
+
+
+def test_a_checkpoint_under_way_is_waited_for_and_counts(made):
+    made.store.join = lambda: setattr(made.store, "last", 4)
+    assert "nothing is left to save" in breaks(made, OSError("first"))
+    assert made.saved == []
 
 
 def test_a_save_that_fails_does_not_hide_why_the_run_ended(made):
