@@ -117,7 +117,7 @@ def script(monkeypatch) -> dict[str, object]:
     monkeypatch.setattr(rlpost.run.way_out, "wait", lambda *_: [])
     monkeypatch.setattr(cluster, "session", lambda config: nullcontext(lambda: None))
     monkeypatch.setattr(rlpost.run.base, "base_model", base_model)
-    monkeypatch.setattr("rlpost.commands.train.checked", lambda config, base=None: Checked(config))
+    monkeypatch.setattr("rlpost.commands.train.checked", lambda config, *_, **__: Checked(config))
     monkeypatch.setattr("rlpost.commands.train._read", read)
     monkeypatch.setattr(rlpost.run.start, "running", running)
     monkeypatch.setattr("rlpost.loop.train", train)
