@@ -64,7 +64,7 @@ def advance(run: Run, step: int) -> None:
     check_staleness(lesson, run.version, config.rollout.max_staleness)
     metrics = learn(run, lesson)
     clock.lap("learn")
-    run.version = step
+    run.version = run.fleet.learned = step
     run.close_step = partial(close, run, step, groups, kept, lesson, metrics, clock)
     strike("driver.learned", step)
 

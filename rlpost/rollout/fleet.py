@@ -53,6 +53,7 @@ class Fleet:
     ) -> None:
         self.spec = spec
         self.version = 0
+        self.learned = 0  # the version of the weights that the learner holds, where it is ahead
         self.sync_deadline = sync_deadline
         self._start_deadline = start_deadline
         settings = repair or config.Repair()
@@ -128,7 +129,9 @@ class Fleet:
         """
         lost = self._watch.look(self._seats)
         if lost:
-            self._replace(lost, lambda: self._fit(self.version, self._repair.stale()))
+            # The weights that others may still sample with, nobody has any more.
+            version = max(self.version, self.learned)
+            self._replace(lost, lambda: self._fit(version, self._repair.stale()))
         return bool(lost)
 
     def sync(self, learner: LearnerGroup, version: int, dtype: DType) -> dict[str, float]:
@@ -217,8 +220,14 @@ class Fleet:
             self._all(seats, "load_weights", version, *parts, what="load weights")
         else:
             seats = self._seats
+            self._present()
             probes = self._beside(lambda: learner.send_weights(dtype, self._readable, version, self.sync_deadline))
         self._all(seats, "accept_version", version, probes, what="accept a weight version")
+
+    def _present(self) -> None:
+        """See that nobody is lost before ranks begin: under ZeRO they would be left in the middle of their collectives."""
+        refs = {seat.handle.beat.remote(): seat for seat in self._seats}
+        self._watch.wait(refs, self._seats, self.sync_deadline, "the engines to say that they are there")
 
     def _given(self, arrays: Any, probes: dict[str, Probe], version: int, seats: Sequence[Seat]) -> None:
         """Give adapters that no learner changes to these."""

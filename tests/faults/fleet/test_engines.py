@@ -126,6 +126,21 @@ def test_an_update_that_meets_a_lost_engine_is_made_again_by_all(serving, how):
     assert max(learner_logp(serving.learner, rollouts) for rollouts in found) < 1e-4, "all serve what was learned"
 
 
+@pytest.mark.long
+def test_one_that_is_lost_when_the_learner_is_ahead_gets_what_the_learner_has_under_its_version(serving):
+    nudge(serving.learner)
+    serving.fleet.learned = serving.version + 1
+    os.kill(serving.pid(1), signal.SIGKILL)
+    found = attended(serving.fleet, [serving.fleet.submit(request) for request in serving.requests()])
+    fresh = [rs for rs in found if set(rs[0].versions) == {serving.version + 1}]
+    old = [rs for rs in found if set(rs[0].versions) == {serving.version}]
+    assert len(fresh) + len(old) == GROUPS
+    assert fresh
+    assert max(learner_logp(serving.learner, rollouts) for rollouts in fresh) < 1e-4
+    serving.version += 1
+    serving.fleet.sync(serving.learner, serving.version, "float32")
+
+
 def test_what_an_engine_itself_refuses_is_no_loss(serving):
     before = serving.pid(0)
     with pytest.raises(Exception, match="the engine holds"):
