@@ -136,8 +136,9 @@ def test_an_unknown_key_is_named_with_the_nearest_known_one(change: dict, key: s
 
 
 def test_an_unknown_key_like_no_other_is_told_with_all_that_are_known_there():
-    assert "checkpoint.zzz: unknown key, value 1 (known here: best, every, keep)" in refused(
-        tiny(checkpoint={"zzz": 1})
+    assert (
+        "checkpoint.zzz: unknown key, value 1 (known here: best, every, keep, keep_every, minutes, mirror)"
+        in refused(tiny(checkpoint={"zzz": 1}))
     )
 
 
