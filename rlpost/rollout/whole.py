@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from vllm.model_executor.layers.attention.mla_attention import MLAAttention
 from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
+from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 from vllm.model_executor.model_loader.reload.layerwise import _layerwise_process, get_layerwise_info
 from vllm.model_executor.model_loader.reload.meta import materialize_layer
 
@@ -174,10 +175,18 @@ class WholeUpdate:
                 continue
             # A module that has got everything is done, and forgets how much it was.
             got, whole = info.load_numel, info.load_numel_total or 0
-            wanted = any(f"{name}.{own}" in known for own in module._parameters)
+            wanted = any(f"{name}.{own}" in known for own in module._parameters) and not _pads(module)
             if wanted and got < whole and (got == 0 or isinstance(module, RoutedExperts)):
                 unset.append(f"{name} ({got} of {whole} elements)")
         return unset
+
+
+def _pads(module: nn.Module) -> bool:
+    """Whether a worker's share of a vocabulary is padding alone: a small one ends before the last worker's share."""
+    if not isinstance(module, VocabParallelEmbedding):
+        return False
+    share = module.shard_indices
+    return share.num_org_elements + share.num_added_elements == 0
 
 
 def fingerprint(tensor: torch.Tensor) -> tuple[str, tuple[int, ...], int]:

@@ -72,3 +72,9 @@ def test_an_engine_of_two_gpus_is_two_processes_of_its_actor(experts):
     with connected(experts, "nccl", engines=1, ranks=1, tensor_parallel=2, routing={"replay": "r3"}) as pair:
         for sampled in pair.updates():
             assert all(r.routes.valid.all() for rollouts in sampled for r in rollouts)
+
+
+def test_a_worker_whose_share_of_the_vocabulary_is_padding_alone_lacks_nothing(small_model):
+    """vLLM pads a vocabulary before it is shared out: of a small one the second worker has no token."""
+    with connected(small_model, "nccl", engines=1, ranks=1, tensor_parallel=2) as pair:
+        pair.updates()
