@@ -8,7 +8,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help setup quickstart test nightly unit verifiers engines methods extras lint bench chaos clean
+OF_VERIFIERS := tests/faults/verifiers tests/faults/test_faults_verifier_pool.py
+
+.PHONY: help setup quickstart test nightly unit verifiers faults engines methods extras lint bench chaos clean
 
 help:            ## show the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -29,12 +31,15 @@ $(VENV)/.ready: requirements/$(EXTRA).lock pyproject.toml
 quickstart: $(VENV)/.ready  ## the main job: warm a small model up, train it with GRPO, show the difference
 	$(BIN)/rlpost train configs/quickstart.yaml
 
-# Tests of verifiers mostly wait, so they run beside those that compute.
+# Tests of verifiers mostly wait, so they run beside those that compute; those of runs that are broken follow them.
 test: lint unit  ## all tests: unit; then verifiers and faults, beside integration and methods
-	$(MAKE) --no-print-directory --jobs=2 verifiers engines
+	$(MAKE) --no-print-directory --jobs=2 faults engines
 
-verifiers: $(VENV)/.ready  ## the tests of verifiers and of faults (minutes)
-	$(BIN)/python -m pytest -n 3 -m "not long" tests/verify tests/faults
+verifiers: $(VENV)/.ready  ## the tests of verifiers (minutes)
+	$(BIN)/python -m pytest -n 3 tests/verify $(OF_VERIFIERS)
+
+faults: verifiers  ## the tests of verifiers, and runs that are killed, stopped and resumed (many minutes)
+	$(BIN)/python -m pytest -m "not long" tests/faults $(OF_VERIFIERS:%=--ignore=%)
 
 # Files start engines and share them within.
 engines: $(VENV)/.ready  ## the tests of integration and of methods (many minutes)
