@@ -63,8 +63,12 @@ class NodePool:
         )
         self._pool.start()
 
-    async def ready(self) -> int:
-        return os.getpid()
+    async def ready(self) -> str:
+        """Ray's identity of the machine it came to be on."""
+        import ray
+
+        found: str = ray.get_runtime_context().get_node_id()
+        return found
 
     async def sandbox(self) -> dict[str, Any] | None:
         return self._pool.sandbox
@@ -94,10 +98,15 @@ class Job:
 
 @dataclass(eq=False)
 class Node:
-    """A node of the cluster and its actor; None while there is none to send to."""
+    """A node of the cluster and its actor; None while there is none to send to.
+
+    Attributes:
+        host: the node that the actor is on, which is another one where its own is gone.
+    """
 
     id: str
     actor: Any = None
+    host: str = ""
     up: bool = False
     jobs: set[Job] = field(default_factory=set)
     revivals: int = 0
@@ -168,7 +177,7 @@ class ClusterPool:
                     self._nodes.remove(node)
                     ray.kill(node.actor)
                 for node in self._nodes:
-                    node.up = True
+                    node.up, node.host = True, readies[node].result()
         except BaseException:
             self.close()
             raise
@@ -318,7 +327,7 @@ class ClusterPool:
 
     # ------------------------------------------------------------------------------------------------- actors come and go
 
-    def _launch(self, node: Node) -> Future[int]:
+    def _launch(self, node: Node) -> Future[str]:
         """A new actor for a node; the future ends when it has loaded the verifiers."""
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -336,17 +345,38 @@ class ClusterPool:
                 self._environment,
             )
         )
-        ready: Future[int] = node.actor.ready.remote().future()
+        ready: Future[str] = node.actor.ready.remote().future()
         return ready
 
     def _lose(self, node: Node) -> None:
-        """A node's actor died: start another one."""
+        """A node's actor died: start another one, and see whether those that share its machine are still there."""
         with self._lock:
             if not node.up or self._stopped is not None:
                 return
             node.up = False
             self._lost += 1
+            beside = [other for other in self._nodes if other.up and other.host == node.host]
+            for other in beside:
+                other.up = False  # what it would be sent now might be lost a second time
+        for other in beside:
+            asked = other.actor.ready.remote().future()
+            asked.add_done_callback(
+                lambda asked, other=other, actor=other.actor: self._events.put(
+                    partial(self._answered, other, actor, asked)
+                )
+            )
         self._revive(node)
+
+    def _answered(self, node: Node, actor: Any, asked: Future[str]) -> None:
+        """What the actor of a node says when it is asked whether it is still there."""
+        with self._lock:
+            if self._stopped is not None or node not in self._nodes or node.actor is not actor:
+                return
+            node.up = True
+        if asked.exception() is not None:
+            self._lose(node)
+        else:
+            self._dispatch()
 
     def _revive(self, node: Node) -> None:
         import ray
@@ -374,7 +404,7 @@ class ClusterPool:
                 self._revive(node)
                 return
             with self._lock:
-                node.up = self._stopped is None and node in self._nodes
+                node.up, node.host = self._stopped is None and node in self._nodes, ready.result()
             self._dispatch()
 
         ready.add_done_callback(lambda _: self._events.put(revived))
