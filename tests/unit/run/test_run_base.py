@@ -7,6 +7,7 @@ import pytest
 from rlpost.config import parse
 from rlpost.observe.console import Console
 from rlpost.run import base
+from rlpost.run.warmup import Warmup
 from tests.conftest import tiny
 
 
@@ -15,16 +16,17 @@ def taught(tmp_path, monkeypatch):
     """Ask for the base of a configuration; gives how many examples each warm-up was given, so far."""
     given: list[int] = []
 
-    def teach(config, sft, start, tokenizer, examples, into, recorder):
-        if config.warmup.lr == 9.0:
+    def teach(warmup, into):
+        if warmup.sft.lr == 9.0:
             into.mkdir()
             raise RuntimeError("cut off")
-        given.append(len(examples))
+        given.append(len(warmup.examples))
         into.mkdir(parents=True)
         (into / "config.json").write_text("{}")
 
-    monkeypatch.setattr(base, "_teach", teach)
-    recorder = SimpleNamespace(console=Console("plain", 0))
+    monkeypatch.setattr(Warmup, "teach", teach)
+    folder = SimpleNamespace(warmup=tmp_path / "run" / "warmup", run_id="r")
+    recorder = SimpleNamespace(console=Console("plain", 0), folder=folder)
 
     def ask(**changes) -> list[int]:
         base.base_model(parse(tiny(runs_dir=str(tmp_path), **changes)), recorder, lambda: None)
