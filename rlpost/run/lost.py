@@ -20,6 +20,7 @@ FATAL = re.compile(
 )
 STARVED = re.compile(r"running low on memory|OutOfMemory|OUT_OF_MEMORY", re.IGNORECASE)
 NODE = re.compile(r"node (?:has |was )?(?:died|terminated|dead)|NODE_DIED", re.IGNORECASE)
+CUT = re.compile(r"The actor \S+ is unavailable")  # Ray's ActorUnavailableError: it is not known to be dead
 CODE = re.compile(r"exit(?:ed with| code:?|_code=)\s*(?:exit )?(?:code )?(\d+)", re.IGNORECASE)
 
 Seen = Mapping[str, tuple[Whereabouts | None, Sight | None]]
@@ -114,6 +115,10 @@ def cause_of(said: str, sight: Sight | None) -> tuple[str, str]:
     more = "`rlpost plan` says what the parts need: give them more memory, or put fewer on a machine"
     if NODE.search(said):
         return "its node is gone", "Look at that machine and at Ray on it; `rlpost resume` takes another node"
+    if CUT.search(said):
+        return "it cannot be reached: the link to its machine is cut, or it is too busy to answer", (
+            "Look at the network between the machines; `rlpost resume` goes on"
+        )
     if STARVED.search(said):
         return "out of memory (Ray's monitor ended it before the kernel would)", more
     if sight is not None and sight.killed:

@@ -23,6 +23,10 @@ ENDED = (
 )
 NODE = "The actor died because its node has died. Node Id: 5ba1. the actor's node was terminated unexpectedly: health check"
 MONITOR = "Task was killed due to the node running low on memory. Memory on the node was 23.1GB / 24.0GB (0.96)"
+CUT = (
+    "The actor 01d4ab is unavailable: The actor is temporarily unavailable: RpcError: RPC Error message: failed to connect to "
+    "all addresses. The task may or may not have been executed on the actor."
+)
 
 
 def sight(*lines: str, killed: int = 0) -> Sight:
@@ -39,6 +43,7 @@ def sight(*lines: str, killed: int = 0) -> Sight:
         (ENDED, None, "its machine shows nothing"),
         (MONITOR, sight(), "out of memory (Ray's monitor"),
         (NODE, None, "its node is gone"),
+        (CUT, sight("step 3 is done"), "it cannot be reached"),
         ("Worker exit type: USER_ERROR exit code: 3", sight(), "exit code 3"),
     ],
 )
