@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from difflib import get_close_matches
 from typing import Any
 
 # By the last part of their key; what it is here.
@@ -72,8 +73,15 @@ OTHER_NAMES = {
 
 def said_otherwise(key: str, value: Any) -> str:
     """`: NAME is KEY here` for each part of an unknown key and what stands under it that another system has; or nothing."""
-    found = {name: OTHER_NAMES[name] for name in _names(key, value) if OTHER_NAMES.get(name, key) != key}
+    names = [_meant(name) for name in _names(key, value)]
+    found = {name: OTHER_NAMES[name] for name in names if OTHER_NAMES.get(name, key) != key}
     return "".join(f"; {name} of other systems is {here} here" for name, here in found.items())
+
+
+def _meant(name: str) -> str:
+    """The name of other systems that this is, or a slip of: `lerning_rate`."""
+    close = get_close_matches(name, OTHER_NAMES, n=1, cutoff=0.85)
+    return close[0] if close else name
 
 
 def _names(key: str, value: Any) -> Iterator[str]:

@@ -227,6 +227,10 @@ ELSEWHERE: dict[str, tuple[str, list[str]]] = {
         ["objective.kl_coef: unknown key, value 0.1", "objective.regularizers"],
     ),
     "epochs": ("trainer.total_epochs=3", ["trainer: unknown key", "total_epochs of other systems is epochs"]),
+    "a slip of another name": (
+        "learner.lerning_rate=1e-6",
+        ["learner.lerning_rate: unknown key", "learning_rate of other systems is learner.lr here"],
+    ),
     "files": ("data.train_files=d/train.jsonl", ["data.train_files: unknown key", "data.train.path"]),
     "the length of responses": ("data.max_response_length=8", ["data.max_response_length", "rollout.max_tokens"]),
     "two of them": ("trainer={nnodes: 1, save_freq: 5}", ["cluster.nodes", "checkpoint.every"]),
