@@ -189,6 +189,7 @@ PROBES = (
 
 def test_b6_no_answer_changes_how_the_next_one_is_graded():
     # One process grades everything, and nothing is kept, so that poison would show.
+    others = set(workers_of())  # of pools that tests share
     with pool_of({"name": "math"}, workers=1, cache_mb=0) as pool:
 
         def probe():
@@ -196,12 +197,12 @@ def test_b6_no_answer_changes_how_the_next_one_is_graded():
             return [f.result(WAIT).reward for f in futures]
 
         assert probe() == [expected for *_, expected in PROBES]
-        (process,) = workers_of()
+        (process,) = set(workers_of()) - others
         for text in POISON:
             for response in (text, rf"\boxed{{{text}}}", f"<answer>{text}</answer>"):
                 assert pool.submit(*sample(response, "42")).result(WAIT).reward == 0.0
             assert probe() == [expected for *_, expected in PROBES]
-        assert workers_of() == [process]
+        assert set(workers_of()) - others == {process}
 
 
 # -- B23, B25
