@@ -111,20 +111,20 @@ def test_engines_of_four_gpus_see_their_own_and_start_workers_as_processes(nodes
     from rlpost import cluster
     from rlpost.config import load
     from rlpost.models.source import ModelSource
-    from rlpost.rollout import fleet
+    from rlpost.rollout import seat
     from rlpost.run.start import engine_spec, start_fleet
     from tests import moe_models
 
     moe_models.save_model(moe_models.make_model("qwen3_moe"), tmp_path)
     config = load([next(name for name in files() if "30b" in name and "32gpu" in name)])
     placement = cluster.place(config)
-    monkeypatch.setattr(fleet, "Engine", Probe)
+    monkeypatch.setattr(seat, "Engine", Probe)
     spec = replace(engine_spec(config, str(tmp_path), 256), source=ModelSource(str(tmp_path)))
     started = start_fleet(config, spec, placement)
     try:
         import ray
 
-        found = ray.get(started._starting, timeout=300)
+        found = ray.get([s.starting for s in started._seats], timeout=300)
     finally:
         started.shutdown()
         placement.release()

@@ -43,10 +43,11 @@ def test_a_stop_while_an_engine_samples_waits_for_nobody(start, write_config, tm
     assert [row["step"] for row in metrics(run)] == [1, 2, 3]
 
 
+@pytest.mark.long
 def test_time_that_runs_out_is_a_stop_in_good_time(start, write_config, tmp_path):
     run = tmp_path / "runs" / "timed"
     path = write_config(name="timed", steps=100_000, checkpoint={"every": 0, "minutes": 0.02}, **QUICK)
-    job = start(run, "train", path, "time_limit=75s")
+    job = start(run, "train", path, "time_limit=100s", "alarms.no_signal_steps=100000")
     out = job.end()
     assert job.process.returncode == PREEMPTED, out
     last = metrics(run)[-1]["step"]

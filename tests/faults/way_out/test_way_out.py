@@ -44,6 +44,7 @@ def kinds(run: Path) -> list[str]:
     return [event.kind for event in events.read(run / "events.jsonl")]
 
 
+@pytest.mark.long
 def test_a_rank_that_is_stopped_among_two_is_named_with_phase_and_step(config):
     path, run = config("stopped", learner={"ranks": 2})
     said = rlpost("train", path, faults="rank.backward:stop@step=2@index=1", expect=FAULT).stderr
