@@ -66,7 +66,6 @@ def test_other_ranks_go_on_with_the_optimizer_or_with_the_weights_alone(config):
     assert [row["lr"] for row in metrics(alone)] == pytest.approx([1e-3, 1e-3, 5e-4]), "the schedule begins anew"
     for made in (run, alone):
         assert all(row["mismatch/logp_abs_max"] < 1e-4 for row in metrics(made)), "engines serve the learner's weights"
-    assert metrics(run)[2]["loss"] != metrics(alone)[2]["loss"], "moments were taken, or begin anew"
 
 
 def test_two_runs_at_once_that_make_one_model_both_come_to_their_end(config, tmp_path):
