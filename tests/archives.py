@@ -26,13 +26,11 @@ def archive(program: bytes | None = None, more: Iterable[tuple[str, bytes]] = ()
         program: the pickle; of a few numbers by default.
         more: further entries.
     """
+    if program is None:
+        program = pickle.dumps({"step": 1, "values": [1.0, None]}, 2)
+    entries = [("shard/data.pkl", program), ("shard/byteorder", b"little"), ("shard/data/0", b"w" * 1000), *more]
     out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", compression) as file:
-        file.writestr(
-            "shard/data.pkl", pickle.dumps({"step": 1, "values": [1.0, None]}, 2) if program is None else program
-        )
-        file.writestr("shard/byteorder", "little")
-        file.writestr("shard/data/0", b"w" * 1000)
-        for name, content in more:
-            file.writestr(name, content)
+    with zipfile.ZipFile(out, "w") as file:
+        for name, content in entries:
+            file.writestr(zipfile.ZipInfo(name), content, compression)  # without the time, so that two are alike
     return out.getvalue()

@@ -87,6 +87,7 @@ def test_every_token_is_of_the_weights_that_it_says(ray_cluster, monkeypatch, tm
     from rlpost.faults import DeadlineError
     from rlpost.learner.group import LearnerGroup
     from rlpost.rollout import fleet as fleets
+    from rlpost.rollout import seat
     from rlpost.run.roles import Roles
     from rlpost.run.start import engine_spec, learner_spec
     from tests import moe_models
@@ -95,7 +96,7 @@ def test_every_token_is_of_the_weights_that_it_says(ray_cluster, monkeypatch, tm
     from tests.integration.transports import learn
 
     moe_models.save_model(moe_models.make_model("qwen3_moe"), tmp_path / "0")
-    monkeypatch.setattr(fleets, "Engine", AheadEngine)
+    monkeypatch.setattr(seat, "Engine", AheadEngine)
     model = str(tmp_path / "0")
     config = parse(
         tiny(rollout={"threads": 1, "max_tokens": 120}, learner={"lr": 0.01, "threads": 1}, routing={"replay": "r3"})
