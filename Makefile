@@ -43,16 +43,16 @@ faults: verifiers  ## the tests of verifiers, and runs that are killed, stopped 
 
 # Files start engines and share them within.
 engines: $(VENV)/.ready  ## the tests of integration and of methods (many minutes)
-	$(BIN)/python -m pytest -n 2 --dist loadfile tests/integration tests/methods
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not long" tests/integration tests/methods
 
-nightly: methods  ## what takes longer than `make test` may: every method, tests/nightly, and the long tests of faults
+nightly: methods  ## what takes longer than `make test` may: every method, tests/nightly, and the long tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/nightly
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m long tests/faults
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m long tests/integration tests/faults
 
 unit: $(VENV)/.ready  ## the unit tests alone (seconds)
 	$(BIN)/python -m pytest -n 2 tests/unit
 
-methods: $(VENV)/.ready  ## five real steps of every file in configs/methods (`make test` runs six of them)
+methods: $(VENV)/.ready  ## five real steps of every file in configs/methods (`make test` runs four of them)
 	RLPOST_METHODS=all $(BIN)/python -m pytest tests/methods
 
 extras: $(VENV)/.ready  ## install wandb and mlflow and test their sinks offline

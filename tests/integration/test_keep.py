@@ -68,6 +68,7 @@ def test_other_ranks_go_on_with_the_optimizer_or_with_the_weights_alone(config):
         assert all(row["mismatch/logp_abs_max"] < 1e-4 for row in metrics(made)), "engines serve the learner's weights"
 
 
+@pytest.mark.long
 def test_two_runs_at_once_that_make_one_model_both_come_to_their_end(config, tmp_path):
     runs = []
     warmup = {

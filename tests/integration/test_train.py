@@ -129,6 +129,7 @@ def test_a_run_trains_evaluates_records_saves_exports_and_is_evaluated_again(con
     assert (found["prompts"], found["on"]) == (5, "data")
 
 
+@pytest.mark.long
 def test_rewards_rise_on_an_easy_task(config):
     path, run = config(
         "learns",
@@ -152,6 +153,7 @@ def test_generation_overlaps_learning_within_the_staleness_bound(config):
     assert rows[-1]["samples/running"] == 0
 
 
+@pytest.mark.long
 def test_two_engines_and_two_ranks_under_zero_3_run_the_same_loop(config, tmp_path):
     path, run = config("spread", evaluation={"before": False, "after": False}, rollout={"temperature": 0.8})
     rlpost(
@@ -297,6 +299,7 @@ def test_programs_are_run_in_the_sandbox_and_scored(tmp_path):
     assert all(row["verifier/code/wrong"] == 16 and row["verifier/code/unverified"] == 0 for row in rows)
 
 
+@pytest.mark.long
 def test_a_verifier_that_hangs_on_some_rows_costs_those_rows_and_not_the_run(config, tmp_path):
     (tmp_path / "hangs.py").write_text(
         "import time\n"

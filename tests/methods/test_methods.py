@@ -1,6 +1,6 @@
 """Five real steps of the methods of configs/methods: Ray, vLLM, DeepSpeed and verifier processes, a small model.
 
-Six of them by default; `make methods`, or RLPOST_METHODS=all, runs every file, RLPOST_METHODS=grpo,dapo those named.
+Four of them by default; `make methods`, or RLPOST_METHODS=all, runs every file, RLPOST_METHODS=grpo,dapo those named.
 All runs share one Ray and the warmed-up model of their base.
 """
 
@@ -130,7 +130,7 @@ CASES = {
     "tis": Case((*CLIP, *(f"correction/importance_{k}" for k in ("kept", "mean", "clipped", "clamped")))),
     "icepop": Case((*CLIP, *(f"correction/importance_{k}" for k in ("kept", "mean", "clipped", "clamped")))),
 }  # fmt: skip
-SAMPLE = ("dph_js", "gtpo", "iterative_rpo", "prorl_v2", "recap", "verifree")
+SAMPLE = ("dph_js", "gtpo", "iterative_rpo", "verifree")
 
 SMALL: dict = {
     "steps": STEPS,
