@@ -167,7 +167,10 @@ class Fleet:
 
     def shutdown(self) -> None:
         for seat in self._seats:
-            ray.kill(seat.handle)
+            if self.spec.tensor_parallel > 1:  # vLLM's workers talk through shared memory
+                self._repair.kill(seat)
+            else:
+                ray.kill(seat.handle)
 
     # ------------------------------------------------------------------------------------------------ sampling
 

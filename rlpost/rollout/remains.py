@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlpost.supervise.leftovers import below
+from rlpost.supervise.leftovers import below, remove_shared, shared_memory
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,13 @@ def stopped(found: Sequence[Process]) -> bool:
 
 
 def end(found: Sequence[Process], patience: float = 10.0) -> list[int]:
-    """Kill those that are left. Returns what would not go in so many seconds: in the kernel, waiting for a device."""
+    """Kill those that are left, and remove what they shared of memory: who is killed leaves it there.
+
+    Returns:
+        what would not go in so many seconds: in the kernel, waiting for a device.
+    """
     until = time.monotonic() + patience
+    shared = shared_memory([process.pid for process in found if _living(process)])
     while left := [process.pid for process in found if _living(process)]:
         for pid in left:
             with suppress(ProcessLookupError):
@@ -50,6 +55,7 @@ def end(found: Sequence[Process], patience: float = 10.0) -> list[int]:
         if time.monotonic() > until:
             return left
         time.sleep(0.05)
+    remove_shared(shared)
     return []
 
 

@@ -32,12 +32,9 @@ def clear(pid: int, logs: Path) -> list[str]:
     Raises:
         TimeoutError: a process cannot be ended.
     """
-    shared = _shared_memory(below())
+    shared = shared_memory(below())
     found = _end()
-    for path in sorted(shared - _shared_memory(_processes())):
-        with suppress(FileNotFoundError):
-            path.unlink()
-            found.append(f"{path} removed")
+    found += [f"{path} removed" for path in remove_shared(shared)]
     temporary = Path(tempfile.gettempdir())
     for session in _own(temporary.glob(f"ray/session_*_{pid}")):
         if logs.is_dir():
@@ -49,6 +46,16 @@ def clear(pid: int, logs: Path) -> list[str]:
     for folder in _own(temporary.glob(f"rlpost-{pid}-*")):
         _remove(folder)
     return found
+
+
+def remove_shared(files: set[Path]) -> list[Path]:
+    """Remove files in shared memory that nobody has mapped any more. Returns which."""
+    removed = []
+    for path in sorted(files - shared_memory(_processes())):
+        with suppress(FileNotFoundError):
+            path.unlink()
+            removed.append(path)
+    return removed
 
 
 def below(ancestor: int | None = None) -> set[int]:
@@ -106,7 +113,7 @@ def _name(pid: int) -> str:
         return "a process"
 
 
-def _shared_memory(pids: Iterable[int]) -> set[Path]:
+def shared_memory(pids: Iterable[int]) -> set[Path]:
     """Files in shared memory that these processes have mapped."""
     found: set[Path] = set()
     for pid in pids:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from multiprocessing.shared_memory import SharedMemory
 from types import SimpleNamespace
 
 import pytest
@@ -17,6 +18,7 @@ from rlpost.rollout.health import Health, State
 from rlpost.rollout.remains import Process, end, processes, stopped
 from rlpost.rollout.repair import Budget
 from rlpost.rollout.seat import Loss
+from rlpost.supervise.leftovers import SHARED
 
 GONE = Loss("is gone: killed")
 
@@ -178,3 +180,30 @@ def test_a_later_process_of_the_same_number_is_left_alone():
     (me, *_) = processes()
     assert end([Process(me.pid, me.began - 1)]) == []
     assert not stopped([Process(me.pid, me.began - 1)])
+
+
+def test_memory_that_one_shared_goes_with_it_and_what_another_has_stays():
+    """Ended by force it cannot remove that itself, as vLLM's queues between an engine and its workers."""
+    code = (
+        "import sys; from multiprocessing import resource_tracker, shared_memory as s\n"
+        "from rlpost.rollout.remains import processes\n"
+        "ours = s.SharedMemory(sys.argv[1]); own = s.SharedMemory(create=True, size=4096)\n"
+        "for memory in (ours, own): resource_tracker.unregister(memory._name, 'shared_memory')\n"
+        "print(own.name, [(p.pid, p.began) for p in processes()][0], sep='|', flush=True)\n"
+        "sys.stdin.read()"
+    )
+    held = SharedMemory(create=True, size=4096)
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, held.name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        name, _, number = child.stdout.readline().partition("|")
+        assert (SHARED / name).exists()
+        assert end([Process(*eval(number))]) == []
+        assert not (SHARED / name).exists()
+        assert (SHARED / held.name).exists(), "it is mapped here too"
+    finally:
+        child.kill()
+        child.communicate()
+        held.close()
+        held.unlink()
