@@ -74,6 +74,7 @@ def learn(learner: LearnerGroup, version: int) -> None:
 @contextmanager
 def connected(
     model: Path,
+    /,  # changes may be of `model` too
     transport: str,
     engines: int = 1,
     ranks: int = 1,
@@ -107,5 +108,9 @@ def connected(
         learner = start_learner(
             config, replace(learner_spec(config, Roles(config), str(model), 0), **on_cpu), placement
         )
-        learner.ready()
-        yield Pair(fleet, learner, fleet.ready())
+        try:
+            learner.ready()
+            yield Pair(fleet, learner, fleet.ready())
+        finally:
+            fleet.shutdown()
+            learner.shutdown()
