@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlpost import device
+from rlpost import device, processes
 
 LINES = 50  # of a log
 WIDTH = 300  # characters of a line of it
@@ -151,16 +151,6 @@ def killed_in(cgroup: str) -> int:
     return int(found[1]) if found else 0
 
 
-def state_of(pid: int) -> str | None:
-    """Letter of a process's state as in `ps`; None when it is gone, or dead and not yet buried."""
-    try:
-        # The name, which is in parentheses, may hold any character.
-        state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[0]
-    except (OSError, IndexError):
-        return None
-    return None if state in "ZX" else state
-
-
 def crew(name: str, handles: Sequence[Any], first: int = 0) -> list[Member]:
     """These actors by name and number. Asked at once, or one that dies while it starts could not be found."""
     return [Member(f"{name} {i}", handle, handle.whereabouts.remote()) for i, handle in enumerate(handles, first)]
@@ -177,30 +167,22 @@ def resident_mb(members: Sequence[Member]) -> dict[str, float]:
     """Memory in MiB of the driver, and of the largest of each kind of actor on its machine: `memory/driver_mb`, ..."""
     import ray
 
-    found = {"memory/driver_mb": _resident(os.getpid()) or 0.0}
+    found = {"memory/driver_mb": processes.resident_mb(os.getpid()) or 0.0}
     here = ray.get_runtime_context().get_node_id()
     for member in members:
         try:
             at: Whereabouts = ray.get(member.found, timeout=0)
         except ray.exceptions.RayError:  # it is gone, or has not said yet
             continue
-        if at.node == here and (size := _resident(at.pid)) is not None:
+        if at.node == here and (size := processes.resident_mb(at.pid)) is not None:
             kind = member.name.rpartition(" ")[0].replace(" ", "_")
             found[f"memory/{kind}_mb"] = max(size, found.get(f"memory/{kind}_mb", 0.0))
     return found
 
 
-def _resident(pid: int) -> float | None:
-    try:
-        pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
-    except (OSError, IndexError):
-        return None
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
 def look(at: Whereabouts, patience: float = 2.0) -> Sight:
     """What can be seen of an actor, on its own machine."""
-    state = state_of(at.pid)
+    state = processes.state(at.pid)
     stacks = None if state is None else _stacks(at, 0.0 if state == "T" else patience)
     doing = None if stacks is None else "stopped by a signal" if state == "T" else place(stacks)
     killed = max(0, killed_in(at.cgroup) - at.killed)

@@ -128,6 +128,14 @@ def _key_of_address(config: Config) -> str:
     return "cluster.address" if config.cluster.address else "the environment variable RAY_ADDRESS"
 
 
+def endpoint(address: str) -> tuple[str, int] | None:
+    """Host and port of HOST:PORT or ray://HOST:PORT; None of an address of another form."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or "/" in host or not port.isdecimal():
+        return None
+    return host.strip("[]"), int(port)
+
+
 def check_address(config: Config, elsewhere: bool = False, deadline: float = 3.0) -> None:
     """Refuse an address of no form that Ray knows, or at which nothing listens, where there is one to join.
 
@@ -141,13 +149,12 @@ def check_address(config: Config, elsewhere: bool = False, deadline: float = 3.0
     if address in (None, "", "auto", "local"):
         return
     key = _key_of_address(config)
-    host, _, port = str(address).removeprefix("ray://").rpartition(":")
-    if not host or "/" in host or not port.isdecimal():
+    if (at := endpoint(str(address))) is None:
         raise ConfigError(f"{key}: {address!r} must be auto, HOST:PORT, or ray://HOST:PORT")
     if elsewhere:
         return
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=deadline).close()
+        socket.create_connection(at, timeout=deadline).close()
     except (OSError, OverflowError) as error:
         raise ConfigError(f"{key}: {address!r}: nothing answers there ({error}): is the cluster up?") from None
 

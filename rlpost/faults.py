@@ -12,12 +12,17 @@ import re
 import signal
 import socket
 import time
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from threading import Thread
+from typing import Any, TypeVar
 
 from rlpost.exit_codes import BAD_USAGE
+
+T = TypeVar("T")
 
 ASKED = "RLPOST_FAULTS"
 ONCE = "RLPOST_FAULTS_ONCE"  # a folder that remembers which faults `@once` have been, whichever process had them
@@ -100,6 +105,20 @@ def wait(refs: Any, seconds: float, what: str) -> Any:
             f"waited {time.monotonic() - started:.0f} s for {what}: {len(late)} of {len(pending)} did not answer "
             f"(numbers {[pending.index(r) for r in late][:8]}); deadline {seconds:.0f} s"
         ) from None
+
+
+def begun(work: Callable[[], T], name: str) -> Future[T]:
+    """Begin what may wait in a collective that nobody will join, in a thread of this name that nobody has to wait for."""
+    done: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - raised by who waits
+            done.set_exception(error)
+
+    Thread(target=run, name=name, daemon=True).start()
+    return done
 
 
 def reach(host: str, port: int, seconds: float) -> None:

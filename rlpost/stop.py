@@ -6,7 +6,6 @@ Where something is, it is a wish that is looked at when the step is done (`defer
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import stat
@@ -17,10 +16,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from rlpost import processes
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PASSED_ON = signal.SIGUSR1  # by a supervisor, which was sent one of them
 SUPERVISOR = "RLPOST_SUPERVISOR"  # its process id, in the environment of the process it started
-_PR_SET_PDEATHSIG = 1
 
 
 class Stop:
@@ -173,15 +173,16 @@ def _is_supervised() -> bool:
     """Whether a supervisor started this process; then its death is a wish to stop, too. What is started from here is not."""
     if os.environ.pop(SUPERVISOR, None) != str(os.getppid()):
         return False
-    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed: a run could outlive its supervisor")
+    processes.die_with_parent(signal.SIGTERM, "a run could outlive its supervisor")
     return True
 
 
 def _age(pid: int) -> float:
     """Seconds since a process was started."""
-    started = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])  # in ticks since the machine's
-    return float(Path("/proc/uptime").read_text().split()[0]) - started / os.sysconf("SC_CLK_TCK")
+    began = processes.began(pid)
+    if began is None:
+        return 0.0
+    return float(Path("/proc/uptime").read_text().split()[0]) - began / os.sysconf("SC_CLK_TCK")
 
 
 def leave_the_terminal() -> None:

@@ -25,7 +25,7 @@ def fork(run: Path, name: str, step: int | Literal["best"] | None, command: list
         ConfigError: there is no such checkpoint, or the name is taken.
     """
     old = RunFolder.open(run)
-    if old.read_manifest()["command"][1:2] == ["sft"]:
+    if old.is_of_sft:
         raise ConfigError(
             f"{old.path} is of rlpost sft, whose steps lead to one model: rlpost sft {old.config} name={name}"
         )

@@ -44,7 +44,7 @@ def proceed(path: Path, overrides: list[str], step: int | None = None) -> int:
         step: of the checkpoint, where it is one that is passed over unasked.
     """
     folder = RunFolder.open(path)
-    if folder.read_manifest()["command"][1:2] == ["sft"]:
+    if folder.is_of_sft:
         return _proceed_warm_up(folder, overrides)
     config = load([folder.config], overrides)
     store = _store(folder, config)

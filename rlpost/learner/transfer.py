@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -13,7 +12,7 @@ from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactor
 from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
 from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
-from rlpost.faults import DeadlineError
+from rlpost.faults import DeadlineError, begun
 
 T = TypeVar("T")
 ANSWER = 5.0  # seconds for an engine to say what it does
@@ -156,16 +155,8 @@ def watched(work: Callable[[], T], client: IndependentEngines, deadline: float, 
     Raises:
         what `work` raises; EngineLostError; DeadlineError.
     """
-    done: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            done.set_result(work())
-        except BaseException as error:  # noqa: BLE001 - raised by who waits
-            done.set_exception(error)
-
     began = time.monotonic()
-    threading.Thread(target=run, name="weight transfer", daemon=True).start()
+    done = begun(work, "weight transfer")
     ends: list[Future[Any]] = [done, client.failed]
     wait(ends, timeout=deadline, return_when=FIRST_COMPLETED)
     if done.done():

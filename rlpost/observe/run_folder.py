@@ -187,6 +187,11 @@ class RunFolder:
     def rollout_file(self, step: int) -> Path:
         return self.rollouts / f"step_{step:06d}.parquet"
 
+    @property
+    def is_of_sft(self) -> bool:
+        """Whether it is a run of `rlpost sft`, which has a warm-up and no steps."""
+        return bool(self.read_manifest()["command"][1:2] == ["sft"])
+
     def read_manifest(self) -> dict[str, Any]:
         """
         Raises:

@@ -11,9 +11,8 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
-from rlpost.supervise.leftovers import below, remove_shared, shared_memory
+from rlpost.processes import began, below, remove_shared, shared_memory, stat
 
 
 @dataclass(frozen=True)
@@ -31,12 +30,12 @@ class Process:
 def processes() -> list[Process]:
     """This one and all below it."""
     pids = [os.getpid(), *sorted(below())]
-    return [Process(pid, int(fields[19])) for pid in pids if (fields := _stat(pid))]
+    return [Process(pid, ticks) for pid in pids if (ticks := began(pid)) is not None]
 
 
 def stopped(found: Sequence[Process]) -> bool:
     """Whether the first, the actor's own, is stopped: by SIGSTOP, a terminal or a debugger."""
-    fields = _stat(found[0].pid)
+    fields = stat(found[0].pid)
     return bool(fields) and int(fields[19]) == found[0].began and fields[0] in "Tt"
 
 
@@ -60,13 +59,5 @@ def end(found: Sequence[Process], patience: float = 10.0) -> list[int]:
 
 
 def _living(process: Process) -> bool:
-    fields = _stat(process.pid)
+    fields = stat(process.pid)
     return bool(fields) and int(fields[19]) == process.began and fields[0] not in "ZX"
-
-
-def _stat(pid: int) -> list[str]:
-    """From the state on; nothing of a process that is gone. The name before it may hold any character."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return []

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping
-from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
 from dataclasses import dataclass
-from threading import Thread
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -16,7 +14,7 @@ import ray
 from rlpost import config
 from rlpost.actors import said
 from rlpost.cluster import on_nodes
-from rlpost.faults import DeadlineError
+from rlpost.faults import DeadlineError, begun
 from rlpost.rollout.engine import Beat, EngineDownError
 from rlpost.rollout.health import State
 from rlpost.rollout.remains import stopped
@@ -101,15 +99,7 @@ class Watch:
         Raises:
             EnginesGoneError: some were lost; what `work` raised is its cause.
         """
-        done: Future[T] = Future()
-
-        def run() -> None:
-            try:
-                done.set_result(work())
-            except BaseException as error:  # noqa: BLE001 - raised by who waits
-                done.set_exception(error)
-
-        Thread(target=run, name="beside the engines", daemon=True).start()
+        done = begun(work, "beside the engines")
         lost: dict[Seat, Loss] = {}
         while not done.done():
             wait_for([done], timeout=GLANCE)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import sys
@@ -12,10 +11,9 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Self
 
-from rlpost import stop
+from rlpost import processes, stop
 
 PATIENCE = 10  # seconds that a driver has to go after it was told twice
-_PR_SET_CHILD_SUBREAPER = 36
 
 
 def program() -> list[str]:
@@ -43,8 +41,7 @@ class Drivers:
     def listening(cls) -> Iterator[Self]:
         """Hear signals in here, and become the parent of whatever a dead driver leaves behind."""
         drivers = cls()
-        if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
-            raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER) failed")
+        processes.adopt_orphans()
         numbers = [*stop.SIGNALS, signal.SIGALRM]
         before = {s: signal.getsignal(s) for s in numbers}
         heard = [s for s in numbers if s != signal.SIGHUP or before[s] != signal.SIG_IGN]

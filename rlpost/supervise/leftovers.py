@@ -15,7 +15,8 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-SHARED = Path("/dev/shm")
+from rlpost.processes import below, remove_shared, shared_memory
+
 # Seconds for them to see by themselves that the driver is gone, to end when told, and to be ended.
 STAGES = ((None, 3.0), (signal.SIGTERM, 3.0), (signal.SIGKILL, 20.0))
 
@@ -48,32 +49,6 @@ def clear(pid: int, logs: Path) -> list[str]:
     return found
 
 
-def remove_shared(files: set[Path]) -> list[Path]:
-    """Remove files in shared memory that nobody has mapped any more. Returns which."""
-    removed = []
-    for path in sorted(files - shared_memory(_processes())):
-        with suppress(FileNotFoundError):
-            path.unlink()
-            removed.append(path)
-    return removed
-
-
-def below(ancestor: int | None = None) -> set[int]:
-    """All processes below one: this one by default."""
-    parents: dict[int, int] = {}
-    for pid in _processes():
-        with suppress(OSError):
-            # The name, which is in parentheses, may hold any character.
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            parents[pid] = int(fields[1])
-    found: set[int] = set()
-    more = {ancestor or os.getpid()}
-    while more:
-        more = {pid for pid, parent in parents.items() if parent in more} - found
-        found |= more
-    return found
-
-
 def _end() -> list[str]:
     ended = []
     for how, seconds in STAGES:
@@ -102,27 +77,11 @@ def _living() -> set[int]:
     return below()
 
 
-def _processes() -> set[int]:
-    return {int(entry) for entry in os.listdir("/proc") if entry.isdecimal()}
-
-
 def _name(pid: int) -> str:
     try:
         return Path(f"/proc/{pid}/comm").read_text().strip()
     except OSError:
         return "a process"
-
-
-def shared_memory(pids: Iterable[int]) -> set[Path]:
-    """Files in shared memory that these processes have mapped."""
-    found: set[Path] = set()
-    for pid in pids:
-        try:
-            lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
-        except OSError:  # it ended, or is not ours
-            continue
-        found |= {Path(line[line.index(f"{SHARED}/") :]) for line in lines if f" {SHARED}/" in line}
-    return {path for path in found if path.exists() and path.lstat().st_uid == os.getuid()}
 
 
 def _own(folders: Iterable[Path]) -> list[Path]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rlpost import events
+from rlpost.cluster import endpoint
 from rlpost.config import ConfigError, load
 from rlpost.exit_codes import FAULT, PREEMPTED, STOPPED_AT_ONCE
 from rlpost.stop import PASSED_ON, SIGNALS
@@ -93,13 +94,12 @@ def _await_cluster(folder: Path, drivers: Drivers) -> str | None:
     except (ConfigError, OSError):
         return None  # whoever is started next says what is wrong with it
     address = config.cluster.address or os.environ.get("RAY_ADDRESS") or ""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdecimal():
+    if (at := endpoint(address)) is None:
         return None  # a private Ray, or one that this machine's files lead to
     began, patience, pause = time.monotonic(), config.cluster.start_deadline, 1.0
     while not drivers.asked:
         try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=3.0).close()
+            socket.create_connection(at, timeout=3.0).close()
             return None
         except OSError as error:
             if (waited := time.monotonic() - began) > patience:

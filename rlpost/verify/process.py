@@ -13,10 +13,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from rlpost import faults
+from rlpost import faults, processes
 from rlpost.verify import scratch
 from rlpost.verify.protocol import Traits, VerifierError
 
@@ -107,11 +106,7 @@ class WorkerProcess:
 
     def resident_mb(self) -> float:
         """Memory of the process itself, in MiB; 0 when it is gone."""
-        try:
-            pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
-        except (FileNotFoundError, ProcessLookupError):
-            return 0.0
-        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+        return processes.resident_mb(self.pid) or 0.0
 
     def send(self, lines: bytes) -> None:
         """Queue calls, one JSON document a line; they are written while `receive` waits."""

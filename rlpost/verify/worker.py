@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import dataclasses
 import json
 import os
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from rlpost.faults import strike
+from rlpost.processes import die_with_parent
 from rlpost.verify import isolation
 from rlpost.verify.protocol import VerifierError, load
 from rlpost.verify.registry import resolve
@@ -31,8 +31,6 @@ from rlpost.verify.replies import Samples, described, scored
 
 if TYPE_CHECKING:
     from rlpost.verify.foreign import Foreign
-
-PR_SET_PDEATHSIG = 1
 
 
 def main(requests_fd: int, replies_fd: int, parent: int) -> None:
@@ -133,8 +131,7 @@ def _sandbox_of(verifiers: Sequence[Verifier], foreign: Foreign | None) -> dict[
 
 def _die_with(parent: int) -> None:
     """Have the kernel kill this process when its parent goes, even in the middle of an endless verifier."""
-    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed: a verifier could outlive the trainer")
+    die_with_parent(signal.SIGKILL, "a verifier could outlive the trainer")
     if os.getppid() != parent:  # it went before the call above
         sys.exit("the process that started this verifier worker is gone")
 

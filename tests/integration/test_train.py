@@ -30,6 +30,17 @@ def rlpost(*arguments: object, faults: str = "", expect: int = 0, timeout: float
     return done
 
 
+# An anchor that moves, coefficients that follow what is measured, and weights that do: all have state.
+STATEFUL: dict = {
+    "references": {"slow": {"name": "ema", "decay": 0.5}},
+    "regularizers": [
+        {"divergence": "k2", "anchor": "slow", "coef": {"name": "adaptive_kl", "initial": 0.1, "target": 1e-4}}
+    ],
+    "terms": [{"loss": "sft", "source": "sft", "coef": 0.5}],
+    "reweight": {"name": "recap", "window": 2},
+}
+
+
 def command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "rlpost.cli", *map(str, arguments)]
 
@@ -183,14 +194,7 @@ def test_a_killed_run_resumes_at_the_right_step_rate_data_weights_and_state_of_e
         "learner": {"schedule": "cosine", "warmup_steps": 1},
         "evaluation": {"before": False, "after": False},
         "data": {"strategy": {"name": "replay_mixture", "source": {**COUNTDOWN, "size": 40, "seed": 4}, "per_step": 4}},
-        "objective": {
-            "references": {"slow": {"name": "ema", "decay": 0.5}},
-            "regularizers": [
-                {"divergence": "k2", "anchor": "slow", "coef": {"name": "adaptive_kl", "initial": 0.1, "target": 1e-4}}
-            ],
-            "terms": [{"loss": "sft", "source": "sft", "coef": 0.5}],
-            "reweight": {"name": "recap", "window": 2},
-        },
+        "objective": STATEFUL,
     }
     path, straight = config("straight", **settings)
     rlpost("train", path)

@@ -69,7 +69,7 @@ ABOVE = {
     "rlpost.objective": {"data", "rollout", "verify", "learner", "checkpoint", "observe", "run", "commands"},
     "rlpost.models": {"rollout", "verify", "learner", "checkpoint", "observe", "run", "commands"},
     "rlpost.data": {"rollout", "verify", "learner", "checkpoint", "observe", "run", "commands"},
-    "rlpost.rollout": {"learner", "checkpoint", "run", "commands"},
+    "rlpost.rollout": {"learner", "checkpoint", "run", "supervise", "commands"},
     "rlpost.learner": {"rollout", "verify", "checkpoint", "observe", "run", "commands"},
     "rlpost.verify": {"rollout", "learner", "checkpoint", "observe", "run", "commands"},
     "rlpost.memory": {"rollout", "verify", "checkpoint", "observe", "run", "commands"},

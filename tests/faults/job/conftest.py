@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from rlpost.supervise.leftovers import below
+from rlpost.processes import below
 from tests.conftest import ROOT
 from tests.integration.test_train import command, environment
 

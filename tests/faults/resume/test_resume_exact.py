@@ -9,7 +9,7 @@ import pytest
 from tests.conftest import COUNTDOWN
 from tests.faults.resume.runs import Runs, differences, rollouts
 from tests.integration.routing.test_train_moe import MOE as ROUTED
-from tests.integration.test_train import metrics
+from tests.integration.test_train import STATEFUL, metrics
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(3600)]
 
@@ -37,14 +37,7 @@ REFILLED: dict[str, Any] = {
         "groups": {"no_signal": "refill", "max_rounds": 2},
         "strategy": {"name": "replay_mixture", "source": {**COUNTDOWN, "size": 40, "seed": 4}, "per_step": 4},
     },
-    "objective": {
-        "references": {"slow": {"name": "ema", "decay": 0.5}},
-        "regularizers": [
-            {"divergence": "k2", "anchor": "slow", "coef": {"name": "adaptive_kl", "initial": 0.1, "target": 1e-4}}
-        ],
-        "terms": [{"loss": "sft", "source": "sft", "coef": 0.5}],
-        "reweight": {"name": "recap", "window": 2},
-    },
+    "objective": STATEFUL,
 }
 MOE: dict[str, Any] = {key: ROUTED[key] for key in ("model", "routing")}
 MASTERED: dict[str, Any] = {

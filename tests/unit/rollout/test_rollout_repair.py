@@ -12,13 +12,13 @@ from types import SimpleNamespace
 import pytest
 
 from rlpost.config import Repair
+from rlpost.processes import SHARED
 from rlpost.rollout import watch
 from rlpost.rollout.engine import Beat
 from rlpost.rollout.health import Health, State
 from rlpost.rollout.remains import Process, end, processes, stopped
 from rlpost.rollout.repair import Budget
 from rlpost.rollout.seat import Loss
-from rlpost.supervise.leftovers import SHARED
 
 GONE = Loss("is gone: killed")
 

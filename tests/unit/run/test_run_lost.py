@@ -11,8 +11,9 @@ import pytest
 import ray
 
 from rlpost import actors
-from rlpost.actors import Sight, killed_in, own_cgroup, state_of
+from rlpost.actors import Sight, killed_in, own_cgroup
 from rlpost.faults import DeadlineError
+from rlpost.processes import state as state_of
 from rlpost.run.lost import LostActorError, accounted, cause_of
 
 ENDED = (
